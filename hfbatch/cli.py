@@ -1,0 +1,377 @@
+"""Commands. Each one reads its flags, then imports what it needs, so that help and faults come at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hfbatch.spec import JobSpec
+
+STARTED = time.time()
+app = typer.Typer(
+    help="Run any Hugging Face model over a Parquet dataset on a Ray cluster, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Hub name or folder.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="Task input = dataset column, such as text=body; repeat.")
+]
+Keep = Annotated[str | None, typer.Option(help="Input columns to keep, such as id,lang; default: all.")]
+Params = Annotated[
+    list[str] | None, typer.Option("--param", help="Option of the task, such as top_k=3; repeat.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Any field of the spec, such as batch.size=64; repeat.")
+]
+Limit = Annotated[int | None, typer.Option(help="Read only the first N rows.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another job left in the output.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster; default: one that runs already, else a local one.")
+]
+Save = Annotated[Path | None, typer.Option(help="Also write the spec that the flags mean.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, start nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="A YAML spec.")],
+    column: Columns = None,
+    keep: Keep = None,
+    param: Params = None,
+    set_: Sets = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    save: Save = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a job from its spec; a rerun goes on where it stopped.
+
+    Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
+    """
+    with _faults_shown(as_json):
+        from hfbatch.spec import read_yaml
+
+        job = _spec(read_yaml(spec), column, keep, param, set_, limit, save)
+        _start(job, overwrite, address, dry_run, as_json, quiet)
+
+
+@app.command()
+def predict(
+    task: Annotated[str, typer.Argument(help="What to do; see `hfbatch tasks`.")],
+    input_: Annotated[str, typer.Argument(metavar="INPUT", help="Folder, file, glob or URL.")],
+    output: Annotated[str, typer.Argument(help="Output folder or URL.")],
+    model: Model,
+    column: Columns = None,
+    keep: Keep = None,
+    param: Params = None,
+    set_: Sets = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    save: Save = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a task over a dataset, without a spec file.
+
+    Example: hfbatch predict text-classification reviews/ scores/ -m org/model --column text=body
+    """
+    with _faults_shown(as_json):
+        values = {"task": task, "model": model, "input": input_, "output": output}
+        job = _spec(values, column, keep, param, set_, limit, save)
+        _start(job, overwrite, address, dry_run, as_json, quiet)
+
+
+@app.command()
+def embed(
+    input_: Annotated[str, typer.Argument(metavar="INPUT", help="Folder, file, glob or URL.")],
+    output: Annotated[str, typer.Argument(help="Output folder or URL.")],
+    model: Model,
+    column: Columns = None,
+    keep: Keep = None,
+    param: Params = None,
+    set_: Sets = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    save: Save = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Embed a text column; short for `predict embedding`.
+
+    Example: hfbatch embed docs/ vectors/ -m sentence-transformers/all-MiniLM-L6-v2 --column text=body
+    """
+    with _faults_shown(as_json):
+        values = {"task": "embedding", "model": model, "input": input_, "output": output}
+        job = _spec(values, column, keep, param, set_, limit, save)
+        _start(job, overwrite, address, dry_run, as_json, quiet)
+
+
+@app.command()
+def plan(
+    what: Annotated[
+        list[str], typer.Argument(metavar="SPEC.yaml | TASK INPUT OUTPUT", help="As for run or predict.")
+    ],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Hub name or folder.")] = None,
+    column: Columns = None,
+    keep: Keep = None,
+    param: Params = None,
+    set_: Sets = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    trial: Annotated[bool, typer.Option(help="Try a few rows on a worker to foretell the time.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Check a job and foretell its time and its output; changes nothing.
+
+    Example: hfbatch plan jobs/embed.yaml --set input.path=reviews/
+    """
+    with _faults_shown(as_json):
+        from hfbatch.errors import SpecError
+        from hfbatch.spec import read_yaml
+
+        if len(what) == 1:
+            values = read_yaml(what[0]) | ({"model": model} if model else {})
+        elif len(what) == 3 and model:
+            values = {"task": what[0], "model": model, "input": what[1], "output": what[2]}
+        else:
+            raise SpecError("give SPEC.yaml, or TASK INPUT OUTPUT --model MODEL")
+        job = _spec(values, column, keep, param, set_, limit, None)
+        _show_plan(job, overwrite, address, trial, as_json)
+
+
+@app.command()
+def status(out: Annotated[str, typer.Argument(help="An output folder.")], as_json: Json = False) -> None:
+    """Say how far the job of an output folder is.
+
+    Example: hfbatch status vectors/
+    """
+    with _faults_shown(as_json):
+        from hfbatch.status import read_status, render_status
+
+        found = read_status(out)
+        _answer(found, as_json, lambda console: render_status(found, console))
+
+
+@app.command()
+def verify(
+    out: Annotated[str, typer.Argument(help="An output folder.")],
+    input_: Annotated[
+        str | None, typer.Option("--input", help="Where the input is now, if it has moved.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-read every part and compare it with the input; exit code 1 and the list if anything is wrong.
+
+    Example: hfbatch verify vectors/ --input docs/
+    """
+    with _faults_shown(as_json):
+        from hfbatch.verify import verify_output
+
+        faults = verify_output(out, input_)
+
+        def show(console: Console) -> None:
+            for fault in faults:
+                console.print(f"[red]✗[/] {_escaped(fault)}", highlight=False)
+            if not faults:
+                console.print("[green]✓[/] every row is there exactly once")
+
+        _answer({"ok": not faults, "faults": faults}, as_json, show)
+        raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_json: Json = False) -> None:
+    """Show the report of the last run and say where its page lies.
+
+    Example: hfbatch report vectors/
+    """
+    with _faults_shown(as_json):
+        from hfbatch.report import summary_lines
+        from hfbatch.status import read_report
+
+        found = read_report(out)
+
+        def show(console: Console) -> None:
+            console.print(summary_lines(found))
+            console.print(f"{out.rstrip('/')}/_hfbatch/report.html", highlight=False)
+
+        _answer(found, as_json, show)
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="One task, in full.")] = None, as_json: Json = False
+) -> None:
+    """List the tasks, or show one: inputs, params with defaults, output, an example.
+
+    Example: hfbatch tasks text-classification
+    """
+    with _faults_shown(as_json):
+        from hfbatch.catalogue import describe_task, list_tasks, render_task, render_tasks
+
+        if name:
+            task = describe_task(name)
+            _answer(task, as_json, lambda console: render_task(task, console))
+        else:
+            found = list_tasks()
+            _answer(found, as_json, lambda console: render_tasks(found, console))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, devices, precision, Ray, what is missing and how to get it.
+
+    Example: hfbatch doctor
+    """
+    with _faults_shown(as_json):
+        from hfbatch.doctor import examine, render, to_values
+
+        checks = examine()
+        _answer(to_values(checks), as_json, lambda console: render(checks, console))
+        raise typer.Exit(1 if any(check.status == "missing" for check in checks) else 0)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put everything.")] = Path("hfbatch-demo"),
+) -> None:
+    """Embed the docstrings of this Python and search them; needs no network.
+
+    Example: hfbatch demo
+    """
+    with _faults_shown(False):
+        from hfbatch.demo import run_demo
+
+        raise typer.Exit(run_demo(folder, _console()))
+
+
+def _spec(
+    values: dict[str, Any],
+    column: list[str] | None,
+    keep: str | None,
+    param: list[str] | None,
+    set_: list[str] | None,
+    limit: int | None,
+    save: Path | None,
+) -> JobSpec:
+    """The spec that a file or arguments, then flags, mean."""
+    from hfbatch.spec import JobSpec, apply_overrides
+
+    flags = [f"input.columns.{pair}" for pair in column or []]
+    flags += [f"params.{pair}" for pair in param or []]
+    flags += [] if limit is None else [f"input.limit={limit}"]
+    flags += [] if keep is None else [f"output.keep=[{keep}]"]
+    job = JobSpec.build(apply_overrides(values, [*flags, *(set_ or [])]))
+    if save:
+        save.write_text(job.to_yaml(), encoding="utf8")
+    return job
+
+
+def _start(
+    job: JobSpec, overwrite: bool, address: str | None, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    if dry_run:
+        return _show_plan(job, overwrite, address, False, as_json)
+    from hfbatch.job import run as run_job
+    from hfbatch.report import summary_lines
+
+    result = run_job(
+        job, address=address, overwrite=overwrite, quiet=quiet, console=_console(err=True), started=STARTED
+    )
+
+    def show(console: Console) -> None:
+        console.print(summary_lines(result.report))
+        console.print(_escaped(result.message), highlight=False)
+        console.print(f"[dim]{result.output}/_hfbatch/report.html[/]", highlight=False)
+
+    _answer(result.report, as_json, show)
+    raise typer.Exit(result.exit_code)
+
+
+def _show_plan(job: JobSpec, overwrite: bool, address: str | None, trial: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from hfbatch.describe import describe_plan, render_plan
+    from hfbatch.plan import make_plan
+
+    made = make_plan(job, overwrite)
+    shown = describe_plan(made)
+    if trial and made.todo:
+        from hfbatch.cluster.probe import foretell
+
+        layout, outlook = foretell(made, address)
+        shown |= {"layout": asdict(layout), "trial": outlook}
+    _answer(shown, as_json, lambda console: render_plan(shown, console))
+
+
+def _answer(values: Any, as_json: bool, show: Any) -> None:
+    """To stdout: JSON for machines, or what `show` prints for people."""
+    if as_json:
+        print(json.dumps(values, indent=2, default=str))  # noqa: T201 - plain, whatever the terminal
+    else:
+        show(_console())
+
+
+def _console(err: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=err)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def _faults_shown(as_json: bool) -> Iterator[None]:
+    """Errors as messages and exit codes; SIGTERM ends a job as Ctrl-C does."""
+    from hfbatch.errors import HfbatchError, SpecError
+
+    def on_term(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        yield
+    except HfbatchError as error:
+        faults = error.faults if isinstance(error, SpecError) else [str(error)]
+        if as_json:
+            print(json.dumps({"faults": faults}, indent=2))  # noqa: T201
+        for fault in faults:
+            _console(err=True).print(f"[red]✗[/] {_escaped(fault)}", highlight=False)
+        raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
+    except OSError as error:
+        _console(err=True).print(f"[red]✗[/] {_escaped(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _console(err=True).print(
+            "Interrupted; what is committed stays, and the same command goes on from there."
+        )
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""Resources: how many workers fit, and what each stage may take, so that a job never waits for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hfbatch.errors import SpecError
+from hfbatch.spec import WorkersSpec
+
+CORES_PER_CPU_WORKER = 8
+"""Beyond about eight cores a model on the CPU gains more from a second worker than from more threads."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray counts on one machine."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who gets what."""
+
+    workers: int
+    gpus: float
+    """GPUs of one worker."""
+    cpus: float
+    """CPUs of one worker."""
+    read_cpus: float
+    write_cpus: float
+    """CPUs of one task of the stages around; they differ, since equal ones would fuse into one stage."""
+    read_tasks: int
+    write_tasks: int
+
+    def at_most(self, workers: int) -> Layout:
+        """The same with fewer workers, where there are fewer splits than that."""
+        return replace(self, workers=min(self.workers, workers))
+
+
+def lay_out(spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None) -> Layout:
+    """Fits workers and stages onto the cluster.
+
+    Ray starts every worker before the first read, so workers plus one task of the largest stage must fit.
+
+    :param ceiling: totals that an autoscaler may grow the cluster to; None for a fixed cluster.
+    :raises SpecError: if they do not fit, with what would.
+    """
+    all_gpus = max(sum(node.gpus for node in nodes), ceiling.gpus if ceiling else 0.0)
+    all_cpus = max(sum(node.cpus for node in nodes), ceiling.cpus if ceiling else 0.0)
+    gpus = (1.0 if all_gpus else 0.0) if spec.gpus == "auto" else spec.gpus
+    if gpus > all_gpus:
+        raise SpecError(
+            f"workers.gpus is {gpus:g} and the cluster has {all_gpus:g} GPUs; set workers.gpus=0 to run on CPUs"
+        )
+    if gpus:
+        cpus = 1.0 if spec.cpus == "auto" else spec.cpus
+        fitting = sum(int(node.gpus / gpus) for node in nodes) if not ceiling else int(all_gpus / gpus)
+    else:
+        cpus, fitting = _cpu_workers(spec, nodes, all_cpus)
+    count = fitting if spec.count == "auto" else spec.count
+    spare = all_cpus - count * cpus
+    read_cpus, write_cpus = (1.0, 0.5) if spare >= 4 else (0.25, 0.2)
+    if count < 1 or count > fitting or spare < read_cpus - 1e-9:
+        raise SpecError(_misfit(count, gpus, cpus, nodes, all_cpus, all_gpus, read_cpus))
+    read_tasks = max(min(int(spare * 0.7 / read_cpus), 4 * count), 1)
+    write_tasks = max(min(int(spare * 0.3 / write_cpus), 2 * count), 1)
+    return Layout(count, gpus, cpus, read_cpus, write_cpus, read_tasks, write_tasks)
+
+
+def _cpu_workers(spec: WorkersSpec, nodes: list[Node], all_cpus: float) -> tuple[float, int]:
+    """CPUs of one worker, and how many fit, where there is no GPU."""
+    usable = [max(node.cpus - _kept_back(node.cpus), 0.0) for node in nodes]
+    if spec.cpus != "auto":
+        return spec.cpus, sum(int(node.cpus / spec.cpus + 1e-9) for node in nodes)
+    if spec.count != "auto":
+        largest = max(usable, default=0.0)
+        share = sum(usable) / spec.count
+        cpus = min(share, largest) if share >= largest else largest / -(-largest // share)
+        cpus = max(int(cpus * 100) / 100, 0.01)
+        return cpus, sum(int(room / cpus + 1e-9) for room in usable)
+    cpus = min((room for room in usable if room > 0), default=all_cpus)
+    if cpus > CORES_PER_CPU_WORKER:
+        cpus = cpus / -(-cpus // CORES_PER_CPU_WORKER)
+    cpus = max(int(cpus * 100) / 100, 0.01)
+    return cpus, sum(int(room / cpus + 1e-9) for room in usable)
+
+
+def _kept_back(cpus: float) -> float:
+    """CPUs of a node left to reading and writing: an eighth, and at least half of one."""
+    return max(cpus / 8, 0.5)
+
+
+def _misfit(
+    count: int,
+    gpus: float,
+    cpus: float,
+    nodes: list[Node],
+    all_cpus: float,
+    all_gpus: float,
+    read_cpus: float,
+) -> str:
+    wanted = f"{count} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    return (
+        f"workers: {wanted}, with {read_cpus:g} CPUs for reading, do not fit into the cluster "
+        f"({len(nodes)} nodes, {all_cpus:g} CPUs, {all_gpus:g} GPUs); "
+        f"set a smaller workers.count or workers.cpus, or add nodes"
+    )

@@ -1,0 +1,1 @@
+"""Work inside one process: batching, prediction, precision. Knows nothing of Ray."""

@@ -1,0 +1,59 @@
+"""Batches: order by length, cut, and back to the input order. Knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+
+def by_length(lengths: np.ndarray) -> np.ndarray:
+    """Row positions from longest to shortest, ties in input order: int64 [rows].
+
+    Longest first, so that a batch that does not fit shows at once.
+    """
+    return np.argsort(-lengths, kind="stable")
+
+
+def cut(
+    lengths: np.ndarray, size: int, tokens: int | None = None, multiple: int = 1
+) -> list[tuple[int, int]]:
+    """Cuts rows sorted from longest to shortest into batches.
+
+    :param lengths: int64 [rows], not increasing.
+    :param size: most rows of a batch.
+    :param tokens: most tokens of a batch with its padding; a row longer than that is a batch of its own.
+    :param multiple: what padded lengths are rounded up to.
+    :returns: (start, stop) of each batch.
+    """
+    bounds, start = [], 0
+    while start < len(lengths):
+        rows = size
+        if tokens is not None:
+            width = max(-(-int(lengths[start]) // multiple) * multiple, 1)
+            rows = min(size, max(tokens // width, 1))
+        bounds.append((start, min(start + rows, len(lengths))))
+        start += rows
+    return bounds
+
+
+def to_arrow(outputs: Mapping[str, np.ndarray], ragged: Mapping[str, str]) -> pa.Table:
+    """One batch's results as Arrow columns.
+
+    [batch] becomes a plain column, [batch, n] a fixed-size list, and a ragged [batch, width] a list cut to
+    the lengths that `ragged` names.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name, array in outputs.items():
+        if name in ragged:
+            lengths = outputs[ragged[name]]
+            inside = np.arange(array.shape[1])[None, :] < lengths[:, None]
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(array[inside]))
+        elif array.ndim == 1:
+            columns[name] = pa.array(array)
+        else:
+            flat = np.ascontiguousarray(array.reshape(len(array), -1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    return pa.table(columns)

@@ -1,0 +1,56 @@
+"""The machine: cores and memory that this process may really use, whatever the host has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores by the affinity mask, cut to the container's quota; at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _ = cgroup_limits()
+    return max(min(allowed, int(quota)), 1) if quota else allowed
+
+
+def cgroup_limits(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> tuple[float | None, int | None]:
+    """Cores and bytes that the control groups of this process allow; None where there is no limit.
+
+    Reads version 2 and version 1. A group is bound by its parents too, and in a container its own path may
+    not be visible, so every level that is there counts.
+    """
+    cores: list[float] = []
+    memory: list[int] = []
+    lines = membership.read_text(encoding="utf8").splitlines() if membership.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        for name in controllers.split(","):
+            for level in _levels(root / name, path):
+                cores.extend(_cores(level))
+                memory.extend(_memory(level))
+    return min(cores, default=None), min(memory, default=None)
+
+
+def _levels(root: Path, path: str) -> list[Path]:
+    here = Path(path.lstrip("/"))
+    return [root / level for level in (here, *here.parents)]
+
+
+def _cores(level: Path) -> list[float]:
+    both = _words(level / "cpu.max")  # version 2: "quota period"
+    both = both or [*_words(level / "cpu.cfs_quota_us"), *_words(level / "cpu.cfs_period_us")]
+    return [int(both[0]) / int(both[1])] if len(both) == 2 and both[0] not in ("max", "-1") else []
+
+
+def _memory(level: Path) -> list[int]:
+    words = _words(level / "memory.max") or _words(level / "memory.limit_in_bytes")
+    # Version 1 writes "no limit" as the largest multiple of a page.
+    return [int(word) for word in words if word != "max" and int(word) < 2**60]
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except OSError:
+        return []

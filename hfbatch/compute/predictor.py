@@ -1,0 +1,159 @@
+"""The inner loop: features of a split in, outputs in input order out. Knows nothing of files and of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.compute.batching import by_length, cut, to_arrow
+from hfbatch.compute.isolate import isolate
+from hfbatch.engines.base import DeviceLostError, Engine
+from hfbatch.tasks.base import Task
+
+
+@dataclass
+class BatchStats:
+    """What one batch cost."""
+
+    rows: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+@dataclass
+class Prediction:
+    """What became of a split's features."""
+
+    outputs: pa.Table
+    """One row for each that survived, in input order."""
+    kept: np.ndarray
+    """Their positions in the features, int64."""
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+    """Positions that the model raised on, with the error."""
+    tokens: int = 0
+    padded_tokens: int = 0
+    batches: int = 0
+    halvings: int = 0
+    """How often a batch did not fit into memory."""
+
+
+class Predictor:
+    """Batches rows, runs them, survives bad rows and full memory.
+
+    :param size: rows of a batch.
+    :param tokens: most tokens of a batch, see `batching.cut`.
+    :param on_batch: called after each batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        size: int,
+        tokens: int | None = None,
+        on_batch: Callable[[BatchStats], None] | None = None,
+    ) -> None:
+        self.task, self.engine = task, engine
+        self.size, self.tokens = size, tokens
+        self._on_batch = on_batch or (lambda stats: None)
+
+    def predict(self, features: pa.Table) -> Prediction:
+        """Runs every row once. :raises DeviceLostError: when the process has to be given up."""
+        lengths = self.task.lengths(features)
+        order = by_length(lengths)
+        result = Prediction(pa.table({}), np.empty(0, np.int64))
+        done: list[tuple[np.ndarray, pa.Table]] = []
+        pending: deque[tuple[np.ndarray, dict[str, np.ndarray], Any, float]] = deque()
+        for start, stop in cut(lengths[order], self.size, self.tokens, self.engine.pad_multiple):
+            rows = order[start:stop]
+            begun = time.perf_counter()
+            try:
+                batch = self.task.collate(features, rows, self.engine.pad_multiple)
+                pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
+            except DeviceLostError:
+                raise
+            except Exception:  # noqa: BLE001 - the rows are run again, in smaller batches
+                while pending:
+                    self._finish(pending.popleft(), lengths, done, result)
+                self._retry(features, rows, lengths, done, result)
+            while len(pending) >= self.engine.depth:
+                self._finish(pending.popleft(), lengths, done, result)
+        while pending:
+            self._finish(pending.popleft(), lengths, done, result)
+        return _in_input_order(result, done)
+
+    def _finish(
+        self,
+        entry: tuple[np.ndarray, dict[str, np.ndarray], Any, float],
+        lengths: np.ndarray,
+        done: list[tuple[np.ndarray, pa.Table]],
+        result: Prediction,
+    ) -> None:
+        rows, batch, handle, begun = entry
+        done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
+        self._count(rows, batch, lengths, begun, result)
+
+    def _retry(
+        self,
+        features: pa.Table,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        done: list[tuple[np.ndarray, pa.Table]],
+        result: Prediction,
+    ) -> None:
+        """Halves a batch that failed until it fits, or until the row at fault is alone."""
+
+        def run(rows: np.ndarray) -> pa.Table:
+            begun = time.perf_counter()
+            batch = self.task.collate(features, rows, self.engine.pad_multiple)
+            try:
+                outputs = self.engine.collect(self.engine.submit(batch, self.task.forward))
+            except Exception as error:
+                if self.engine.is_out_of_memory(error):
+                    self.engine.release_memory()
+                    result.halvings += 1
+                raise
+            self._count(rows, batch, lengths, begun, result)
+            return to_arrow(outputs, self.task.ragged)
+
+        outputs, failures = isolate(run, rows, fatal=(DeviceLostError,))
+        done.extend(outputs)
+        result.failures.extend(failures)
+
+    def _count(
+        self,
+        rows: np.ndarray,
+        batch: dict[str, np.ndarray],
+        lengths: np.ndarray,
+        begun: float,
+        result: Prediction,
+    ) -> None:
+        tokens = int(lengths[rows].sum())
+        padded = padded_size(batch)
+        result.tokens += tokens
+        result.padded_tokens += padded
+        result.batches += 1
+        self._on_batch(BatchStats(len(rows), tokens, padded, time.perf_counter() - begun))
+
+
+def padded_size(batch: dict[str, np.ndarray]) -> int:
+    """Tokens that the device computes for a batch, padding included."""
+    return int(batch["input_ids"].size) if "input_ids" in batch else len(next(iter(batch.values())))
+
+
+def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]]) -> Prediction:
+    if done:
+        rows = np.concatenate([rows for rows, _ in done])
+        back = np.argsort(rows, kind="stable")
+        result.kept = rows[back]
+        result.outputs = (
+            pa.concat_tables([outputs for _, outputs in done]).combine_chunks().take(pa.array(back))
+        )
+    return result

@@ -1,0 +1,104 @@
+"""The CPU side around the device: rows to features before it, outputs to columns after it, rejects all along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hfbatch.compute.isolate import isolate
+from hfbatch.data.rejects import Reject
+from hfbatch.tasks.base import Task
+
+POSITION = "hfbatch_position"
+"""The column of features and outputs that says which row of the split each one is, int64."""
+
+
+@dataclass
+class Prepared:
+    """Features of the rows that can go on."""
+
+    features: pa.Table
+    """With the column POSITION."""
+    rejects: list[Reject]
+    truncated: int
+
+
+def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) -> Prepared:
+    """Turns a split's columns into features; a null or a row that raises becomes a reject.
+
+    :param columns: task input to array, as read.
+    :param places: `file` and `row` of each row.
+    """
+    rows, rejects = _without_nulls(columns, len(places))
+
+    def run(rows: np.ndarray) -> tuple[pa.Table, int]:
+        index = pa.array(rows)
+        features = task.preprocess(
+            {name: array.take(index) for name, array in columns.items()}, places.take(index)
+        )
+        return features.table, features.truncated
+
+    results, failures = isolate(run, rows) if len(rows) else ([], [])
+    rejects += [reject(position, "preprocess", error) for position, error in failures]
+    tables = [table.append_column(POSITION, pa.array(rows)) for rows, (table, _) in results]
+    features = (
+        pa.concat_tables(tables, promote_options="permissive")
+        if tables
+        else pa.table({POSITION: pa.array([], pa.int64())})
+    )
+    return Prepared(features, rejects, sum(truncated for _, (_, truncated) in results))
+
+
+def postprocess(
+    task: Task, fields: Sequence[pa.Field], outputs: pa.Table, columns: Mapping[str, pa.Array]
+) -> tuple[np.ndarray, list[pa.Array], list[Reject]]:
+    """Turns outputs into the task's output columns.
+
+    :param fields: the task's `output_fields()`; the plan has them, so that this process needs no config.
+    :param outputs: with the column POSITION, in input order.
+    :param columns: the task's inputs of the whole split.
+    :returns: positions of the rows that made it, int64 in input order; their columns; rejects of the others.
+    """
+    if not len(outputs):
+        return np.empty(0, np.int64), [pa.array([], field.type) for field in fields], []
+    positions = outputs[POSITION].to_numpy()
+    outputs = outputs.drop_columns([POSITION])
+
+    def run(rows: np.ndarray) -> list[pa.Array]:
+        index, chosen = pa.array(rows), pa.array(positions[rows])
+        return task.postprocess(
+            outputs.take(index), {name: array.take(chosen) for name, array in columns.items()}
+        )
+
+    results, failures = isolate(run, np.arange(len(outputs)))
+    rejects = [reject(int(positions[row]), "postprocess", error) for row, error in failures]
+    kept = np.concatenate([rows for rows, _ in results]) if results else np.empty(0, np.int64)
+    arrays = [_join([arrays[k] for _, arrays in results], field.type) for k, field in enumerate(fields)]
+    return positions[kept], arrays, rejects
+
+
+def reject(position: int, stage: str, error: Exception) -> Reject:
+    """The reject of a row that raised."""
+    return Reject(position, stage, type(error).__name__, str(error) or repr(error))
+
+
+def _without_nulls(columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarray, list[Reject]]:
+    usable = np.ones(rows, bool)
+    rejects = []
+    for name, array in columns.items():
+        if array.null_count:
+            null = pc.is_null(array).to_numpy(zero_copy_only=False)
+            for position in np.flatnonzero(null & usable).tolist():
+                rejects.append(Reject(position, "preprocess", "NullInput", f"{name} is null"))
+            usable &= ~null
+    return np.flatnonzero(usable), rejects
+
+
+def _join(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:
+    flat = [array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array for array in arrays]
+    joined = pa.concat_arrays(flat) if flat else pa.array([], kind)
+    return joined if joined.type == kind else joined.cast(kind)

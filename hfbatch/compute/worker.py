@@ -1,0 +1,133 @@
+"""A model worker: one process that holds the model and turns features into outputs. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.compute.calibrate import choose_batch_size
+from hfbatch.compute.machine import usable_cores
+from hfbatch.compute.precision import native_dtype
+from hfbatch.compute.predictor import BatchStats, Prediction, Predictor
+from hfbatch.data.models import Model
+from hfbatch.spec import JobSpec
+from hfbatch.tasks import task_class
+from hfbatch.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was left to the first worker, and then holds for the whole job and for its reruns."""
+
+    batch_size: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """Everything that a worker process needs to know of the job; small, and plain to pickle."""
+
+    spec: JobSpec
+    model: Model
+    settled: Settled | None = None
+
+    def to_json(self) -> str:
+        """The order as text, which processes can compare."""
+        settled = asdict(self.settled) if self.settled else None
+        return json.dumps(
+            {"spec": self.spec.model_dump(mode="json"), "model": asdict(self.model), "settled": settled}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkOrder:
+        """The reverse of to_json."""
+        values = json.loads(text)
+        settled = Settled(**values["settled"]) if values["settled"] else None
+        return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled)
+
+    def task(self) -> Task:
+        """The job's task, with the model's files on this machine."""
+        return build_task(self.spec, self.model.fetch())
+
+
+def build_task(spec: JobSpec, model: Model) -> Task:
+    """A task object. :raises pydantic.ValidationError: for params that the task does not have."""
+    cls = task_class(spec.task)
+    return cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
+
+
+class Worker:
+    """Holds task, engine and predictor.
+
+    :param order: the job.
+    :param share: the part of this machine's cores that the worker may use, 0 to 1.
+    """
+
+    def __init__(
+        self, order: WorkOrder, share: float = 1.0, on_batch: Callable[[BatchStats], None] | None = None
+    ):
+        self.order = order
+        self._on_batch = on_batch
+        self._threads = max(round(usable_cores() * share), 1)
+        self.task = order.task()
+        self._load(self._dtype())
+
+    def _dtype(self) -> str:
+        if self.order.settled:
+            return self.order.settled.dtype
+        asked = self.order.spec.model.dtype
+        return native_dtype()[1] if asked == "auto" else asked
+
+    def _load(self, dtype: str) -> None:
+        from hfbatch.engines.torch import TorchEngine
+
+        model = self.task.model
+        self.engine = TorchEngine(
+            model.folder, self.task.auto_class, dtype, self._threads, model.trust_remote_code
+        )
+
+    def propose(self, features: pa.Table) -> Settled:
+        """Batch size, dtype and device that suit this worker; tries sizes on the features if the spec leaves it."""
+        size = self.order.spec.batch.size
+        if size == "auto":
+            size = choose_batch_size(self.task, self.engine, features)
+        return Settled(size, self.engine.dtype, self.engine.device)
+
+    def settle(self, settled: Settled) -> None:
+        """Takes the job's choices; loads the model again where another dtype was chosen."""
+        if settled.dtype != self.engine.dtype:
+            self._load(settled.dtype)
+        tokens = self.order.spec.batch.tokens
+        self.predictor = Predictor(self.task, self.engine, settled.batch_size, tokens, self._on_batch)
+
+    def predict(self, features: pa.Table) -> Prediction:
+        """Outputs of a split's features, see Predictor."""
+        return self.predictor.predict(features)
+
+    @property
+    def label(self) -> str:
+        """Host and device."""
+        return f"{socket.gethostname()} {self.engine.device}"
+
+
+def embed_texts(model: str, texts: list[str]) -> np.ndarray:
+    """Embeddings of a few texts in this process, without a cluster: float32 [texts, dimension].
+
+    :param model: a model folder or Hub name.
+    """
+    from hfbatch.data.models import pin
+
+    spec = JobSpec.build({"task": "embedding", "model": model, "input": "-", "output": "-"})
+    worker = Worker(WorkOrder(spec, pin(spec.model)))
+    worker.settle(Settled(len(texts), worker.engine.dtype, worker.engine.device))
+    places = pa.table({"file": pa.array([""] * len(texts)), "row": pa.array(range(len(texts)), pa.int64())})
+    features = worker.task.preprocess({"text": pa.array(texts)}, places)
+    outputs: Any = worker.predict(features.table).outputs["embedding"].combine_chunks()
+    return outputs.flatten().to_numpy().reshape(len(texts), -1)

@@ -1,0 +1,1 @@
+"""Splits, reading, writing, the ledger. Knows nothing of models and of Ray."""

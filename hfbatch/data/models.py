@@ -1,0 +1,182 @@
+"""Model files: pins a name to a commit, fetches and inspects them. Loads no weights and knows no model class."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hfbatch.errors import SpecError
+from hfbatch.spec import ModelSpec
+
+PICKLES = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pkl",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.gguf",
+    "*.onnx",
+    "*.mlmodel",
+)
+"""Never fetched: weights in formats that run code when opened, or that the engine does not read."""
+WHOLE_FILE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one commit."""
+
+    name: str
+    folder: str
+    """Local folder of its files; for a Hub model, a snapshot in the Hub cache."""
+    commit: str
+    """The Hub commit, or a digest of the folder's files."""
+    trust_remote_code: bool = False
+    hub: bool = False
+
+    def fetch(self) -> Model:
+        """The same model with all its files on this machine; a Hub model is downloaded once per node."""
+        if not self.hub:
+            return self
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=list(PICKLES))
+        return replace(self, folder=folder)
+
+    def read_json(self, filename: str) -> Any:
+        """A JSON file beside the model; None if there is none."""
+        path = Path(self.folder) / filename
+        return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+
+    def size(self) -> tuple[int, int]:
+        """Parameters and bytes of the weights, from the safetensors headers alone; (0, 0) where not fetched."""
+        from safetensors import safe_open
+
+        parameters = stored = 0
+        for path in Path(self.folder).glob("*.safetensors"):
+            stored += path.stat().st_size
+            with safe_open(path, framework="np") as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a mapping
+                    shape = weights.get_slice(name).get_shape()
+                    parameters += _product(shape)
+        return parameters, stored
+
+
+def pin(spec: ModelSpec) -> Model:
+    """Finds the model and fixes its commit.
+
+    :raises SpecError: no such folder or Hub model, no config, no weights, or weights in pickle files alone.
+    """
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        return _pin_folder(spec, folder.resolve())
+    if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") > 1:
+        raise SpecError(
+            f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
+        )
+    return _pin_hub(spec)
+
+
+def _pin_folder(spec: ModelSpec, folder: Path) -> Model:
+    if spec.revision:
+        raise SpecError(
+            f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
+        )
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    faults = weight_faults(spec.name, names)
+    if faults:
+        raise SpecError(faults)
+    return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
+
+
+def _pin_hub(spec: ModelSpec) -> Model:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"model.name {spec.name!r}" + (f" at revision {spec.revision!r}" if spec.revision else "")
+    patterns = [*PICKLES, "*.safetensors"]
+    try:
+        info = HfApi().model_info(spec.name, revision=spec.revision)
+        faults = weight_faults(spec.name, [file.rfilename for file in info.siblings or []])
+        if faults:
+            raise SpecError(faults)
+        folder = snapshot_download(spec.name, revision=info.sha, ignore_patterns=patterns)
+    except RevisionNotFoundError as error:
+        raise SpecError(f"{where}: no such revision; leave model.revision out for the newest") from error
+    except RepositoryNotFoundError as error:
+        raise SpecError(
+            f"{where}: no such model on the Hub, or it is gated; set HF_TOKEN, or give a folder"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return _pin_cached(spec, where, error)
+    return Model(spec.name, folder, str(info.sha), spec.trust_remote_code, hub=True)
+
+
+def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
+    """The Hub does not answer: a snapshot in the cache will do, since its folder's name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(spec.name, revision=spec.revision, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise SpecError(
+            f"{where}: not in the cache and the Hub cannot be reached ({type(cause).__name__}); give a folder"
+        ) from error
+    return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
+
+
+def weight_faults(name: str, files: list[str]) -> list[str]:
+    """What is missing among a model's files."""
+    top = [file for file in files if "/" not in file]
+    if "config.json" not in top:
+        return [f"model {name!r} has no config.json; is it a transformers model?"]
+    if any(file.endswith(".safetensors") for file in top):
+        return []
+    pickles = [file for file in top if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        return [
+            f"model {name!r} has its weights in pickle files alone ({pickles[0]}), which can run code when opened; "
+            "convert it once: AutoModel.from_pretrained(...).save_pretrained(folder) writes safetensors"
+        ]
+    return [f"model {name!r} has no weights; expected model.safetensors beside config.json"]
+
+
+def _folder_digest(folder: Path, names: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for name in names:
+        if not Path(name).match("*.md") and not any(Path(name).match(pattern) for pattern in PICKLES):
+            digest.update(name.encode() + b"\0")
+            _digest_file(folder / name, digest)
+    return digest.hexdigest()
+
+
+def _digest_file(path: Path, digest: Any) -> None:
+    """Whole files up to 64 MiB; of larger ones the size and 64 evenly spaced MiB, which any training changes."""
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        if size <= WHOLE_FILE_BYTES:
+            digest.update(file.read())
+            return
+        for k in range(64):
+            file.seek((size - (1 << 20)) * k // 63)
+            digest.update(file.read(1 << 20))
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

@@ -1,0 +1,73 @@
+"""Rows that could not be processed, with the reason. Knows nothing of where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.data.reader import Rows
+
+MESSAGE_CHARACTERS = 500
+_REASON = pa.schema(
+    [
+        ("hfbatch_file", pa.string()),
+        ("hfbatch_row", pa.int64()),
+        ("hfbatch_stage", pa.string()),
+        ("hfbatch_error", pa.string()),
+        ("hfbatch_message", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Reject:
+    """Why one row was left out."""
+
+    position: int
+    """The row's position in its split, after the filter."""
+    stage: str
+    """read, preprocess, forward or postprocess."""
+    error: str
+    """Type of the exception, or a word such as `null`."""
+    message: str
+
+
+def reject_schema(input_schema: pa.Schema) -> pa.Schema:
+    """The input's columns, then source file, row number, stage, error type and message."""
+    columns = [column for column in input_schema if column.name not in _REASON.names]
+    return pa.schema([*columns, *_REASON])
+
+
+def rejects_table(rows: Rows, rejects: Sequence[Reject], schema: pa.Schema) -> pa.Table:
+    """The rejected rows in input order with their reasons; columns that were not read are nulls.
+
+    :param schema: what reject_schema made.
+    """
+    ordered = sorted(rejects, key=lambda reject: reject.position)
+    positions = np.array([reject.position for reject in ordered], np.int64)
+    table, places = rows.table.take(positions), rows.places.take(positions)
+    reasons = {
+        "hfbatch_file": places["file"],
+        "hfbatch_row": places["row"],
+        "hfbatch_stage": pa.array([reject.stage for reject in ordered], pa.string()),
+        "hfbatch_error": pa.array([reject.error for reject in ordered], pa.string()),
+        "hfbatch_message": pa.array([_short(reject.message) for reject in ordered], pa.string()),
+    }
+    columns = []
+    for column in schema:
+        if column.name in reasons:
+            columns.append(reasons[column.name])
+        elif column.name in table.column_names:
+            columns.append(table[column.name].cast(column.type))
+        else:
+            columns.append(pa.nulls(len(ordered), column.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _short(message: str) -> str:
+    # A message may quote text with lone surrogates, which Arrow cannot hold.
+    clean = message.encode("utf8", "replace").decode("utf8")
+    return clean if len(clean) <= MESSAGE_CHARACTERS else clean[: MESSAGE_CHARACTERS - 1] + "…"

@@ -1,0 +1,288 @@
+"""The input as a whole: files, format and schema, and how it is cut. Knows nothing of tasks and outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from hfbatch.data import textfiles
+from hfbatch.data.filesystem import READ_ERRORS, SourceFile, absolute, one_line
+from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types
+from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
+from hfbatch.errors import SpecError
+from hfbatch.spec import InputSpec
+
+THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What planning keeps of a file's own metadata."""
+
+    schema: pa.Schema
+    rows: np.ndarray
+    """Rows of each row group, int64; empty for text files."""
+    sizes: np.ndarray
+    """Uncompressed bytes of each row group, int64."""
+
+
+@dataclass
+class Source:
+    """An input that was listed and whose schema is known."""
+
+    path: str
+    """What the spec names, made absolute."""
+    root_url: str
+    """The folder that file names are relative to, as a URL or absolute path."""
+    fs: pafs.FileSystem
+    root: str
+    """The same folder as a path on fs."""
+    files: list[SourceFile]
+    """Sorted by path."""
+    format: str
+    schema: pa.Schema
+    """The columns of all files together, partition columns last."""
+    hive: dict[str, pa.DataType]
+    """Columns that come from `key=value` folders."""
+    broken: dict[str, str]
+    """Files that cannot be read, and why."""
+    footers: dict[str, Footer] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def files_without(self, column: str) -> list[str]:
+        """Files that lack a column, so that it is null there; a JSONL file's columns show only in reading."""
+        if column in self.hive:
+            return [file.path for file in self.files if column not in partition_keys(file.path)]
+        return [path for path, footer in self.footers.items() if column not in footer.schema.names]
+
+    def cut(self, split_rows: int, limit: int | None = None) -> list[Split]:
+        """All splits in input order; a broken file is one of no rows, with its fault.
+
+        :param limit: only the first rows, in order of files; Parquet splits are the same as without a limit,
+            but for the last.
+        """
+        if self.format == "parquet":
+            pieces: Iterator[tuple[list[Piece], int]] = map(self._parquet_pieces(split_rows), self.files)
+        elif limit is None:
+            with ThreadPoolExecutor(THREADS) as pool:
+                pieces = iter(list(pool.map(lambda file: self._text_pieces(file, split_rows), self.files)))
+        else:
+            pieces = self._text_pieces_until(split_rows, limit)
+        splits = [self._with_fault(split) for split in self._packed(pieces, split_rows)]
+        return splits if limit is None else first_rows(splits, limit)
+
+    def _packed(self, pieces: Iterator[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
+        """Packs file by file, with broken files between as splits of their own."""
+        healthy: list[tuple[list[Piece], int]] = []
+        for item in pieces:
+            if item[0][0].file in self.broken:
+                yield from pack(healthy, split_rows)
+                yield Split(tuple(item[0]))
+                healthy = []
+            else:
+                healthy.append(item)
+        yield from pack(healthy, split_rows)
+
+    def _with_fault(self, split: Split) -> Split:
+        reason = self.broken.get(split.pieces[0].file)
+        return (
+            split
+            if reason is None
+            else Split(split.pieces, f"{split.pieces[0].file} cannot be read: {reason}")
+        )
+
+    def _parquet_pieces(self, split_rows: int) -> Callable[[SourceFile], tuple[list[Piece], int]]:
+        def pieces(file: SourceFile) -> tuple[list[Piece], int]:
+            if file.path in self.broken:
+                return [Piece(file.path, 0, 0, file.size, file.mtime_ns)], 0
+            footer = self.footers[file.path]
+            ranges = cut_groups(footer.rows.tolist(), footer.sizes.tolist(), split_rows)
+            cuts = [Piece(file.path, start, stop, file.size, file.mtime_ns) for start, stop, _ in ranges]
+            return cuts, sum(size for _, _, size in ranges)
+
+        return pieces
+
+    def _text_pieces(
+        self, file: SourceFile, split_rows: int, limit: int | None = None
+    ) -> tuple[list[Piece], int]:
+        if file.path not in self.broken:
+            path = f"{self.root}/{file.path}"
+            try:
+                runs = textfiles.scan(self.fs, path, self.format, split_rows, SPLIT_BYTES, limit)
+                return [
+                    Piece(file.path, r.start, r.stop, file.size, file.mtime_ns, (r.first_byte, r.end_byte))
+                    for r in runs
+                ], file.size
+            except READ_ERRORS as error:
+                self.broken[file.path] = one_line(error)
+        return [Piece(file.path, 0, 0, file.size, file.mtime_ns)], 0
+
+    def _text_pieces_until(self, split_rows: int, limit: int) -> Iterator[tuple[list[Piece], int]]:
+        """One file after the other, since a scan reads the file: those beyond the limit stay unread."""
+        for file in self.files:
+            if limit <= 0:
+                return
+            pieces, size = self._text_pieces(file, split_rows, limit)
+            yield pieces, size
+            limit -= sum(piece.stop - piece.start for piece in pieces)
+
+
+def open_source(spec: InputSpec) -> Source:
+    """Lists the input and reads what tells its schema: Parquet footers, or a first block of text.
+
+    :raises SpecError: when there is nothing to read, the format is unknown or files contradict each other.
+    """
+    root_url, fs, root, files = find_files(spec.path)
+    file_format, files = choose_format(spec, files)
+    footers, broken = _read_footers(fs, root, files, file_format)
+    if not footers:
+        first, reason = next(iter(broken.items()))
+        raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
+    hive = partition_types(files)
+    schema = _unify(footers, hive)
+    return Source(absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers)
+
+
+def _read_footers(
+    fs: pafs.FileSystem, root: str, files: list[SourceFile], file_format: str
+) -> tuple[dict[str, Footer], dict[str, str]]:
+    """Footers of the files that have one, and the reasons of those that should."""
+
+    def read(file: SourceFile) -> Footer | str:
+        try:
+            return _parquet_footer(fs, f"{root}/{file.path}", file.size)
+        except READ_ERRORS as error:
+            return one_line(error)
+
+    if file_format == "jsonl":
+        return _first_schema(fs, root, files)
+    if file_format == "csv":
+        return _csv_footers(fs, root, files)
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = list(pool.map(read, files))
+    pairs = [(file.path, result) for file, result in zip(files, results, strict=True)]
+    return (
+        {path: result for path, result in pairs if isinstance(result, Footer)},
+        {path: result for path, result in pairs if isinstance(result, str)},
+    )
+
+
+def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
+    if size == 0:
+        raise ValueError("the file is empty (0 bytes), which is not Parquet")
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise ValueError(f"it has more than one column named {twice[0]!r}")
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    rows = np.fromiter((group.num_rows for group in groups), np.int64, len(groups))
+    sizes = np.fromiter((group.total_byte_size for group in groups), np.int64, len(groups))
+    return Footer(schema.remove_metadata(), rows, sizes)
+
+
+_NO_GROUPS = np.zeros(0, np.int64)
+
+
+def _first_schema(
+    fs: pafs.FileSystem, root: str, files: list[SourceFile]
+) -> tuple[dict[str, Footer], dict[str, str]]:
+    """The schema of the first file that has rows; JSONL has no other place that tells its columns."""
+    broken: dict[str, str] = {}
+    for file in files:
+        try:
+            schema = (
+                textfiles.infer_schema(fs, f"{root}/{file.path}", "jsonl") if file.size else pa.schema([])
+            )
+        except READ_ERRORS as error:
+            broken[file.path] = f"not one JSON object a line: {one_line(error)}"
+            continue
+        if schema.names:
+            return {file.path: Footer(schema, _NO_GROUPS, _NO_GROUPS)}, broken
+    return {}, broken or {files[0].path: "no file has a row, so that the columns are unknown"}
+
+
+def _csv_footers(
+    fs: pafs.FileSystem, root: str, files: list[SourceFile]
+) -> tuple[dict[str, Footer], dict[str, str]]:
+    """Types from the first file that has a header, names from each file's own one."""
+    footers: dict[str, Footer] = {}
+    broken: dict[str, str] = {}
+
+    def columns(file: SourceFile) -> list[str] | str:
+        try:
+            return textfiles.csv_columns(fs, f"{root}/{file.path}")
+        except READ_ERRORS as error:
+            return one_line(error)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        headers = list(pool.map(columns, files))
+    types: dict[str, Any] = {}
+    for file, names in zip(files, headers, strict=True):
+        try:
+            if isinstance(names, str):
+                raise ValueError(names)
+            if names and not types:
+                found = textfiles.infer_schema(fs, f"{root}/{file.path}", "csv")
+                types = {column.name: column.type for column in found}
+        except READ_ERRORS as error:
+            broken[file.path] = one_line(error)
+            continue
+        if names:
+            known = pa.schema([(name, types.get(name, pa.string())) for name in names])
+            footers[file.path] = Footer(known, _NO_GROUPS, _NO_GROUPS)
+    if not footers and not broken:
+        broken[files[0].path] = "no file has a header, so that the columns are unknown"
+    return footers, broken
+
+
+def _unify(footers: dict[str, Footer], hive: dict[str, pa.DataType]) -> pa.Schema:
+    """One schema for all files: columns united, types widened, dictionaries decoded, everything nullable."""
+    merged: dict[str, pa.Field] = {}
+    origin: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    seen: list[pa.Schema] = []
+    for path, footer in footers.items():
+        if any(footer.schema.equals(other) for other in seen):
+            continue
+        seen.append(footer.schema)
+        for column in footer.schema:
+            mine = pa.field(column.name, _plain(column.type))
+            name = column.name
+            try:
+                before = [pa.schema([merged[name]])] if name in merged else []
+                united = pa.unify_schemas([*before, pa.schema([mine])], promote_options="permissive").field(0)
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                faults.setdefault(
+                    name,
+                    f"column {name!r} is {merged[name].type} in {origin[name]} but {mine.type} in {path}; "
+                    "rewrite one of the files, or choose files with a glob in input.path",
+                )
+                continue
+            if name not in merged or not united.equals(merged[name]):
+                merged[name], origin[name] = united, path
+    if faults:
+        raise SpecError(list(faults.values()))
+    columns = [(name, column.type) for name, column in merged.items() if name not in hive]
+    return pa.schema([*columns, *hive.items()])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Dictionaries and views as what they stand for: one column may be both in different files."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind

@@ -1,0 +1,175 @@
+"""Splits: the units of work and of commit. How they are cut depends on the input and the spec alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+SPLIT_BYTES = 64 << 20
+"""Most bytes of a split, uncompressed for Parquet; one row group or row that is larger is still one."""
+MOST_SLICES = 16
+"""Most splits that one row group is sliced into."""
+SMALL_SHARE = 8
+"""A file with fewer than split_rows / SMALL_SHARE rows shares a split with its neighbours."""
+PACK_EVERY = 16
+"""One in so many small files always opens a split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of rows of one input file."""
+
+    file: str
+    """Path relative to the input root."""
+    start: int
+    stop: int
+    """Row numbers in the file, stop excluded."""
+    size: int
+    mtime_ns: int
+    """Size in bytes and modification time of the file, by which a change is noticed."""
+    bytes_range: tuple[int, int] | None = None
+    """Where the rows lie in a JSONL or CSV file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Pieces that are read, computed and committed together."""
+
+    pieces: tuple[Piece, ...]
+    fault: str | None = None
+    """Why it cannot be read, where the plan knows already."""
+
+    @property
+    def rows(self) -> int:
+        """Rows before the filter."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @property
+    def where(self) -> str:
+        """The half of the id that tells the place: files and row ranges."""
+        return _digest([(p.file, p.start, p.stop) for p in self.pieces])
+
+    @property
+    def what(self) -> str:
+        """The half of the id that tells the content: sizes and modification times."""
+        return _digest([(p.size, p.mtime_ns) for p in self.pieces])
+
+    @property
+    def part(self) -> str:
+        """Name of the part; sorted names follow the input's order within a folder."""
+        first = self.pieces[0]
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", first.file.rsplit(".", 1)[0]).strip("-")[-60:]
+        return f"part-{stem}-{first.start:010d}-{self.where}-{self.what}.parquet"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Split:
+        """The reverse of to_dict."""
+        return cls(tuple(Piece(**_tuples(piece)) for piece in values["pieces"]), values["fault"])
+
+
+def where_of(part: str) -> str:
+    """The place half of a part's name."""
+    return part.rsplit("-", 2)[1]
+
+
+def _tuples(piece: dict[str, Any]) -> dict[str, Any]:
+    span = piece["bytes_range"]
+    return {**piece, "bytes_range": tuple(span) if span else None}
+
+
+def _digest(values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
+
+
+def cut_groups(rows: Sequence[int], sizes: Sequence[int], split_rows: int) -> list[tuple[int, int, int]]:
+    """Cuts a Parquet file into row ranges (start, stop) with their bytes; at least one, maybe empty.
+
+    Row groups are joined up to split_rows rows and SPLIT_BYTES. A row group of more rows than that is sliced,
+    into at most MOST_SLICES: every slice reads the whole group again, so finer ones would cost more in
+    reading than they give in smaller splits.
+
+    :param rows: rows of each row group.
+    :param sizes: uncompressed bytes of each row group.
+    """
+    ranges: list[tuple[int, int, int]] = []
+    start = stop = held = 0
+    for count, size in zip(rows, sizes, strict=True):
+        if stop > start and (stop - start + count > split_rows or held + size > SPLIT_BYTES):
+            ranges.append((start, stop, held))
+            start, held = stop, 0
+        stop, held = stop + count, held + size
+        if count > split_rows:
+            slices = min(MOST_SLICES, -(-count // split_rows))
+            step = -(-count // slices)
+            ranges += [(at, min(at + step, stop), size // slices) for at in range(start, stop, step)]
+            start, held = stop, 0
+    if stop > start or not ranges:
+        ranges.append((start, stop, held))
+    return ranges
+
+
+def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
+    """Splits from the pieces of each file: one split a piece, but small files of one folder share one.
+
+    A file whose path hashes to 0 mod PACK_EVERY always opens a split. So a file that comes or goes moves the
+    cuts only up to the next such file, and all other parts stay valid.
+
+    :param files: in order, the pieces of each file and its bytes.
+    """
+    run: list[Piece] = []
+    rows = held = 0
+    for pieces, size in files:
+        first = pieces[0]
+        count = first.stop - first.start
+        small = len(pieces) == 1 and count * SMALL_SHARE < split_rows and size < SPLIT_BYTES
+        joins = (
+            small
+            and bool(run)
+            and _folder(run[-1].file) == _folder(first.file)
+            and rows + count <= split_rows
+            and held + size <= SPLIT_BYTES
+            and zlib.crc32(first.file.encode()) % PACK_EVERY != 0
+        )
+        if run and not joins:
+            yield Split(tuple(run))
+            run, rows, held = [], 0, 0
+        if small:
+            run.append(first)
+            rows, held = rows + count, held + size
+        else:
+            yield from (Split((piece,)) for piece in pieces)
+    if run:
+        yield Split(tuple(run))
+
+
+def first_rows(splits: Iterable[Split], limit: int) -> list[Split]:
+    """The splits up to a number of rows; the last one is shortened to fit."""
+    kept: list[Split] = []
+    left = limit
+    for split in splits:
+        if left <= 0:
+            break
+        if split.rows <= left:
+            kept.append(split)
+            left -= split.rows
+            continue
+        pieces = []
+        for piece in split.pieces:
+            if left > 0:
+                pieces.append(replace(piece, stop=min(piece.stop, piece.start + left)))
+                left -= pieces[-1].stop - piece.start
+        kept.append(replace(split, pieces=tuple(pieces)))
+        left = 0
+    return kept
+
+
+def _folder(file: str) -> str:
+    return file.rpartition("/")[0]

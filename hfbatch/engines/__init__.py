@@ -1,0 +1,1 @@
+"""One file per engine: loads a model, runs batches on a device."""

@@ -1,0 +1,150 @@
+"""The torch engine: a transformers model in eager mode with SDPA, on a GPU or on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfbatch.engines.base import DeviceLostError, Engine, Forward
+from hfbatch.errors import WorkerError
+
+
+@dataclass
+class _OnGpu:
+    """Results on their way to pinned host memory."""
+
+    host: dict[str, torch.Tensor]
+    copied: torch.cuda.Event
+
+
+class TorchEngine(Engine):
+    """Runs a model loaded with an AutoClass of transformers.
+
+    On a GPU, each batch is copied from pinned memory on a stream of its own while the one before computes, and
+    its results come back on a third stream, so that the compute stream never waits for the host.
+
+    :param folder: the model's files, safetensors weights among them.
+    :param threads: intra-op threads on the CPU.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, folder: str, auto_class: str, dtype: str, threads: int = 1, trust_remote_code: bool = False
+    ) -> None:
+        import transformers
+
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.dtype = dtype
+        self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_name(self._torch_device)
+        loader = getattr(transformers, auto_class)
+        self.model, loading = loader.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        if missing:
+            # transformers only warns, and gives such layers random weights; a pooler is not used by any task.
+            raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
+        self.model.eval().requires_grad_(False).to(self._torch_device)
+        if self._torch_device.type == "cuda":
+            self.depth, self.pad_multiple = 3, 8
+            self.batch_sizes = (32, 64, 128, 256, 512, 1024)
+            self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
+        """Starts a batch; on the CPU it is done when this returns."""
+        try:
+            with torch.inference_mode():
+                if self._torch_device.type == "cpu":
+                    return forward(
+                        self.model, {name: torch.from_numpy(array) for name, array in batch.items()}
+                    )
+                return self._submit_gpu(batch, forward)
+        except RuntimeError as error:
+            raise self._lost_or(error) from error
+
+    def _submit_gpu(self, batch: dict[str, np.ndarray], forward: Forward) -> _OnGpu:
+        compute = torch.cuda.current_stream()
+        with torch.cuda.stream(self._copy_in):
+            inputs = {
+                name: torch.from_numpy(array).pin_memory().to(self._torch_device, non_blocking=True)
+                for name, array in batch.items()
+            }
+        compute.wait_stream(self._copy_in)
+        for tensor in inputs.values():
+            tensor.record_stream(compute)
+        outputs = forward(self.model, inputs)
+        self._copy_out.wait_stream(compute)
+        host = {}
+        with torch.cuda.stream(self._copy_out):
+            for name, tensor in outputs.items():
+                tensor.record_stream(self._copy_out)
+                host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                host[name].copy_(tensor, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._copy_out)
+        return _OnGpu(host, copied)
+
+    def collect(self, handle: Any) -> dict[str, np.ndarray]:
+        """Results as NumPy arrays that share memory with the tensors."""
+        if not isinstance(handle, _OnGpu):
+            return {name: tensor.numpy() for name, tensor in handle.items()}
+        try:
+            handle.copied.synchronize()
+        except RuntimeError as error:
+            raise self._lost_or(error) from error
+        return {name: tensor.numpy() for name, tensor in handle.host.items()}
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Out of device memory, or of host memory where the CPU is the device."""
+        return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(
+            error
+        )
+
+    def release_memory(self) -> None:
+        """Empties torch's cache of device memory."""
+        if self._torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _lost_or(self, error: RuntimeError) -> Exception:
+        """A CUDA error other than out-of-memory leaves a context in which every later call fails too."""
+        if (
+            self._torch_device.type == "cuda"
+            and "CUDA error" in str(error)
+            and not self.is_out_of_memory(error)
+        ):
+            return DeviceLostError(f"{self.device} failed: {str(error).splitlines()[0]}")
+        return error
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory of freed activations instead of returning it to the system after each layer.
+
+    Returned memory comes back as page faults: on the CPU, a batch of MiniLM ran a fifth slower with them,
+    and more so in threads other than the main one. See mallopt(3); other C libraries are left as they are.
+    """
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes on 64 bits
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 << 20)
+
+
+def device_name(device: torch.device) -> str:
+    """A device with the model of its hardware."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return f"cpu ({torch.cpu.get_capabilities().get('cpu_name', 'unknown')})"

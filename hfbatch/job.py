@@ -1,0 +1,255 @@
+"""The whole path of a job: plan, connect, process, verify, report."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from hfbatch.compute.worker import Settled
+from hfbatch.data.manifest import Manifest
+from hfbatch.data.writer import write_file
+from hfbatch.errors import WorkerError
+from hfbatch.plan import Plan, make_plan
+from hfbatch.progress import Progress, Snapshot
+from hfbatch.report import build_report, count, render_files
+from hfbatch.spec import JobSpec
+
+DONE, SOME_FAILED, BAD_SPEC, TOO_MANY_REJECTS, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. After 1 and 130, the same command goes on where the job stopped."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended."""
+
+    exit_code: int
+    output: str
+    report: dict[str, Any] = field(repr=False)
+    """The content of report.json."""
+    message: str
+    """One sentence for a person."""
+
+
+class Clock:
+    """Seconds of the driver's phases. :param started: unix time when the command began."""
+
+    def __init__(self, started: float | None = None) -> None:
+        self.started = started or time.time()
+        self.phases: dict[str, float] = {}
+        self._last = self.started
+
+    def lap(self, name: str, at: float | None = None) -> None:
+        """Ends a phase, now or at a unix time."""
+        now = at or time.time()
+        self.phases[name] = max(now - self._last, 0.0)
+        self._last = max(now, self._last)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.time() - self.started
+
+
+def run(
+    spec: JobSpec,
+    *,
+    address: str | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    quiet: bool = False,
+    started: float | None = None,
+) -> JobResult:
+    """Runs a job, or what is left of it.
+
+    :param address: a Ray cluster; default: one that runs already, else a local one.
+    :param overwrite: replace the output of another job.
+    :param console: where progress goes; default: stderr.
+    :param quiet: show no progress.
+    :param started: unix time when the command began, for the report.
+    :raises SpecError: with every fault, before anything is started.
+    """
+    clock = Clock(started)
+    plan = make_plan(spec, overwrite)
+    clock.lap("plan")
+    manifests: list[Manifest] = []
+    problem = None
+    if plan.todo:
+        problem = _process(plan, address, clock, manifests, Progress(console, plan.title, quiet))
+    else:
+        _prepare_output(plan)
+    return _finish(plan, manifests, clock, problem)
+
+
+def _process(
+    plan: Plan, address: str | None, clock: Clock, manifests: list[Manifest], progress: Progress
+) -> BaseException | None:
+    """Sends the splits through the cluster; returns what ended it early, if anything did."""
+    from hfbatch.cluster.pipeline import process
+    from hfbatch.cluster.resources import lay_out
+    from hfbatch.cluster.session import ceiling, connect, nodes
+    from hfbatch.cluster.tracker import Activity
+
+    follower = Follower(plan, clock, manifests, progress)
+    with progress:
+        follower.say("connecting to Ray")
+        with connect(address):
+            clock.lap("connect")
+            layout = lay_out(plan.spec.workers, nodes(), ceiling()).at_most(len(plan.todo))
+            job = _prepare_output(plan)
+
+            def on_settled(settled: Settled) -> None:
+                plan.ledger.write_job({**job, "settled": vars(settled)})
+
+            def on_activity(activity: Activity) -> None:
+                follower.follow(vars(activity))
+
+            follower.say(f"starting {layout.workers} model worker{'s' * (layout.workers > 1)}")
+            try:
+                for manifest in process(plan, layout, on_activity, on_settled):
+                    manifests.append(manifest)
+                    follower.first_part = follower.first_part or clock.elapsed
+                    if manifest.fatal:
+                        return WorkerError(manifest.error or "")
+            except (WorkerError, KeyboardInterrupt) as error:
+                return error
+            finally:
+                follower.close()
+    return None
+
+
+class Follower:
+    """Turns what is known of the workers into progress and into the phases of the clock."""
+
+    def __init__(self, plan: Plan, clock: Clock, manifests: list[Manifest], progress: Progress) -> None:
+        self._plan, self._clock, self._manifests, self._progress = plan, clock, manifests, progress
+        self._done_before = len(plan.state.done)
+        self._rows_before = sum(split.rows for split in plan.state.done)
+        self._activity: dict[str, Any] = {}
+        self.first_part = 0.0
+
+    def say(self, state: str) -> None:
+        """Shows what is happening."""
+        self._show(state)
+
+    def follow(self, activity: dict[str, Any]) -> None:
+        """Takes in what the tracker knows."""
+        self._activity = activity
+        if activity["first_batch"]:
+            self._show("running")
+        elif activity["workers"]:
+            self._show("choosing the batch size")
+
+    def close(self) -> None:
+        """Shows the last state and ends the phases: workers, calibrate, working."""
+        self._show("done")
+        activity = self._activity
+        if activity.get("first_loaded"):
+            self._clock.lap("workers", activity["first_loaded"])
+        if activity.get("first_batch"):
+            self._clock.lap("calibrate", activity["first_batch"])
+        self._clock.lap("working")
+        if self.first_part:
+            self._clock.phases["first_part"] = self.first_part
+
+    def _show(self, state: str) -> None:
+        good = [manifest for manifest in self._manifests if manifest.error is None]
+        activity = self._activity
+        first_batch = activity.get("first_batch")
+        self._progress.update(
+            Snapshot(
+                splits_done=self._done_before + len(good),
+                splits_failed=len(self._manifests) - len(good) + len(self._plan.broken),
+                splits_total=len(self._plan.splits),
+                rows_done=self._rows_before + max(activity.get("rows", 0), sum(m.rows_in for m in good)),
+                rows_total=None if self._plan.spec.input.filter else self._plan.rows,
+                tokens=activity.get("tokens", 0),
+                padded_tokens=activity.get("padded_tokens", 0),
+                rejected=sum(manifest.rows_rejected for manifest in good),
+                elapsed=self._clock.elapsed,
+                working=time.time() - first_batch if first_batch else 0.0,
+                state=state,
+            )
+        )
+
+
+def _prepare_output(plan: Plan) -> dict[str, Any]:
+    """Makes the output folder ready; returns job.json's content."""
+    ledger, job = plan.ledger, plan.job()
+    if plan.overwrite:
+        ledger.clear()
+    if plan.state.todo or plan.state.stale:
+        ledger.clear_success()
+    ledger.clean_temporary()
+    ledger.write_job(job)
+    return job
+
+
+def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseException | None) -> JobResult:
+    """Compares what is there with the plan, writes the report and, if all is well, `_SUCCESS`."""
+    ledger = plan.ledger
+    failed = _failures(plan, manifests, problem)
+    if not failed and not problem:
+        ledger.remove(plan.state.stale)
+    state = ledger.state(plan.splits)
+    committed = ledger.manifests([split.part for split in state.done])
+    with suppress(OSError):  # the cache only saves time, and a full disk is told below
+        ledger.save_manifests(committed)
+    clock.phases["total"] = clock.elapsed
+    job = ledger.read_job() or {}
+    ran = {manifest.part for manifest in manifests if manifest.error is None}
+    report = build_report(
+        job, [*committed, *failed], ran, clock.phases, job["histogram"], splits_total=len(plan.splits)
+    )
+    code, message = _outcome(plan, report, failed, problem)
+    report = {**report, "exit_code": code, "message": message}
+    try:
+        for name, data in render_files(report).items():
+            write_file(ledger.fs, f"{ledger.root}/_hfbatch/{name}", data)
+    except OSError as error:
+        code, message = code or SOME_FAILED, f"{message} The report cannot be written: {error}"
+    if code == DONE and not ledger.has_success():
+        ledger.mark_success(
+            {"fingerprint": plan.fingerprint, "rows": report["rows"], "finished": report["finished"]}
+        )
+    return JobResult(code, plan.spec.output.path, report, message)
+
+
+def _failures(plan: Plan, manifests: list[Manifest], problem: BaseException | None) -> list[Manifest]:
+    """A manifest for each split that failed, also for those that the cluster never gave back."""
+    failed = [manifest for manifest in manifests if manifest.error is not None]
+    failed += [Manifest(split.part, error=split.fault) for split in plan.broken]
+    if problem is None:
+        back = {manifest.part for manifest in manifests}
+        failed += [
+            Manifest(split.part, error="the cluster lost it; run again")
+            for split in plan.todo
+            if split.part not in back
+        ]
+    return failed
+
+
+def _outcome(
+    plan: Plan, report: dict[str, Any], failed: list[Manifest], problem: BaseException | None
+) -> tuple[int, str]:
+    splits, rows, rejects = report["splits"], report["rows"], report["rejects"]
+    progress = f"{splits['done']:,} of {splits['total']:,} splits are committed"
+    again = "the same command goes on from here"
+    if isinstance(problem, KeyboardInterrupt):
+        return INTERRUPTED, f"Interrupted: {progress}; {again}."
+    if problem is not None:
+        return SOME_FAILED, f"Stopped: {problem} ({progress}; {again})"
+    if failed:
+        return (
+            SOME_FAILED,
+            f"{count(len(failed), 'split')} failed, the first: {failed[0].error} ({progress}; {again})",
+        )
+    if rejects["fraction"] > plan.spec.rejects.max_fraction:
+        return TOO_MANY_REJECTS, (
+            f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
+            f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not"
+        )
+    return DONE, f"Done: {rows['out']:,} rows in {splits['total']:,} parts, {rows['rejected']:,} rejects."

@@ -1,0 +1,376 @@
+"""The report of a job: its numbers from the manifests, its page, its table for a terminal. Touches no file.
+
+Knows nothing of Ray and of models: everything comes from job.json, the manifests of the splits and the driver's
+clock.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from hfbatch import charts
+from hfbatch.data.manifest import LENGTH_EDGES, Manifest
+from hfbatch.errors import HfbatchError
+from hfbatch.progress import compact
+
+PHASES = {
+    "plan": "plan: check everything, cut the splits",
+    "connect": "connect to Ray, or start it",
+    "workers": "start workers, load the model",
+    "calibrate": "choose the batch size",
+}
+"""The start-up, in order: name in `seconds.phases` and in words. What comes after is work."""
+STAGES = ("read", "preprocess", "forward", "postprocess", "write")
+MOST_POINTS = 500
+"""Points of the timeline; beyond that, evenly spaced commits stand for all."""
+MOST_LISTED = 50
+"""Failed splits, reasons and workers that the page lists; report.json has all of them."""
+MOST_BARS = 8
+STATUS = {0: "success", 1: "failed", 3: "rejects", 130: "interrupted"}
+"""By the exit code of the run."""
+
+
+def build_report(
+    job: Mapping[str, Any],
+    manifests: Sequence[Manifest],
+    run_parts: set[str],
+    timing: Mapping[str, float],
+    histogram: Mapping[str, Any] | None,
+    *,
+    splits_total: int | None = None,
+    ended: float | None = None,
+) -> dict[str, Any]:
+    """The content of report.json. Rates and timeline are of this run, all else of the whole output.
+
+    Keys of the result:
+
+    - `rows`: `read` (before the filter), `in` (after it), `out`, `rejected`, `truncated`, `filtered`
+    - `splits`: `total`, `done`, `failed`, `left` (neither done nor failed), `this_run` (done by this run)
+    - `tokens`, `padded_tokens` (what the device computed), `padding` (share of padded_tokens that is padding;
+      None without tokens)
+    - `seconds`: `total`, `start_up` (until the first batch), `working` (from then on), `first_part` (from the
+      command to the first commit, None without one), `phases` (the driver's, in order)
+    - `rates`: `rows_per_s` and `tokens_per_s` while working, `rows_per_s_with_start_up`; None where nothing ran.
+      Rows are those that came in, rejects included
+    - `stages`: busy seconds of each, added up over all workers
+    - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
+    - `failed`: `part` and `error` of each failed split
+    - `model`, `batch_size`, `dtype`, `devices` (the distinct workers), `versions`, `spec`, `fingerprint`
+    - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
+    - `lengths`: `edges` and `counts` of tokens a row; `histogram`: the same of the task's number, and its `name`
+    - `finished`: ISO time, UTC
+
+    :param job: job.json.
+    :param manifests: of all committed parts, and of the splits that failed (`error` set).
+    :param run_parts: the parts that this run committed.
+    :param timing: seconds of the driver's phases, in order: those of PHASES that took place and `working`; beside
+        them `first_part` and `total`, which count from the command's start.
+    :param histogram: `name` and `edges` of the task's histogram.
+    :param splits_total: splits of the plan; default: those that have a manifest.
+    :param ended: unix time when the run ended, default now; together with `total` it dates the commits.
+    :raises HfbatchError: when a committed part has lost or made up rows.
+    """
+    ended = time.time() if ended is None else ended
+    failed = {manifest.part: manifest.error for manifest in manifests if manifest.error is not None}
+    done = [manifest for manifest in manifests if manifest.error is None]
+    ran = [manifest for manifest in done if manifest.part in run_parts]
+    _check_conservation(done)
+    rows, tokens, padded = _rows(done), _sum(done, "tokens"), _sum(done, "padded_tokens")
+    seconds = _seconds(timing, bool(ran))
+    settled = job.get("settled") or {}
+    total = len(done) + len(failed) if splits_total is None else splits_total
+    edges = histogram["edges"] if histogram else []
+    return {
+        "rows": rows,
+        "splits": {
+            "total": total,
+            "done": len(done),
+            "failed": len(failed),
+            "left": max(total - len(done) - len(failed), 0),
+            "this_run": len(ran),
+        },
+        "tokens": tokens,
+        "padded_tokens": padded,
+        "padding": 1 - tokens / padded if padded else None,
+        "seconds": seconds,
+        "rates": _rates(ran, seconds),
+        "stages": _stages(done),
+        "rejects": _rejects(job, done, rows),
+        "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
+        "model": dict(job["model"]),
+        "dtype": settled.get("dtype"),
+        "devices": sorted({manifest.worker for manifest in done if manifest.worker}),
+        "batch_size": settled.get("batch_size"),
+        "timeline": _timeline(ran, ended - seconds["total"], seconds["total"]),
+        "lengths": {
+            "edges": list(LENGTH_EDGES),
+            "counts": _bins((m.lengths for m in done), len(LENGTH_EDGES) - 1),
+        },
+        "histogram": {
+            "name": histogram["name"] if histogram else "",
+            "edges": list(edges),
+            "counts": _bins((m.histogram for m in done), max(len(edges) - 1, 0)),
+        },
+        "versions": dict(job["versions"]),
+        "spec": dict(job["spec"]),
+        "fingerprint": job["fingerprint"],
+        "finished": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_conservation(done: Iterable[Manifest]) -> None:
+    for manifest in done:
+        if manifest.rows_in != manifest.rows_out + manifest.rows_rejected:
+            raise HfbatchError(
+                f"part {manifest.part}: {manifest.rows_in} rows came in, but {manifest.rows_out} went out and "
+                f"{manifest.rows_rejected} were rejected; delete that part and run the same command again"
+            )
+
+
+def _sum(manifests: Iterable[Manifest], name: str) -> int:
+    return sum(getattr(manifest, name) for manifest in manifests)
+
+
+def _rows(done: Sequence[Manifest]) -> dict[str, int]:
+    names = {"read": "rows_read", "in": "rows_in", "out": "rows_out"}
+    names |= {"rejected": "rows_rejected", "truncated": "rows_truncated"}
+    rows = {key: _sum(done, name) for key, name in names.items()}
+    return {**rows, "filtered": rows["read"] - rows["in"]}
+
+
+def _seconds(timing: Mapping[str, float], ran: bool) -> dict[str, Any]:
+    total = timing.get("total", sum(seconds for name, seconds in timing.items() if name != "first_part"))
+    start_up = min(sum(timing.get(name, 0.0) for name in PHASES), total)
+    working = timing.get("working", total - start_up) if ran else 0.0
+    phases = {name: seconds for name, seconds in timing.items() if name not in ("total", "first_part")}
+    first = timing.get("first_part")
+    return {"total": total, "start_up": start_up, "working": working, "first_part": first, "phases": phases}
+
+
+def _rates(ran: Sequence[Manifest], seconds: Mapping[str, Any]) -> dict[str, float | None]:
+    rows, tokens, working, total = (
+        _sum(ran, "rows_in"),
+        _sum(ran, "tokens"),
+        seconds["working"],
+        seconds["total"],
+    )
+    return {
+        "rows_per_s": rows / working if ran and working > 0 else None,
+        "tokens_per_s": tokens / working if ran and working > 0 else None,
+        "rows_per_s_with_start_up": rows / total if ran and total > 0 else None,
+    }
+
+
+def _stages(done: Iterable[Manifest]) -> dict[str, float]:
+    busy: defaultdict[str, float] = defaultdict(float)
+    for manifest in done:
+        for name, seconds in manifest.seconds.items():
+            busy[name] += seconds
+    order = [*STAGES, *sorted(set(busy) - set(STAGES))]
+    return {name: busy[name] for name in order if name in busy}
+
+
+def _rejects(job: Mapping[str, Any], done: Iterable[Manifest], rows: Mapping[str, int]) -> dict[str, Any]:
+    reasons: Counter[str] = Counter()
+    for manifest in done:
+        if manifest.reasons:
+            reasons.update(manifest.reasons)
+    return {
+        "max_fraction": job["spec"]["rejects"]["max_fraction"],
+        "fraction": rows["rejected"] / rows["in"] if rows["in"] else 0.0,
+        "reasons": dict(reasons.most_common()),
+    }
+
+
+def _timeline(ran: Sequence[Manifest], started: float, total: float) -> list[dict[str, float]]:
+    if not ran:
+        return []
+    order = np.argsort([manifest.finished for manifest in ran], kind="stable")
+    # Clocks of other machines may be off; no commit lies outside the run.
+    moments = np.clip(np.array([manifest.finished for manifest in ran])[order] - started, 0.0, total)
+    rows = np.cumsum(np.array([manifest.rows_in for manifest in ran], np.int64)[order])
+    tokens = np.cumsum(np.array([manifest.tokens for manifest in ran], np.int64)[order])
+    chosen = np.unique(np.linspace(0, len(ran) - 1, min(len(ran), MOST_POINTS)).round().astype(int))
+    return [
+        {"seconds": round(float(moments[k]), 3), "rows": int(rows[k]), "tokens": int(tokens[k])}
+        for k in chosen
+    ]
+
+
+def _bins(counts: Iterable[list[int]], bins: int) -> list[int]:
+    known = [row for row in counts if bins and len(row) == bins]
+    return np.array(known, np.int64).sum(axis=0).tolist() if known else [0] * bins
+
+
+def status_of(report: Mapping[str, Any]) -> str:
+    """How the job ended: success, failed, rejects or interrupted; by `exit_code` where the report has one."""
+    if "exit_code" in report:
+        return STATUS.get(report["exit_code"], "failed")
+    if report["splits"]["failed"]:
+        return "failed"
+    if report["splits"]["left"]:
+        return "interrupted"
+    over = report["rejects"]["fraction"] > report["rejects"]["max_fraction"]
+    return "rejects" if over else "success"
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """How the job ended, in a sentence."""
+    rows, splits, rejects = report["rows"], report["splits"], report["rejects"]
+    committed = f"{splits['done']:,} of {count(splits['total'], 'split')} committed"
+    match status_of(report):
+        case "success" if not rows["in"]:
+            return "Done: the input has no rows"
+        case "success":
+            left_out = f", {rows['rejected']:,} rejected" if rows["rejected"] else ", none rejected"
+            return f"Done: {count(rows['out'], 'row')} predicted{left_out}"
+        case "rejects":
+            shares = percent(rejects["fraction"]), percent(rejects["max_fraction"])
+            return f"Too many rejects: {shares[0]} of the rows, where up to {shares[1]} are allowed"
+        case "interrupted":
+            return f"Interrupted: {committed}"
+        case _ if splits["failed"]:
+            return f"{count(splits['failed'], 'split')} failed: {committed}"
+        case _:
+            return f"Stopped: {committed}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share in words: `4.2%`, `5%`, `< 0.1%`, `–` where there is none; 100% only where it is all."""
+    if share is None:
+        return "–"
+    if 0 < share < 0.0005:
+        return "< 0.1%"
+    return f"{min(share, 0.999) if share < 1 else share:.1%}".replace(".0%", "%")
+
+
+def seconds_in_words(seconds: float | None) -> str:
+    """A duration: `0.42 s`, `12.3 s`, `3 min 5 s`, `2 h 14 min`."""
+    if seconds is None:
+        return "–"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 0.995 else f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours:,} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
+def rate(number: float | None) -> str:
+    """A rate without its unit; `–` where there is none."""
+    return "–" if number is None else compact(number)
+
+
+def draw(report: Mapping[str, Any]) -> dict[str, str]:
+    """The charts of a report as SVG; "" where there is nothing to draw."""
+    seconds, reasons = report["seconds"], dict(list(report["rejects"]["reasons"].items())[:MOST_BARS])
+    clock = {words: seconds["phases"][name] for name, words in PHASES.items() if name in seconds["phases"]}
+    if seconds["working"]:
+        clock["process the splits"] = seconds["working"]
+    rest = seconds["total"] - sum(clock.values())
+    if clock and rest >= 0.05:
+        clock["verify and report"] = rest
+    stages, histogram = report["stages"], report["histogram"]
+    padding = [("text", report["tokens"]), ("padding", report["padded_tokens"] - report["tokens"])]
+    return {
+        "throughput": charts.throughput(
+            report["timeline"], seconds["start_up"], report["rates"]["rows_per_s"]
+        ),
+        "lengths": charts.histogram("lengths", **report["lengths"], xlabel="tokens in a row"),
+        "padding": charts.share("padding", padding, "Tokens computed: text and padding"),
+        "stages": charts.bars(
+            "stages", stages, [seconds_in_words(busy) for busy in stages.values()], "Busy time of each stage"
+        ),
+        "clock": charts.bars(
+            "clock", clock, [seconds_in_words(t) for t in clock.values()], "Time of each phase"
+        ),
+        "rejects": charts.bars(
+            "rejects", reasons, [f"{number:,}" for number in reasons.values()], "Rejects by reason", warn=True
+        ),
+        "histogram": charts.histogram(
+            "histogram", histogram["edges"], histogram["counts"], histogram["name"]
+        ),
+    }
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The report as one page that needs nothing else: no script, no link, no file."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=percent,
+        seconds=seconds_in_words,
+        rate=rate,
+        count=count,
+        compact=compact,
+        thousands="{:,}".format,
+    )
+    page = environment.from_string(files("hfbatch").joinpath("report.html.j2").read_text(encoding="utf8"))
+    return page.render(
+        report=report,
+        status=status_of(report),
+        headline=headline(report),
+        charts={name: Markup(svg) for name, svg in draw(report).items()},  # noqa: S704 - charts escape their labels
+        spec=yaml.safe_dump(dict(report["spec"]), sort_keys=False, allow_unicode=True),
+        most=MOST_LISTED,
+    )
+
+
+def render_files(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """report.json and report.html by name."""
+    return {
+        "report.json": json.dumps(report, indent=1).encode(),
+        "report.html": render_html(report).encode("utf8", "replace"),
+    }
+
+
+def summary_lines(report: Mapping[str, Any]) -> Table:
+    """The report as a small table for a terminal."""
+    rows, splits, seconds, rates = report["rows"], report["splits"], report["seconds"], report["rates"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def add(name: str, text: str) -> None:
+        table.add_row(name, Text(text))
+
+    notes = [f"{rows[key]:,} {key}" for key in ("rejected", "truncated", "filtered") if rows[key]]
+    add("rows", ", ".join([f"{rows['out']:,} out of {rows['in']:,}", *notes]))
+    for reason, number in list(report["rejects"]["reasons"].items())[:5]:
+        add("", f"{number:,} × {reason}")
+    failed = [f"{splits['failed']:,} failed"] if splits["failed"] else []
+    left = [f"{splits['left']:,} left"] if splits["left"] else []
+    now = f"{splits['done']:,} of {splits['total']:,} ({splits['this_run']:,} in this run)"
+    add("splits", ", ".join([now, *failed, *left]))
+    if rates["rows_per_s"] is not None:
+        whole = f"{rate(rates['rows_per_s_with_start_up'])} with start-up"
+        add("rate", f"{rate(rates['rows_per_s'])} rows/s, {rate(rates['tokens_per_s'])} tokens/s ({whole})")
+    add(
+        "time",
+        f"{seconds_in_words(seconds['total'])}, {seconds_in_words(seconds['start_up'])} of them start-up",
+    )
+    if report["padding"] is not None:
+        add("padding", f"{percent(report['padding'])} of {compact(report['padded_tokens'])} tokens")
+    device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
+    model = f"{report['model']['name']} @ {str(report['model']['commit'])[:12]}"
+    add("model", ", ".join(filter(None, [model, report["dtype"], device])))
+    return table

@@ -1,0 +1,218 @@
+"""The spec: what the user writes, as YAML, flags or Python. Checks form, touches no file but the spec itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hfbatch.errors import SpecError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """A frozen part of the spec that refuses unknown keys and takes field docs from docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    """A plain string stands for a section with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class ModelSpec(Section):
+    """Which model, at which revision and precision."""
+
+    name: str = Field(min_length=1)
+    """A Hub name (org/model) or a folder with config.json and safetensors weights."""
+    revision: str | None = None
+    """A branch, tag or commit of the Hub; pinned to a commit before work starts."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and activations; auto is the best that the device runs natively."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read that code first."""
+
+
+class InputSpec(Section):
+    """Where the rows are."""
+
+    path: str = Field(min_length=1)
+    """A folder, file or glob: a local path, s3://, gs://, hf:// or another fsspec URL."""
+    format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
+    """File format; auto goes by the file names' endings."""
+    columns: dict[str, str] = {}
+    """Task input to dataset column, where the names differ, such as {text: body}."""
+    filter: str | None = None
+    """A SQL condition; rows for which it is not true are left out, such as "lang = 'en'"."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read only the first N rows of the input (counted before the filter)."""
+    split_rows: int | None = Field(default=None, ge=1)
+    """Most rows in a split, the unit of work and of commit; the default depends on the task."""
+
+
+class OutputSpec(Section):
+    """Where the predictions go."""
+
+    path: str = Field(min_length=1)
+    """The output folder: one Parquet part for each split."""
+    keep: tuple[str, ...] | None = None
+    """Input columns to copy beside the predictions; default: all of them."""
+    prefix: str = ""
+    """Put before the name of every output column of the task."""
+
+
+class BatchSpec(Section):
+    """What the device gets at once."""
+
+    size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Rows in a batch; auto tries a few sizes on real rows and keeps the fastest that fits."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a batch with its padding; when set, it cuts batches along with size."""
+
+
+class WorkersSpec(Section):
+    """How many model workers, and what each of them takes."""
+
+    count: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Workers that hold the model; auto fills the cluster."""
+    gpus: Annotated[float, Field(ge=0)] | Auto = "auto"
+    """GPUs of one worker; auto is 1 where the cluster has GPUs, else 0."""
+    cpus: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """CPUs of one worker."""
+
+
+class RejectsSpec(Section):
+    """How many rows may fail."""
+
+    max_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rejected rows with which a job still succeeds."""
+
+
+class JobSpec(Section):
+    """One batch job, whole."""
+
+    task: str = Field(min_length=1)
+    """What to do with each row; `hfbatch tasks` lists the choices."""
+    model: Annotated[ModelSpec, _shorthand("name")]
+    """The model; a plain string is its name."""
+    input: Annotated[InputSpec, _shorthand("path")]
+    """The rows; a plain string is the path."""
+    output: Annotated[OutputSpec, _shorthand("path")]
+    """The predictions; a plain string is the path."""
+    batch: BatchSpec = BatchSpec()
+    """How rows are batched."""
+    workers: WorkersSpec = WorkersSpec()
+    """How the work is spread."""
+    params: dict[str, Any] = {}
+    """Options of the task; `hfbatch tasks NAME` lists them."""
+    rejects: RejectsSpec = RejectsSpec()
+    """How many rows may fail."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Validates a nested mapping. :raises SpecError: with every fault."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(faults_of(error, cls)) from error
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Reads a YAML spec and applies `dotted.key=value` overrides.
+
+        :raises SpecError: with every fault.
+        """
+        return cls.build(apply_overrides(read_yaml(path), overrides))
+
+    def to_yaml(self) -> str:
+        """The spec as YAML, without the fields that have their default value."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+        )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A spec file as a nested dict. :raises SpecError: when it is absent, not YAML or not a mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise SpecError(f"spec {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"spec {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SpecError(
+            f"spec {path} holds a {type(values).__name__}, not keys; start with `task: embedding`"
+        )
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of values with each `dotted.key=value` set; the value is read as YAML (`4`, `null`, `[a, b]`).
+
+    :raises SpecError: for an override without `=`, or one below a value that is not a section.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    shorthands = {"model": "name", "input": "path", "output": "path"}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise SpecError(f"--set {override!r} has no value; write --set dotted.key=value")
+        node = result
+        *parents, leaf = dotted.strip().split(".")
+        for name in parents:
+            inner = node.get(name, {})
+            if isinstance(inner, str) and name in shorthands:
+                inner = {shorthands[name]: inner}
+            if not isinstance(inner, dict):
+                raise SpecError(f"--set {override!r}: {name!r} is {inner!r}, which has no keys below it")
+            node[name] = node = dict(inner)
+        node[leaf] = parse_value(text)
+    return result
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value read as YAML, or as the plain text where it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """One sentence for each fault of a pydantic error; an unknown key gets the list of those that exist."""
+    return [_sentence(fault, model, where) for fault in error.errors(include_url=False)]
+
+
+def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
+    path = [str(part) for part in fault["loc"]]
+    name = ".".join([where, *path] if where else path)
+    match fault["type"]:
+        case "extra_forbidden":
+            known = ", ".join(_fields_at(model, path[:-1]))
+            return f"unknown key {name!r} (known here: {known})"
+        case "missing":
+            return f"{name} is missing; add it to the spec"
+        case _:
+            return f"{name}: {fault['msg']} (got {fault['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            break
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,81 @@
+"""What an output folder says of its job, without the input and without a cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hfbatch.data.ledger import Ledger
+from hfbatch.errors import SpecError
+
+
+def read_status(out: str) -> dict[str, Any]:
+    """Parts, rows and rejects so far, and how the last run ended. :raises SpecError: if OUT is no output."""
+    ledger, job = _job(out)
+    manifests = ledger.manifests(sorted(ledger.list_parts()))
+    last = _last_report(ledger)
+    return {
+        "output": out,
+        "task": job["spec"]["task"],
+        "model": job["model"],
+        "fingerprint": job["fingerprint"],
+        "settled": job["settled"],
+        "success": ledger.has_success(),
+        "parts": len(manifests),
+        "splits": last["splits"]["total"] if last else None,
+        "rows_in": sum(manifest.rows_in for manifest in manifests),
+        "rows_out": sum(manifest.rows_out for manifest in manifests),
+        "rows_rejected": sum(manifest.rows_rejected for manifest in manifests),
+        "last_run": {key: last[key] for key in ("finished", "exit_code", "message")} if last else None,
+    }
+
+
+def read_report(out: str) -> dict[str, Any]:
+    """report.json of the last run. :raises SpecError: if there is none."""
+    ledger, _ = _job(out)
+    report = _last_report(ledger)
+    if report is None:
+        raise SpecError(
+            f"{out} has no report yet: its job was killed or still runs; see `hfbatch status {out}`"
+        )
+    return report
+
+
+def render_status(status: dict[str, Any], console: Console) -> None:
+    """Prints what read_status returned."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    state = "[green]success[/]" if status["success"] else "not finished: the same command goes on"
+    table.add_row("state", state)
+    table.add_row(
+        "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}"
+    )
+    of = f" of {status['splits']:,}" if status["splits"] else ""
+    table.add_row("parts", f"{status['parts']:,}{of}")
+    table.add_row("rows", f"{status['rows_out']:,} out, {status['rows_rejected']:,} rejected")
+    if status["settled"]:
+        chosen = status["settled"]
+        table.add_row("chosen", f"batch {chosen['batch_size']}, {chosen['dtype']} on {chosen['device']}")
+    if status["last_run"]:
+        table.add_row("last run", f"{status['last_run']['finished']}: {status['last_run']['message']}")
+    console.print(table)
+
+
+def _job(out: str) -> tuple[Ledger, dict[str, Any]]:
+    ledger = Ledger(out)
+    job = ledger.read_job()
+    if job is None:
+        raise SpecError(f"{out} is no output of hfbatch: it has no _hfbatch/job.json")
+    return ledger, job
+
+
+def _last_report(ledger: Ledger) -> dict[str, Any] | None:
+    try:
+        with ledger.fs.open_input_file(f"{ledger.root}/_hfbatch/report.json") as file:
+            return json.loads(file.read())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,188 @@
+"""What a task is: the contract between columns, features and output columns. Knows nothing of Ray and of files.
+
+A split's rows pass through one task object in three places:
+
+    preprocess    CPU     columns  -> features       one row each, ragged Arrow lists
+    forward       device  batch    -> tensors        padded arrays made by collate, first dimension the batch
+    postprocess   CPU     tensors  -> output columns
+
+The same object can be built anywhere from `(model, params, max_length, seed)`; its tokenizer and config load
+when they are first used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.spec import Section
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from hfbatch.data.models import Model
+
+Batch = dict[str, np.ndarray]
+
+
+class Params(Section):
+    """Base of a task's options; each field's docstring is its help."""
+
+
+@dataclass(frozen=True)
+class InputColumn:
+    """A column that a task reads."""
+
+    name: str
+    accepts: Callable[[pa.DataType], bool]
+    """Whether an Arrow type will do."""
+    wants: str
+    """The accepted types in words, for errors and help."""
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows made ready for the device."""
+
+    table: pa.Table
+    """One row for each input row, in input order: `input_ids` and the like as list<int32>."""
+    truncated: int = 0
+    """How many rows were cut to the length limit."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Which number of each prediction the report draws."""
+
+    name: str
+    edges: tuple[float, ...]
+    """Bin edges; values outside are counted in the outermost bins."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small input that documents the task and feeds its tests."""
+
+    rows: Mapping[str, list[Any]]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One thing to do with each row, such as `embedding`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `hfbatch tasks`."""
+    auto_class: str
+    """The transformers AutoClass that loads the model."""
+    inputs: ClassVar[tuple[InputColumn, ...]]
+    outputs: ClassVar[Mapping[str, str]]
+    """Output columns and their types in words, for help."""
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Inputs of which exactly one is read; one that the spec maps goes before one found by its name."""
+    Params: ClassVar[type[Params]] = Params
+    split_rows: ClassVar[int] = 8192
+    """Rows of a split, unless the spec says: large enough to sort by length, small enough to lose."""
+    histogram: ClassVar[Histogram]
+    ragged: ClassVar[Mapping[str, str]] = {}
+    """Outputs whose second dimension differs from row to row, and the output that holds its length."""
+    EXAMPLE: ClassVar[Example]
+
+    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
+        self.model = model
+        self.params = params
+        self.max_length = max_length
+        self.seed = seed
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's config; no weights are read."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.model.folder, trust_remote_code=self.model.trust_remote_code)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.model.folder, trust_remote_code=self.model.trust_remote_code
+        )
+
+    def check(self) -> list[str]:
+        """What keeps this model and these params from doing the task; called once, before work starts."""
+        return []
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """What is wrong with the set of task inputs that the dataset has, beyond required ones that lack.
+
+        :param present: names of task inputs that are mapped or found.
+        """
+        return []
+
+    def notes(self) -> list[str]:
+        """Choices made for the user that the plan should say."""
+        return []
+
+    @abstractmethod
+    def output_fields(self) -> list[pa.Field]:
+        """Names and types of the output columns, from the config alone."""
+
+    def fields_for(self, present: set[str]) -> list[pa.Field]:
+        """`output_fields()`; overridden where the types depend on which optional inputs there are.
+
+        :param present: names of task inputs that are mapped or found.
+        """
+        return self.output_fields()
+
+    @abstractmethod
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Turns input columns, none of which holds a null, into features.
+
+        :param columns: task input name to array, all of one length.
+        :param places: `file` (string) and `row` (int64) of each row: where it comes from in the input.
+        :raises Exception: whatever is wrong with a row; the caller then finds the row and rejects it.
+        """
+
+    @abstractmethod
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text."""
+
+    @abstractmethod
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """Gathers rows into padded arrays.
+
+        :param rows: positions in features, int64 [batch].
+        :param multiple: the padded length is a multiple of this.
+        """
+
+    @abstractmethod
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs the model on a batch that is on its device. Runs under inference_mode.
+
+        :returns: tensors of first dimension batch; ragged ones padded on the right.
+        """
+
+    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What stands for forward when batch sizes are compared; overridden where forward takes long."""
+        return self.forward(model, batch)
+
+    @abstractmethod
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """Turns what forward returned, one row for each input row in input order, into `output_fields()`.
+
+        :param columns: the task's input columns of the same rows.
+        """
+
+    @abstractmethod
+    def measure(self, outputs: pa.Table) -> np.ndarray:
+        """The number of each row that `histogram` counts, float [rows]."""

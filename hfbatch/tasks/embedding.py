@@ -1,0 +1,335 @@
+"""Task embedding: one vector a text, as sentence-transformers computes it. Knows no files but the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
+from hfbatch.tasks.recipe import Dense, Normalize, Recipe, read_recipe
+from hfbatch.tasks.text import (
+    collate_text,
+    flatten,
+    length_faults,
+    length_limit,
+    list_lengths,
+    padding_id,
+    require_tokens,
+    run_text,
+    text_column,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from hfbatch.data.models import Model
+
+ENCODER_OF = ("t5", "mt5", "umt5")
+"""Encoder-decoder models of which the encoder alone gives embeddings."""
+
+
+class EmbeddingParams(Params):
+    """How token vectors become one vector."""
+
+    pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
+        "auto"
+    )
+    """How token vectors are joined; auto reads the model's sentence-transformers files, else is mean."""
+    normalize: bool | Literal["auto"] = "auto"
+    """Scale vectors to length 1; auto does what the model's sentence-transformers files say."""
+    prompt: str | None = None
+    """Text put before each row, such as "query: "."""
+    prompt_name: str | None = None
+    """One of the prompts that come with the model; default: the model's default prompt, if it has one."""
+    truncate_dim: int | None = Field(default=None, ge=1)
+    """Keep the first so many dimensions, for models trained with Matryoshka loss."""
+
+
+class Embedding(Task):
+    """One vector for each text."""
+
+    name = "embedding"
+    summary = "One vector for each text, for search, clustering and deduplication"
+    auto_class = "AutoModel"
+    inputs = (text_column("text"),)
+    outputs: ClassVar[Mapping[str, str]] = {"embedding": "fixed-size list of float32"}
+    Params = EmbeddingParams
+    # The edges lie around 1, not on it: normalised vectors differ from length 1 in the last bit.
+    histogram = Histogram("norm", tuple(round(10 ** (step / 5 + 0.1), 6) for step in range(-11, 16)))
+    EXAMPLE = Example({"text": ["A man is eating food.", "The cat sleeps.", ""]})
+
+    params: EmbeddingParams
+
+    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
+        super().__init__(model, params, max_length, seed)
+        if (model.read_json("config.json") or {}).get("model_type") in ENCODER_OF:
+            self.auto_class = "AutoModelForTextEncoding"
+        self._dense_weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the sentence-transformers files beside the model say."""
+        return read_recipe(self.model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, made to lower the case where the model's files say so."""
+        tokenizer = super().tokenizer
+        if self.recipe.lowercase and tokenizer.is_fast:
+            from tokenizers.normalizers import Lowercase, Sequence
+
+            own = tokenizer.backend_tokenizer.normalizer
+            tokenizer.backend_tokenizer.normalizer = Sequence(
+                [Lowercase(), *([own] if own is not None else [])]
+            )
+        return tokenizer
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Most tokens of a row."""
+        return self.max_length or self.recipe.max_length or length_limit(self.tokenizer, self.config)
+
+    @cached_property
+    def poolings(self) -> tuple[str, ...]:
+        """Poolings whose results are joined end to end."""
+        return self.recipe.poolings if self.params.pooling == "auto" else (self.params.pooling,)
+
+    @cached_property
+    def steps(self) -> tuple[Normalize | Dense, ...]:
+        """What is applied to the pooled vector before it is truncated."""
+        if self.params.normalize is False:
+            return tuple(step for step in self.recipe.steps if not isinstance(step, Normalize))
+        return self.recipe.steps
+
+    @cached_property
+    def prompt(self) -> str:
+        """Text put before each row."""
+        if self.params.prompt is not None:
+            return self.params.prompt
+        name = self.params.prompt_name or self.recipe.default_prompt
+        return self.recipe.prompts.get(name, "") if name else ""
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """How many tokens at the head of each row stay out of pooling."""
+        if self.recipe.include_prompt or not self.prompt:
+            return 0
+        ids = tokenize(self.tokenizer, self._cased([self.prompt]), max_length=self.limit).table["input_ids"][
+            0
+        ]
+        tokens = ids.as_py()
+        return len(tokens) - (1 if tokens and tokens[-1] in self.tokenizer.all_special_ids else 0)
+
+    @cached_property
+    def full_dimension(self) -> int | None:
+        """Numbers in a vector before truncation; None when the config does not tell."""
+        for step in reversed(self.recipe.steps):
+            if isinstance(step, Dense):
+                return step.out_features
+        hidden = getattr(self.config.get_text_config(), "hidden_size", None)
+        return None if hidden is None else int(hidden) * len(self.poolings)
+
+    @cached_property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        full = self.full_dimension or 0
+        wanted = self.params.truncate_dim or self.recipe.truncate_dim or full
+        return min(wanted, full)
+
+    def check(self) -> list[str]:
+        """Faults of the sentence-transformers files and of params against them."""
+        where = f"model {self.model.name!r}"
+        faults = [f"{where}: {fault}" for fault in self.recipe.faults]
+        if self.full_dimension is None:
+            faults.append(f"{where}: its config has no hidden_size; choose a text encoder for task embedding")
+        faults += length_faults(self.max_length, self.tokenizer, self.config)
+        return faults + self._dense_faults(where) + self._param_faults(where)
+
+    def _dense_faults(self, where: str) -> list[str]:
+        faults = []
+        size = int(getattr(self.config.get_text_config(), "hidden_size", None) or 0) * len(self.poolings)
+        for step in self.recipe.steps:
+            if isinstance(step, Dense):
+                if size and step.in_features != size:
+                    faults.append(
+                        f"{where}: its Dense module {step.folder!r} takes {step.in_features} numbers, "
+                        f"gets {size}; leave params.pooling at auto"
+                    )
+                size = step.out_features
+        return faults
+
+    def _param_faults(self, where: str) -> list[str]:
+        faults = []
+        params, prompts = self.params, self.recipe.prompts
+        if params.prompt is not None and params.prompt_name is not None:
+            faults.append("params.prompt and params.prompt_name are both set; leave one out")
+        if params.prompt_name is not None and params.prompt_name not in prompts:
+            has = ", ".join(sorted(prompts)) or "no prompts"
+            faults.append(
+                f"params.prompt_name {params.prompt_name!r} is not in {where} (has: {has}); use params.prompt"
+            )
+        if params.truncate_dim and self.full_dimension and params.truncate_dim > self.full_dimension:
+            faults.append(
+                f"params.truncate_dim {params.truncate_dim} is more than the "
+                f"{self.full_dimension} dimensions of {where}; set at most {self.full_dimension}"
+            )
+        return faults
+
+    def notes(self) -> list[str]:
+        """What was chosen for want of files, and prompts that nobody asked for."""
+        notes = []
+        if not self.recipe.found:
+            normalised = "normalised" if self.params.normalize is True else "not normalised"
+            pooling = "+".join(self.poolings)
+            notes.append(f"no sentence-transformers files beside the model: {pooling} pooling, {normalised}")
+        if self.recipe.prompts and not self.prompt and self.params.prompt is None:
+            names = ", ".join(self.recipe.prompts)
+            notes.append(
+                f"the model comes with prompts ({names}) and none is used; set params.prompt_name to use one"
+            )
+        shortened = self.full_dimension is not None and self.dimension < self.full_dimension
+        if shortened and self.params.normalize == "auto" and Normalize() in self.steps:
+            notes.append(
+                "truncate_dim cuts normalised vectors to a length below 1; params.normalize: true undoes that"
+            )
+        return notes
+
+    def output_fields(self) -> list[pa.Field]:
+        """`embedding`: fixed_size_list<float32>[dimension]."""
+        return [pa.field("embedding", pa.list_(pa.float32(), self.dimension))]
+
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Tokens of each text, the prompt in front. :raises ValueError: for a text without any token."""
+        texts = columns["text"].to_pylist()
+        if self.prompt:
+            texts = [self.prompt + text for text in texts]
+        return require_tokens(tokenize(self.tokenizer, self._cased(texts), max_length=self.limit))
+
+    def _cased(self, texts: list[str]) -> list[str]:
+        """Texts in lower case where the tokenizer should do it but has no normalizer to be told."""
+        if self.recipe.lowercase and not self.tokenizer.is_fast:
+            return [text.lower() for text in texts]
+        return texts
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Tokens of each row."""
+        return list_lengths(features["input_ids"])
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """Rows padded on the right, which neither encoders nor causal models see."""
+        pad_id = padding_id(self.tokenizer, self.config)
+        return collate_text(features, rows, pad_id, multiple, limit=self.limit, full_mask=False)
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`embedding`, float32 [batch, dimension]."""
+        import torch
+        from torch.nn.functional import normalize
+
+        hidden = run_text(model, batch).last_hidden_state
+        vectors = pool(hidden, batch.get("attention_mask"), self.poolings, self.prompt_tokens)
+        for step in self.steps:
+            vectors = (
+                self._apply_dense(step, vectors) if isinstance(step, Dense) else normalize(vectors, dim=-1)
+            )
+        vectors = vectors[:, : self.dimension]
+        if self.params.normalize is True:
+            vectors = normalize(vectors, dim=-1)
+        return {"embedding": vectors.to(torch.float32).contiguous()}
+
+    def _apply_dense(self, dense: Dense, vectors: torch.Tensor) -> torch.Tensor:
+        key = f"{dense.folder}@{vectors.device}"
+        if key not in self._dense_weights:
+            weights = load_dense(Path(self.model.folder), dense)
+            self._dense_weights[key] = {name: tensor.to(vectors.device) for name, tensor in weights.items()}
+        return apply_dense(dense, self._dense_weights[key], vectors)
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """The vectors as they came."""
+        return [_vectors(outputs)]
+
+    def measure(self, outputs: pa.Table) -> np.ndarray:
+        """Length (L2 norm) of each vector."""
+        vectors = _vectors(outputs)
+        rows = vectors.flatten().to_numpy().reshape(len(vectors), -1)
+        return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+
+
+def pool(
+    hidden: torch.Tensor, mask: torch.Tensor | None, poolings: tuple[str, ...], skip: int = 0
+) -> torch.Tensor:
+    """Joins token vectors, in float32.
+
+    :param hidden: [batch, tokens, size], of any float type.
+    :param mask: 1 for a token, 0 for padding on either side, [batch, tokens]; None when nothing is padded.
+    :param skip: how many tokens at the head of each row stay out.
+    :returns: float32 [batch, size * len(poolings)].
+    """
+    import torch
+
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    place = mask.cumsum(1)
+    kept = mask * (place > skip) if skip else mask
+    return torch.cat([_pool_one(hidden, kept, place, pooling) for pooling in poolings], dim=-1)
+
+
+def _pool_one(hidden: torch.Tensor, kept: torch.Tensor, place: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One pooling. :param place: each token's place among those of its row, from 1, int64 [batch, tokens]."""
+    import torch
+
+    if pooling in ("cls", "lasttoken"):
+        index = (kept if pooling == "cls" else kept * place).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
+    if pooling == "max":
+        return hidden.masked_fill(kept.unsqueeze(-1) == 0, float("-inf")).amax(1).float()
+    weights = kept * place if pooling == "weightedmean" else kept
+    # A matrix product reads the token vectors once and makes no copy of them; it needs equal types, so
+    # lower precisions are widened first rather than summed in their own few bits.
+    total = torch.bmm(weights.unsqueeze(1).float(), hidden.float()).squeeze(1)
+    weight = weights.sum(1, keepdim=True).float()
+    if pooling == "mean_sqrt_len_tokens":
+        weight = weight.sqrt()
+    return total / weight.clamp(min=1e-9)
+
+
+def load_dense(folder: Path, dense: Dense) -> dict[str, torch.Tensor]:
+    """The tensors of a Dense module of sentence-transformers, float32, from its safetensors file.
+
+    :raises ValueError: when the file does not hold what the config speaks of.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / dense.folder / "model.safetensors"
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    needed = ["linear.weight"] + ["residual.weight"] * (
+        dense.residual and dense.in_features != dense.out_features
+    )
+    for name in needed:
+        shape = tuple(weights[name].shape) if name in weights else None
+        if shape != (dense.out_features, dense.in_features):
+            raise ValueError(f"{path}: {name} is {shape}, expected {(dense.out_features, dense.in_features)}")
+    return weights
+
+
+def apply_dense(dense: Dense, weights: Mapping[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
+    """float32 [batch, in_features] to float32 [batch, out_features]."""
+    from torch import nn
+    from torch.nn.functional import linear
+
+    activation = getattr(nn, dense.activation)()
+    result = activation(linear(vectors, weights["linear.weight"], weights.get("linear.bias")))
+    if not dense.residual:
+        return result
+    return result + (linear(vectors, weights["residual.weight"]) if "residual.weight" in weights else vectors)
+
+
+def _vectors(outputs: pa.Table) -> pa.FixedSizeListArray:
+    return flatten(outputs["embedding"])

@@ -1,0 +1,231 @@
+"""What text tasks share: tokens as flat arrays, and padding them without a Python loop over rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.tasks.base import Batch, Features, InputColumn
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds strings."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def text_column(name: str, required: bool = True) -> InputColumn:
+    """A column of strings."""
+    return InputColumn(name, is_text, "string", required)
+
+
+def length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:
+    """Most tokens that the model takes: the tokenizer's limit or the number of position embeddings.
+
+    Tokenizers without a limit carry 1e30 as theirs. RoBERTa's positions begin after the padding index, so
+    the tokenizer's number is the lower one there and wins.
+    """
+    limits = [tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1e9]
+    return min(known, default=None)
+
+
+def length_faults(
+    max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> list[str]:
+    """The fault of a length limit beyond the model's, or so low that no text is left; none for None."""
+    if max_length is None:
+        return []
+    limit, special = length_limit(tokenizer, config), tokenizer.num_special_tokens_to_add()
+    if limit is not None and max_length > limit:
+        return [f"batch.max_length {max_length} is more than the model's {limit} tokens; set at most {limit}"]
+    if max_length <= special:
+        return [f"batch.max_length {max_length} leaves no room beside {special} special tokens; set more"]
+    return []
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """The id to pad with: the model's, else the tokenizer's, else that of the end of a text, else 0.
+
+    The model's comes first because causal classifiers look for that one to find a row's last token.
+    """
+    known = [
+        getattr(config.get_text_config(), "pad_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+    ]
+    return next((int(number) for number in known if number is not None and number >= 0), 0)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    pairs: list[str] | None = None,
+    max_length: int | None = None,
+    add_special_tokens: bool = True,
+    return_token_type_ids: bool = True,
+) -> Features:
+    """Token ids of each text as list<int32>, cut to max_length tokens, special ones included.
+
+    An empty second text counts as none, as it does where transformers encodes a single row.
+
+    :param return_token_type_ids: give `token_type_ids` too, where the tokenizer's model takes them.
+    """
+    encode = _encode_fast if _is_plain(tokenizer) else _encode
+    columns, truncated = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
+    if not return_token_type_ids:
+        columns.pop("token_type_ids", None)
+    table = pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
+    return Features(table, truncated)
+
+
+def require_tokens(features: Features) -> Features:
+    """The same features. :raises ValueError: when a row has no token at all, which no model can read whole."""
+    if len(features.table) and list_lengths(features.table["input_ids"]).min() == 0:
+        raise ValueError("the text gives no token with this tokenizer; filter empty texts out")
+    return features
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether nothing but the Rust tokenizer has a part in encoding."""
+    from transformers import TokenizersBackend
+
+    kind = type(tokenizer)
+    base = TokenizersBackend
+    return tokenizer.is_fast and kind._encode_plus is base._encode_plus and kind.__call__ is base.__call__
+
+
+def _encode_fast(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    pairs: list[str] | None,
+    max_length: int | None,
+    add_special_tokens: bool,
+) -> tuple[dict[str, Any], int]:
+    """Calls the Rust tokenizer itself: twice as fast as through transformers, which copies each row."""
+    rust = tokenizer.backend_tokenizer
+    rust.no_padding()
+    rust.encode_special_tokens = tokenizer.split_special_tokens
+    if max_length is None:
+        rust.no_truncation()
+    else:
+        rust.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    inputs = texts if pairs is None else [(a, b) if b else a for a, b in zip(texts, pairs, strict=True)]
+    rows = rust.encode_batch_fast(inputs, add_special_tokens=add_special_tokens)
+    columns = {"input_ids": [row.ids for row in rows]}
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = [row.type_ids for row in rows]
+    return columns, sum(bool(row.overflowing) for row in rows)
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    pairs: list[str] | None,
+    max_length: int | None,
+    add_special_tokens: bool,
+) -> tuple[dict[str, Any], int]:
+    """Tokenizers with Python code of their own; of full rows, those cut are found by encoding them uncut."""
+    options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
+    if not texts:
+        return {"input_ids": []}, 0
+    encoded = tokenizer(texts, pairs, truncation=max_length is not None, max_length=max_length, **options)
+    columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+    full = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) == max_length]
+    if not full:
+        return columns, 0
+    again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
+    return columns, sum(len(ids) > int(max_length or 0) for ids in again["input_ids"])
+
+
+def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Number of items of each list, int64 [rows]."""
+    return np.diff(offsets_of(flatten(column)))
+
+
+def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
+    """A list column as one array."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+
+def offsets_of(lists: pa.ListArray) -> np.ndarray:
+    """Where each list begins among `lists.values`, int64 [rows + 1]."""
+    return lists.offsets.to_numpy().astype(np.int64)
+
+
+def pad(
+    column: pa.ChunkedArray | pa.Array,
+    rows: np.ndarray,
+    fill: int,
+    multiple: int = 1,
+    left: bool = False,
+    limit: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gathers ragged rows into a rectangle.
+
+    :param rows: positions in column, int64 [batch].
+    :param multiple: the width is rounded up to a multiple of this, but not beyond limit.
+    :param left: pad on the left, as decoder models that generate need.
+    :returns: ids and attention mask, both int64 [batch, width].
+    """
+    lists = flatten(column)
+    offsets = offsets_of(lists)
+    values = lists.values.to_numpy()
+    lengths = offsets[rows + 1] - offsets[rows]
+    longest = int(lengths.max(initial=0))
+    width = max(-(-longest // multiple) * multiple, 1)
+    if limit is not None:
+        width = max(min(width, limit), longest)
+    column_of = np.arange(width)[None, :]
+    shift = (width - lengths)[:, None] if left else 0
+    position = column_of - shift
+    mask = (position >= 0) & (position < lengths[:, None])
+    if not len(values):
+        return np.full(mask.shape, fill, np.int64), mask.astype(np.int64)
+    source = np.where(mask, offsets[rows][:, None] + position, 0)
+    return np.where(mask, values[source], fill).astype(np.int64), mask.astype(np.int64)
+
+
+def collate_text(
+    features: pa.Table,
+    rows: np.ndarray,
+    pad_id: int,
+    multiple: int = 1,
+    left: bool = False,
+    limit: int | None = None,
+    full_mask: bool = True,
+) -> Batch:
+    """Padded `input_ids`, `attention_mask` and, where there are any, `token_type_ids`: int64 [batch, width].
+
+    :param full_mask: give a mask even when no row is padded. Without one, attention takes its fastest path.
+    """
+    ids, mask = pad(features["input_ids"], rows, pad_id, multiple, left, limit)
+    batch = {"input_ids": ids}
+    if full_mask or not mask.all():
+        batch["attention_mask"] = mask
+    if "token_type_ids" in features.column_names:
+        batch["token_type_ids"], _ = pad(features["token_type_ids"], rows, 0, multiple, left, limit)
+    return batch
+
+
+def run_text(model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+    """Calls a model that reads texts whole: with the inputs that it takes, without a key-value cache."""
+    known = inspect.signature(model.forward).parameters
+    takes_all = "input_ids" not in known
+    inputs = {
+        name: tensor
+        for name, tensor in batch.items()
+        if takes_all or name in known or name == "attention_mask"
+    }
+    return model(**inputs, **({"use_cache": False} if "use_cache" in known else {}))

@@ -1,0 +1,161 @@
+"""Task text-classification: labels and scores of a text or a pair of texts. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
+from hfbatch.tasks.text import (
+    collate_text,
+    flatten,
+    length_faults,
+    length_limit,
+    list_lengths,
+    padding_id,
+    require_tokens,
+    run_text,
+    text_column,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+HEAD = "ForSequenceClassification"
+OTHER_TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation"}
+"""What models with another head can do, by the end of their class's name; the rest can do embedding."""
+
+
+class TextClassificationParams(Params):
+    """Which labels to return, and how scores are made."""
+
+    top_k: int | None = Field(default=1, ge=1)
+    """How many labels to return, best first; null returns all. With 1, label and score are not lists."""
+    function_to_apply: Literal["default", "softmax", "sigmoid", "none"] = "default"
+    """What turns logits into scores; default goes by the model's problem type and number of labels."""
+
+
+class TextClassification(Task):
+    """The best labels of each text, with their scores."""
+
+    name = "text-classification"
+    summary = "Labels and scores of a text or a pair of texts; regression too"
+    auto_class = "AutoModelForSequenceClassification"
+    inputs = (text_column("text"), text_column("text_pair", required=False))
+    outputs: ClassVar[Mapping[str, str]] = {
+        "label": "string; list of them, best first, unless top_k is 1",
+        "score": "float32; list of them unless top_k is 1",
+    }
+    Params = TextClassificationParams
+    histogram = Histogram("score", tuple(step / 20 for step in range(21)))
+    EXAMPLE = Example({"text": ["A lovely film.", "Never again.", ""]}, {"top_k": 1})
+
+    params: TextClassificationParams
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Most tokens of a row."""
+        return self.max_length or length_limit(self.tokenizer, self.config)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Label names by class index."""
+        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+
+    @cached_property
+    def count(self) -> int:
+        """How many labels a row gets."""
+        return min(self.params.top_k or len(self.labels), len(self.labels))
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The id of padding tokens."""
+        return padding_id(self.tokenizer, self.config)
+
+    @cached_property
+    def function(self) -> str:
+        """What turns logits into scores: softmax, sigmoid or none, by the rule of transformers' pipeline."""
+        if self.params.function_to_apply != "default":
+            return self.params.function_to_apply
+        if self.config.problem_type == "regression":
+            return "none"
+        if self.config.problem_type == "multi_label_classification" or self.config.num_labels == 1:
+            return "sigmoid"
+        return "softmax"
+
+    def check(self) -> list[str]:
+        """Faults: a model without a classification head, and a length beyond the model's."""
+        faults = []
+        for architecture in self.config.architectures or []:
+            if HEAD not in architecture:
+                other = next(
+                    (task for end, task in OTHER_TASKS.items() if architecture.endswith(end)), "embedding"
+                )
+                faults.append(
+                    f"model {self.model.name!r} is a {architecture}, which has no classification head, so that its "
+                    f"scores would be random; use a model of a class ...{HEAD}, or task {other}"
+                )
+        return faults + length_faults(self.max_length, self.tokenizer, self.config)
+
+    def output_fields(self) -> list[pa.Field]:
+        """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""
+        if self.params.top_k == 1:
+            return [pa.field("label", pa.string()), pa.field("score", pa.float32())]
+        return [pa.field("label", pa.list_(pa.string())), pa.field("score", pa.list_(pa.float32()))]
+
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Tokens of each text or pair. :raises ValueError: for a text without any token."""
+        pairs = columns["text_pair"].to_pylist() if "text_pair" in columns else None
+        return require_tokens(tokenize(self.tokenizer, columns["text"].to_pylist(), pairs, self.limit))
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Tokens of each row."""
+        return list_lengths(features["input_ids"])
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """Rows padded on the right."""
+        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
+        import torch
+
+        text_config = model.config.get_text_config()
+        if getattr(text_config, "pad_token_id", None) is None:
+            # Causal models score the last token that is not padding, and find it by this id.
+            text_config.pad_token_id = self.pad_id
+        logits = run_text(model, batch).logits.float()
+        match self.function:
+            case "softmax":
+                scores = logits.softmax(-1)
+            case "sigmoid":
+                scores = logits.sigmoid()
+            case _:
+                scores = logits
+        # Stable, as Python's sort in the pipeline is: of equal scores, the lower class index comes first.
+        best, index = scores.sort(dim=-1, descending=True, stable=True)
+        kept = (slice(None), 0) if self.params.top_k == 1 else (slice(None), slice(self.count))
+        return {"label": index[kept].to(torch.int32).contiguous(), "score": best[kept].contiguous()}
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """Names in place of class indices."""
+        names = pa.array(self.labels, pa.string())
+        label, score = flatten(outputs["label"]), flatten(outputs["score"])
+        if self.params.top_k == 1:
+            return [names.take(label), score]
+        starts = pa.array(np.arange(len(label) + 1, dtype=np.int32) * self.count)
+        lists = [names.take(label.flatten()), score.flatten()]
+        return [pa.ListArray.from_arrays(starts, values) for values in lists]
+
+    def measure(self, outputs: pa.Table) -> np.ndarray:
+        """Score of the best label of each row."""
+        score = flatten(outputs["score"])
+        if self.params.top_k == 1:
+            return score.to_numpy()
+        return score.flatten().to_numpy().reshape(len(score), -1)[:, 0]

@@ -1,0 +1,86 @@
+"""The inner loop survives a full memory, chooses its batch size, and agrees with itself in any batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hfbatch.compute.calibrate import choose_batch_size
+from hfbatch.compute.precision import native_dtype
+from hfbatch.compute.predictor import Predictor
+from hfbatch.data.models import pin
+from hfbatch.engines.torch import TorchEngine
+from hfbatch.errors import WorkerError
+from hfbatch.spec import ModelSpec
+from hfbatch.tasks.embedding import Embedding
+from tests.jobs.tools import sentences
+
+
+class SmallMemory(Embedding):
+    """Runs out of memory above four rows, as a GPU does."""
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if len(batch["input_ids"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(model, batch)
+
+
+@pytest.fixture(scope="module")
+def engine(encoder: str) -> TorchEngine:
+    return TorchEngine(encoder, "AutoModel", "float32")
+
+
+def features_of(task: Embedding, count: int) -> pa.Table:
+    texts = sentences(count)
+    places = pa.table({"file": [""] * count, "row": pa.array(range(count), pa.int64())})
+    return task.preprocess({"text": pa.array(texts)}, places).table
+
+
+def make(cls: type[Embedding], folder: str) -> Embedding:
+    return cls(pin(ModelSpec(name=folder)), cls.Params())
+
+
+def vectors(table: pa.Table) -> np.ndarray:
+    return table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(encoder: str, engine: TorchEngine) -> None:
+    task = make(SmallMemory, encoder)
+    features = features_of(task, 50)
+    found = Predictor(task, engine, 16).predict(features)
+    expected = Predictor(make(Embedding, encoder), engine, 16).predict(features)
+    assert found.halvings > 0
+    assert found.failures == []
+    assert found.kept.tolist() == list(range(50))
+    assert np.abs(vectors(found.outputs) - vectors(expected.outputs)).max() < 1e-5
+
+
+def test_a_budget_of_tokens_bounds_every_batch(encoder: str, engine: TorchEngine) -> None:
+    task, sizes = make(Embedding, encoder), []
+    Predictor(task, engine, 64, tokens=128, on_batch=lambda stats: sizes.append(stats)).predict(
+        features_of(task, 60)
+    )
+    assert sum(stats.rows for stats in sizes) == 60
+    assert all(stats.padded_tokens <= 128 or stats.rows == 1 for stats in sizes)
+
+
+def test_the_chosen_batch_size_is_one_that_fits(encoder: str, engine: TorchEngine) -> None:
+    task = make(Embedding, encoder)
+    assert choose_batch_size(task, engine, features_of(task, 300)) in engine.batch_sizes
+    cramped = make(SmallMemory, encoder)
+    assert choose_batch_size(cramped, engine, features_of(cramped, 3)) == engine.batch_sizes[0]
+
+
+def test_weights_that_lack_layers_are_refused(encoder: str) -> None:
+    with pytest.raises(WorkerError, match="the weights lack"):
+        TorchEngine(encoder, "AutoModelForSequenceClassification", "float32")
+
+
+def test_the_native_precision_is_one_that_the_spec_knows() -> None:
+    device, dtype = native_dtype()
+    assert device in ("cpu", "cuda")
+    assert dtype in ("bfloat16", "float32")

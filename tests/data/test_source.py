@@ -1,0 +1,163 @@
+"""What an input path stands for, its schema, and the errors of one that cannot be read."""
+
+from __future__ import annotations
+
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hfbatch.errors import SpecError
+from tests.data.inputs import plan_of, read_all, source_of, write_groups
+
+
+def write(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_a_folder_is_listed_recursively_without_hidden_names(tmp_path):
+    for name in ("b.parquet", "a/x.parquet", "_temporary/0.parquet", ".hidden.parquet", "_SUCCESS"):
+        write_groups(tmp_path / name, [[1]])
+    assert [file.path for file in source_of(tmp_path).files] == ["a/x.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("a/*.parquet", ["1.parquet", "2.parquet"]),
+        ("*/1.parquet", ["a/1.parquet", "b/1.parquet"]),
+        ("**/2.parquet", ["a/2.parquet"]),
+        ("[b-c]", ["b/1.parquet"]),
+        ("a/?.parquet", ["1.parquet", "2.parquet"]),
+        ("a/2.parquet", ["2.parquet"]),
+    ],
+)
+def test_globs_choose_files(tmp_path, pattern, files):
+    for name in ("a/1.parquet", "a/2.parquet", "b/1.parquet"):
+        write_groups(tmp_path / name, [[1]])
+    source = source_of(tmp_path / pattern)
+    assert [file.path for file in source.files] == files
+    assert len(read_all(source, source.cut(10)).table) == len(files)
+
+
+def test_hive_folders_become_columns(tmp_path):
+    write(tmp_path / "day=01" / "lang=en%20gb" / "a.parquet", id=[1, 2])
+    write(tmp_path / "day=02" / "lang=__HIVE_DEFAULT_PARTITION__" / "a.parquet", id=[3])
+    write(tmp_path / "day=03" / "a.parquet", id=[4])
+    source = source_of(tmp_path)
+    assert source.hive == {"day": pa.int64(), "lang": pa.string()}
+    rows = read_all(source, source.cut(10))
+    assert rows.table.to_pydict() == {
+        "id": [1, 2, 3, 4],
+        "day": [1, 1, 2, 3],
+        "lang": ["en gb", "en gb", None, None],
+    }
+    assert source.files_without("lang") == ["day=03/a.parquet"]
+
+
+def test_a_partition_can_be_filtered(tmp_path):
+    write(tmp_path / "lang=en" / "a.parquet", id=[1, 2])
+    write(tmp_path / "lang=de" / "a.parquet", id=[3])
+    source = source_of(tmp_path)
+    assert read_all(source, source.cut(10), "lang = 'en'").table["id"].to_pylist() == [1, 2]
+
+
+def test_shards_with_differing_schemas_are_united(tmp_path):
+    write(tmp_path / "a.parquet", id=pa.array([1], pa.int32()), text=["x"])
+    write(tmp_path / "b.parquet", id=pa.array([2**40], pa.int64()), extra=[1.5])
+    write(tmp_path / "c.parquet", text=pa.array(["y"]).dictionary_encode(), id=pa.array([None], pa.null()))
+    source = source_of(tmp_path)
+    assert source.schema == pa.schema([("id", pa.int64()), ("text", pa.string()), ("extra", pa.float64())])
+    assert source.files_without("text") == ["b.parquet"]
+    rows = read_all(source, source.cut(10))
+    assert rows.table.to_pydict() == {
+        "id": [1, 2**40, None],
+        "text": ["x", None, "y"],
+        "extra": [None, 1.5, None],
+    }
+
+
+def test_contradicting_types_name_both_files_and_all_columns(tmp_path):
+    write(tmp_path / "a.parquet", id=[1], text=["x"])
+    write(tmp_path / "b.parquet", id=["one"], text=[1])
+    with pytest.raises(SpecError) as caught:
+        source_of(tmp_path)
+    assert len(caught.value.faults) == 2
+    assert "column 'id' is int64 in a.parquet but string in b.parquet" in caught.value.faults[0]
+
+
+def test_a_truncated_file_is_a_split_with_a_fault(tmp_path):
+    for name in ("a", "b", "c"):
+        write_groups(tmp_path / f"{name}.parquet", [[1, 2]])
+    path = tmp_path / "b.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    source = source_of(tmp_path)
+    assert list(source.broken) == ["b.parquet"]
+    faulty = [split for split in source.cut(1000) if split.fault]
+    assert [(split.pieces[0].file, split.rows) for split in faulty] == [("b.parquet", 0)]
+    assert faulty[0].fault.startswith("b.parquet cannot be read: ")
+    assert sum(split.rows for split in source.cut(1000)) == 4
+
+
+def test_a_file_of_no_bytes_is_broken(tmp_path):
+    write_groups(tmp_path / "a.parquet", [[1]])
+    (tmp_path / "b.parquet").touch()
+    assert "0 bytes" in source_of(tmp_path).broken["b.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ([], "", "holds no files"),
+        (["notes.txt"], "", r"holds no file that ends in \.parquet.*there is: notes\.txt"),
+        (["notes.txt"], "absent", r"absent does not exist \(there is: notes\.txt\)"),
+        (["a.csv", "b.jsonl"], "", r"several formats \(1 csv, 1 jsonl\); choose one with input\.format"),
+        (["a.csv"], "*.parquet", r"matches none of the 1 files.*there is: a\.csv"),
+        (["a.csv"], "sub/*.parquet", r"there is no folder .*sub \(there is: a\.csv\)"),
+        (["a.parquet"], "", r"none of the 1 input files can be read; a\.parquet: "),
+    ],
+)
+def test_an_input_without_rows_says_what_is_there(tmp_path, files, path, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(SpecError, match=message):
+        source_of(f"{tmp_path}/{path}")
+
+
+def test_an_unknown_scheme_says_what_to_write():
+    with pytest.raises(SpecError, match=r"nosuch://x cannot be opened: .*write a local path, s3://"):
+        source_of("nosuch://x")
+
+
+def test_a_named_format_chooses_among_formats(tmp_path):
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    (tmp_path / "b.jsonl").write_text('{"id": 2}\n')
+    source = source_of(tmp_path, format="jsonl")
+    assert [file.path for file in source.files] == ["b.jsonl"]
+
+
+def test_a_named_format_reads_files_without_an_ending(tmp_path):
+    write_groups(tmp_path / "part-00000", [[1]])
+    assert source_of(tmp_path, format="parquet").schema.names == ["id", "text"]
+
+
+def test_an_fsspec_url_is_read_like_a_folder():
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/lake/k=1/a.csv", b"id,text\n1,x\n2,y\n")
+    source = source_of("memory://lake")
+    rows = read_all(source, source.cut(1))
+    assert rows.table.to_pydict() == {"id": [1, 2], "text": ["x", "y"], "k": [1, 1]}
+    memory.rm("/lake", recursive=True)
+
+
+def test_a_read_plan_is_small_and_travels(tmp_path):
+    for number in range(50):
+        write_groups(tmp_path / f"{number}.parquet", [[number]])
+    plan = plan_of(source_of(tmp_path))
+    stored = pickle.dumps(plan)
+    assert len(stored) < 2000
+    assert pickle.loads(stored) == plan

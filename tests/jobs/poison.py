@@ -1,0 +1,64 @@
+"""A model that misbehaves on some words, with its code beside its weights, as models on the Hub have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.models import wordpiece_tokenizer
+
+CODE = """
+import os
+import signal
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+
+class PoisonConfig(PretrainedConfig):
+    model_type = "poison"
+
+    def __init__(self, vocab_size=100, hidden_size=8, raises=-1, kills=-1, **rest):
+        self.vocab_size, self.hidden_size, self.raises, self.kills = vocab_size, hidden_size, raises, kills
+        super().__init__(**rest)
+
+
+class PoisonModel(PreTrainedModel):
+    config_class = PoisonConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, **rest):
+        if (input_ids == self.config.raises).any():
+            raise ValueError("the model does not take this word")
+        if (input_ids == self.config.kills).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return BaseModelOutput(last_hidden_state=self.embed(input_ids))
+"""
+
+
+def poison_model(folder: Path, raises: str = "", kills: str = "") -> str:
+    """Writes the model; `raises` and `kills` are words of its vocabulary. :returns: its folder."""
+    folder.mkdir(parents=True)
+    (folder / "modeling_poison.py").write_text(CODE)
+    names: dict[str, object] = {}
+    exec(compile(CODE, "modeling_poison.py", "exec"), names)
+    tokenizer = wordpiece_tokenizer()
+    bad = {
+        name: tokenizer.convert_tokens_to_ids(word)
+        for name, word in (("raises", raises), ("kills", kills))
+        if word
+    }
+    assert tokenizer.unk_token_id not in bad.values()
+    config = names["PoisonConfig"](vocab_size=len(tokenizer), **bad)
+    config.auto_map = {
+        "AutoConfig": "modeling_poison.PoisonConfig",
+        "AutoModel": "modeling_poison.PoisonModel",
+    }
+    names["PoisonModel"](config).save_pretrained(folder)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

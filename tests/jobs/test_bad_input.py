@@ -1,0 +1,282 @@
+"""Bad data becomes a reject or a named failure, and nothing else is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import hfbatch
+from hfbatch import SpecError
+from hfbatch.plan import make_plan
+from hfbatch.verify import verify_output
+from tests.jobs.poison import poison_model
+from tests.jobs.tools import (
+    HFBATCH,
+    make_spec,
+    read_output,
+    read_rejects,
+    run_job,
+    sentences,
+    start_job,
+    write_shards,
+)
+
+cluster = pytest.mark.usefixtures("ray_cluster")
+
+
+def faults_of(*args: object, **sections: object) -> str:
+    with pytest.raises(SpecError) as caught:
+        make_plan(make_spec(*args, **sections))
+    return "\n".join(caught.value.faults)
+
+
+@cluster
+def test_null_empty_and_a_megabyte(tmp_path: Path, encoder: str) -> None:
+    texts: list[str | None] = [*sentences(20), None, "", "a long story " * 80_000]
+    write_shards(tmp_path / "in", texts)
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.5})
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 0
+    assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(20), 21, 22]
+    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == [20]
+    assert result.report["rows"]["truncated"] >= 1
+
+
+@cluster
+def test_too_many_rejects_writes_everything_but_success(tmp_path: Path, encoder: str) -> None:
+    texts: list[str | None] = [*sentences(8, most=1), None, None]
+    write_shards(tmp_path / "in", texts)
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out")
+    for _ in range(2):  # a rerun has nothing to do and says the same
+        result = hfbatch.run(spec, quiet=True)
+        assert result.exit_code == 3
+        assert "2 of 10 rows were rejected" in result.message
+        assert not (tmp_path / "out/_SUCCESS").exists()
+    assert len(read_output(tmp_path / "out")) == 8
+
+
+def test_wrong_type_and_missing_columns_are_faults_before_work(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", ["a"])
+    inputs = tmp_path / "in"
+    assert "column 'id' is int64; task embedding takes string as 'text'" in faults_of(
+        "embedding", encoder, inputs, tmp_path / "out", input={"columns": {"text": "id"}}
+    )
+    missing = faults_of("embedding", encoder, inputs, tmp_path / "out", input={"columns": {"text": "body"}})
+    assert "column 'body' not in input (has: id, text)" in missing
+    assert "output.keep: column 'nope'" in faults_of(
+        "embedding", encoder, inputs, tmp_path / "out", output={"keep": ["nope"]}
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", ["a"])
+    faults = faults_of(
+        "embedding", encoder, tmp_path / "in", tmp_path / "out",
+        input={"columns": {"text": "body"}, "filter": "lang ="}, output={"keep": ["nope"]}, params={"poling": "cls"},
+    )  # fmt: skip
+    for part in ("unknown key 'params.poling'", "column 'body'", "column 'nope'", "filter"):
+        assert part in faults
+
+
+def test_a_clash_of_columns_names_the_prefix(tmp_path: Path, encoder: str) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": ["a"], "embedding": [1]}), tmp_path / "in/a.parquet")
+    assert "set output.prefix" in faults_of("embedding", encoder, tmp_path / "in", tmp_path / "out")
+
+
+def test_an_empty_folder_and_an_absent_one(tmp_path: Path, encoder: str) -> None:
+    (tmp_path / "in").mkdir()
+    assert str(tmp_path / "in") in faults_of("embedding", encoder, tmp_path / "in", tmp_path / "out")
+    assert "nowhere" in faults_of("embedding", encoder, tmp_path / "nowhere", tmp_path / "out")
+
+
+@cluster
+def test_zero_row_files_and_differing_schemas(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(6, most=1), shards=1)
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}),
+        tmp_path / "in/zero.parquet",
+    )
+    extra = pa.table({"text": ["more"], "id": pa.array([6], pa.int32()), "lang": ["en"]})
+    pq.write_table(extra, tmp_path / "in/extra.parquet")
+    result = hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"), quiet=True)
+    assert result.exit_code == 0, result.message
+    out = read_output(tmp_path / "out")
+    assert out["id"].to_pylist() == list(range(7))
+    assert out["lang"].to_pylist() == [None] * 6 + ["en"]
+    pq.write_table(pa.table({"text": [b"\x00"], "id": ["six"]}), tmp_path / "in/wrong.parquet")
+    faults = faults_of("embedding", encoder, tmp_path / "in", tmp_path / "other")
+    assert "wrong.parquet" in faults
+    assert "string" in faults
+
+
+@cluster
+def test_only_zero_rows_still_has_the_schema(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", [], shards=1)
+    result = hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"), quiet=True)
+    assert result.exit_code == 0, result.message
+    assert read_output(tmp_path / "out").column_names == ["id", "text", "embedding"]
+
+
+@cluster
+def test_a_truncated_file_is_named_in_the_plan_and_fails_alone(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(30, most=1))
+    victim = tmp_path / "in/shard-00000-001.parquet"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-40])
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out")
+    plan = make_plan(spec)
+    assert [split.pieces[0].file for split in plan.broken] == [victim.name]
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 1
+    assert victim.name in result.message
+    assert len(read_output(tmp_path / "out")) == 20
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+    victim.write_bytes(whole)
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert len(read_output(tmp_path / "out")) == 30
+
+
+def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, minilm: str, ray_cluster: str) -> None:
+    write_shards(tmp_path / "in", sentences(240, most=4), shards=12)
+    spec = make_spec("embedding", minilm, tmp_path / "in", tmp_path / "out", input={"split_rows": 20})
+    job = start_job(spec, tmp_path, ray_cluster)
+    while not (tmp_path / "out/_hfbatch/job.json").exists():  # planned, and no worker is up yet
+        assert job.poll() is None
+        time.sleep(0.01)
+    last = tmp_path / "in/shard-00000-011.parquet"
+    aside = shutil.move(last, tmp_path / "aside")
+    printed, _ = job.communicate(timeout=200)
+    assert job.returncode == 1, printed
+    assert last.name in printed
+    assert len(read_output(tmp_path / "out")) == 220
+    shutil.move(aside, last)
+    code, printed = run_job(spec, tmp_path, ray_cluster)
+    assert code == 0, printed
+    assert len(read_output(tmp_path / "out")) == 240
+
+
+@cluster
+def test_a_row_that_the_model_raises_on_is_rejected_alone(tmp_path: Path) -> None:
+    model = poison_model(tmp_path / "model", raises="dawn")
+    texts = [f"river number {k}" for k in range(40)]
+    texts[11] += " before dawn"
+    texts[12] += " dawn"
+    write_shards(tmp_path / "in", texts)
+    assert "trust_remote_code" in faults_of("embedding", model, tmp_path / "in", tmp_path / "out")
+    spec = make_spec(
+        "embedding", model, tmp_path / "in", tmp_path / "out",
+        model={"trust_remote_code": True}, rejects={"max_fraction": 0.1},
+    )  # fmt: skip
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 0, result.message
+    rejects = read_rejects(tmp_path / "out")
+    assert [(row["id"], row["hfbatch_stage"], row["hfbatch_message"]) for row in rejects] == [
+        (11, "forward", "the model does not take this word"),
+        (12, "forward", "the model does not take this word"),
+    ]
+    assert read_output(tmp_path / "out")["id"].to_pylist() == [k for k in range(40) if k not in (11, 12)]
+
+
+@cluster
+def test_a_row_that_kills_its_process_fails_its_split_alone(tmp_path: Path) -> None:
+    model = poison_model(tmp_path / "model", kills="dawn")
+    texts = [f"river number {k}" for k in range(40)]
+    texts[11] += " before dawn"
+    write_shards(tmp_path / "in", texts, shards=4)
+    spec = make_spec(
+        "embedding", model, tmp_path / "in", tmp_path / "out",
+        model={"trust_remote_code": True}, input={"split_rows": 10},
+    )  # fmt: skip
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 1
+    assert "killed the process of the forward stage 3 times" in result.message
+    assert next(failed["part"] for failed in result.report["failed"]).startswith("part-shard-00000-001")
+    assert read_output(tmp_path / "out")["id"].to_pylist() == [k for k in range(40) if not 10 <= k < 20]
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(
+    tmp_path: Path, minilm: str, ray_cluster: str
+) -> None:
+    """A tmpfs of 1.5 MiB, in a mount namespace of its own, holds about a third of the parts."""
+    write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(2000, most=2))], shards=8)
+    out = tmp_path / "out"
+    out.mkdir()
+    spec = make_spec("embedding", minilm, tmp_path / "in", out, batch={"size": 64}, input={"split_rows": 250})
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    script = (
+        f"mount -t tmpfs -o size=1536k tmpfs {out} && "
+        f"{' '.join(HFBATCH)} run {tmp_path}/spec.yaml --address local; code=$?; "
+        f"ls {out}; cp -r {out} {tmp_path}/kept; exit $code"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=240)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
+    assert "No space left on device" in printed
+    assert "Traceback" not in printed
+    kept = tmp_path / "kept"
+    parts = [pq.read_table(part) for part in kept.glob("part-*.parquet")]
+    assert 0 < len(parts) < 8
+    assert all(len(part) == 250 for part in parts)
+
+    shutil.copytree(kept, out, dirs_exist_ok=True)  # as if room had been made
+    code, printed = run_job(spec, tmp_path, ray_cluster)
+    assert code == 0, printed
+    assert len(read_output(out)) == 2000
+    assert verify_output(str(out)) == []
+
+
+def test_an_unwritable_output(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", ["a"])
+    (tmp_path / "file").write_text("I am a file")
+    assert str(tmp_path / "file") in faults_of("embedding", encoder, tmp_path / "in", tmp_path / "file")
+    assert "cannot be written" in faults_of("embedding", encoder, tmp_path / "in", "/proc/no/folder")
+
+
+@cluster
+def test_the_parts_of_another_job_are_safe(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(5, most=1))
+    out = tmp_path / "out"
+    assert hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", out), quiet=True).exit_code == 0
+    other = make_spec("embedding", encoder, tmp_path / "in", out, params={"pooling": "cls"}, seed=3)
+    faults = faults_of("embedding", encoder, tmp_path / "in", out, params={"pooling": "cls"}, seed=3)
+    assert "params.pooling" in faults
+    assert "seed" in faults
+    assert "--overwrite" in faults
+    assert hfbatch.run(other, overwrite=True, quiet=True).exit_code == 0
+    assert verify_output(str(out)) == []
+    (out / "notes.txt").write_text("mine")
+    assert "notes.txt" in faults_of("embedding", encoder, tmp_path / "in", out)
+
+
+def test_a_model_without_safe_weights(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", ["a"])
+    bare = Path(shutil.copytree(encoder, tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    assert "has no weights" in faults_of("embedding", str(bare), tmp_path / "in", tmp_path / "out")
+    torch.save({}, bare / "pytorch_model.bin")
+    assert "pickle" in faults_of("embedding", str(bare), tmp_path / "in", tmp_path / "out")
+    (bare / "config.json").unlink()
+    assert "config.json" in faults_of("embedding", str(bare), tmp_path / "in", tmp_path / "out")
+
+
+def test_a_broken_weight_file_ends_the_job_at_once(tmp_path: Path, encoder: str, ray_cluster: str) -> None:
+    write_shards(tmp_path / "in", sentences(30, most=1))
+    bad = Path(shutil.copytree(encoder, tmp_path / "bad"))
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    code, printed = run_job(
+        make_spec("embedding", str(bad), tmp_path / "in", tmp_path / "out"), tmp_path, ray_cluster
+    )
+    assert code == 1, printed
+    assert "the model does not load on a worker" in printed

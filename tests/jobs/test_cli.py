@@ -1,0 +1,183 @@
+"""Commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.jobs.tools import HFBATCH, read_output, sentences, write_shards
+
+
+def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "HF_TOKEN": "hf_verysecret", **env}
+    return subprocess.run(
+        [*HFBATCH, *arguments], capture_output=True, text=True, timeout=200, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, encoder: str, ray_cluster: str) -> dict[str, Any]:
+    """An embedding job that was run from the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_shards(folder / "in", sentences(40))
+    source, out = str(folder / "in"), str(folder / "out")
+    flags = ["-m", encoder, "--keep", "id", "--set", "model.dtype=float32", "--address", ray_cluster]
+    done = call("embed", source, out, *flags, "--save", str(folder / "spec.yaml"), "--json")
+    return {"folder": folder, "out": out, "source": source, "done": done, "flags": flags}
+
+
+def test_embed_prints_its_report_as_json_and_progress_as_plain_lines(job: dict[str, Any]) -> None:
+    done = job["done"]
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["rows"]["out"] == 40
+    assert report["seconds"]["first_part"] > 0
+    assert "40/40 rows" in done.stderr
+    assert read_output(job["out"]).column_names == ["id", "embedding"]
+
+
+def test_the_saved_spec_means_the_same_job(job: dict[str, Any], ray_cluster: str) -> None:
+    spec = job["folder"] / "spec.yaml"
+    assert yaml.safe_load(spec.read_text())["output"] == {"path": job["out"], "keep": ["id"]}
+    again = call("run", str(spec), "--address", ray_cluster)
+    assert again.returncode == 0, again.stderr
+    assert "Done: 40 rows" in again.stdout
+
+
+def test_dry_run_starts_nothing(job: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("embed", job["source"], str(out), *job["flags"], "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["input"]["rows"], plan["splits"]["todo"]) == (40, 1)
+    assert plan["output"]["schema"]["embedding"].startswith("fixed_size_list")
+    assert plan["lengths"]["padding"] < 0.5
+    assert not out.exists()
+
+
+def test_plan_foretells_rate_and_time(job: dict[str, Any], tmp_path: Path) -> None:
+    done = call("plan", "embedding", job["source"], str(tmp_path / "out"), *job["flags"], "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["trial"]["rows_per_s"] > 0
+    assert plan["trial"]["eta_s"] > 0
+    assert plan["layout"]["workers"] >= 1
+    assert plan["model"]["parameters"] > 1000
+    shown = call("plan", "embedding", job["source"], str(tmp_path / "out"), *job["flags"], "--no-trial")
+    assert "1 to do" in shown.stdout
+
+
+def test_status_verify_and_report_speak_of_the_output(job: dict[str, Any]) -> None:
+    status = json.loads(call("status", job["out"], "--json").stdout)
+    assert status["success"]
+    assert (status["rows_out"], status["parts"]) == (40, 1)
+    assert "success" in call("status", job["out"]).stdout
+    assert call("verify", job["out"]).returncode == 0
+    report = call("report", job["out"])
+    assert "report.html" in report.stdout
+    assert call("status", "/nowhere").returncode == 2
+
+
+def test_faults_end_with_code_2_and_all_of_them_told(job: dict[str, Any], tmp_path: Path) -> None:
+    done = call("embed", job["source"], str(tmp_path), "-m", "/no/model", "--column", "text=body", "--json")
+    assert done.returncode == 2
+    assert any("/no/model" in fault for fault in json.loads(done.stdout)["faults"])
+    assert "Traceback" not in done.stderr
+    absent = call("embed", job["source"], str(tmp_path), *job["flags"][:-1], "127.0.0.1:1")
+    assert absent.returncode == 2
+    assert "no Ray cluster answers" in absent.stderr
+
+
+def test_too_many_workers_are_refused_before_work(job: dict[str, Any], tmp_path: Path) -> None:
+    done = call("embed", job["source"], str(tmp_path / "out"), *job["flags"], "--set", "workers.cpus=64")
+    assert done.returncode == 2
+    assert "do not fit into the cluster" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_and_doctor_speak_to_people_and_machines() -> None:
+    names = [task["name"] for task in json.loads(call("tasks", "--json").stdout)]
+    assert names == ["embedding", "text-classification", "text-generation"]
+    for name in names:
+        assert name in call("tasks", name).stdout
+        task = json.loads(call("tasks", name, "--json").stdout)
+        assert task["outputs"]
+        assert all(param["help"] for param in task["params"].values())
+    checks = json.loads(call("doctor", "--json").stdout)
+    assert {"name", "status", "detail", "fix"} <= set(checks[0])
+
+
+def test_secrets_stay_out_of_the_output(job: dict[str, Any]) -> None:
+    for file in (Path(job["out"]) / "_hfbatch").rglob("*"):
+        if file.is_file():
+            assert b"hf_verysecret" not in file.read_bytes()
+
+
+def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> None:
+    """A real head node with its job server, as on a cluster."""
+    write_shards(tmp_path / "in", sentences(20))
+    overrides = [
+        f"model.name={encoder}", "model.dtype=float32", f"input.path={tmp_path}/in", "input.columns={text: text}",
+        f"output.path={tmp_path}/out", "output.keep=[id]", "workers.count=auto", "workers.gpus=0", "batch.size=8",
+    ]  # fmt: skip
+    folder = Path(sys.executable).parent
+    port, dashboard = free_port(), free_port()
+    temp = tempfile.mkdtemp(prefix="r")  # short: Ray keeps Unix sockets in it
+    env = {
+        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    start = [
+        "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+        f"--temp-dir={temp}", f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats", "--block",
+    ]  # fmt: skip
+    head = subprocess.Popen(
+        start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for_port(dashboard, head)
+        sets = [word for override in overrides for word in ("--set", override)]
+        submit = ["ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--"]
+        command = [*submit, "hfbatch", "run", str(Path("jobs/embed.yaml").resolve()), *sets]
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(2)  # the server answers before the agent that starts jobs is up
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Done: 20 rows" in done.stdout
+        assert len(read_output(tmp_path / "out")) == 20
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait(30)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the head node has ended"
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.3)
+    raise AssertionError("the job server did not start")

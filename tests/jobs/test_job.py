@@ -1,0 +1,215 @@
+"""A job from a Parquet folder to a Parquet folder: same answers as transformers, every row exactly once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
+
+import hfbatch
+from hfbatch.verify import verify_output
+from tests.jobs.tools import (
+    make_spec,
+    part_names,
+    part_stamps,
+    read_output,
+    read_rejects,
+    sentences,
+    write_shards,
+)
+from tests.models import CHAT_TEMPLATE, tiny_llama
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def vectors(table: pa.Table) -> np.ndarray:
+    return table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+
+def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> None:
+    texts: list[str | None] = [*sentences(60), "", "word " * 400]
+    texts[7] = None
+    write_shards(tmp_path / "in", texts)
+    spec = make_spec("embedding", minilm, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.1})
+
+    result = hfbatch.run(spec, quiet=True)
+
+    assert result.exit_code == 0
+    out = read_output(tmp_path / "out")
+    assert out["id"].to_pylist() == [k for k in range(62) if k != 7]
+    assert out.schema.field("embedding").type == pa.list_(pa.float32(), 384)
+    expected = SentenceTransformer(minilm, device="cpu").encode([text for text in texts if text is not None])
+    cosine = (vectors(out) * expected).sum(1)
+    assert cosine.min() > 0.9999
+    (reject,) = read_rejects(tmp_path / "out")
+    assert (reject["id"], reject["hfbatch_error"], reject["hfbatch_row"]) == (7, "NullInput", 7)
+    rows = result.report["rows"]
+    assert (rows["in"], rows["out"], rows["rejected"], rows["truncated"]) == (62, 61, 1, 1)
+    assert verify_output(str(tmp_path / "out")) == []
+
+
+def test_classification_equals_the_pipeline(tmp_path: Path, classifier: str) -> None:
+    texts = sentences(40, most=4)
+    write_shards(tmp_path / "in", texts)
+    spec = make_spec(
+        "sentiment-analysis",
+        classifier,
+        tmp_path / "in",
+        tmp_path / "out",
+        params={"top_k": 2},
+        output={"keep": ["id"]},
+    )
+
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+
+    out = read_output(tmp_path / "out")
+    assert out.column_names == ["id", "label", "score"]
+    oracle = pipeline("text-classification", classifier, device="cpu", top_k=2)
+    for row, text in zip(out.to_pylist(), texts, strict=True):
+        (expected,) = oracle(text, truncation=True)
+        assert row["label"] == [best["label"] for best in expected]
+        assert row["score"] == pytest.approx([best["score"] for best in expected], abs=1e-5)
+
+
+def test_generation_equals_the_pipeline_for_prompts_and_chats(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model", chat_template=CHAT_TEMPLATE)
+    texts = [text[:60] for text in sentences(12, most=1)]
+    write_shards(tmp_path / "in", texts)
+    chats = [[{"role": "user", "content": text[:30]}] for text in texts]
+    (tmp_path / "chats").mkdir()
+    pq.write_table(pa.table({"id": range(12), "messages": chats}), tmp_path / "chats" / "a.parquet")
+    params = {"max_new_tokens": 8, "do_sample": False}
+    oracle = pipeline("text-generation", model, device="cpu")
+
+    for source, inputs in (("in", texts), ("chats", chats)):
+        out = tmp_path / f"out-{source}"
+        assert (
+            hfbatch.run(
+                make_spec("text-generation", model, tmp_path / source, out, params=params), quiet=True
+            ).exit_code
+            == 0
+        )
+        found = read_output(out)["generated_text"].to_pylist()
+        assert found == [oracle(one, **params)[0]["generated_text"] for one in inputs]
+
+
+def test_sampling_does_not_depend_on_workers_or_batches(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    write_shards(tmp_path / "in", [text[:40] for text in sentences(16, most=1)])
+    params = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.5}
+    found = []
+    for size, count, seed in ((1, 1, 0), (8, 2, 0), (8, 1, 1)):
+        out = tmp_path / f"out-{size}-{count}-{seed}"
+        spec = make_spec(
+            "text-generation", model, tmp_path / "in", out,
+            params=params, batch={"size": size}, workers={"count": count}, seed=seed,
+            input={"split_rows": 4},
+        )  # fmt: skip
+        assert hfbatch.run(spec, quiet=True).exit_code == 0
+        found.append(read_output(out)["generated_text"].to_pylist())
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_one_and_three_workers_give_the_same_bits(tmp_path: Path, minilm: str) -> None:
+    write_shards(tmp_path / "in", sentences(90), shards=6)
+    outs = []
+    for count in (1, 3):
+        out = tmp_path / f"out-{count}"
+        spec = make_spec(
+            "embedding", minilm, tmp_path / "in", out, workers={"count": count}, input={"split_rows": 15}
+        )
+        assert hfbatch.run(spec, quiet=True).exit_code == 0
+        outs.append(out)
+    assert part_names(outs[0]) == part_names(outs[1])
+    assert read_output(outs[0]).equals(read_output(outs[1]))
+
+
+def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:
+    write_shards(tmp_path / "in", sentences(60))
+    found = []
+    for size in (1, 32):
+        out = tmp_path / f"out-{size}"
+        spec = make_spec("embedding", minilm, tmp_path / "in", out, batch={"size": size})
+        assert hfbatch.run(spec, quiet=True).exit_code == 0
+        found.append(vectors(read_output(out)))
+    assert np.abs(found[0] - found[1]).max() < 1e-5
+
+
+def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(30))
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": "auto"})
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    stamps = part_stamps(tmp_path / "out")
+    job = json.loads((tmp_path / "out/_hfbatch/job.json").read_text())
+    assert job["settled"]["batch_size"] in (16, 32, 64, 128)
+
+    again = hfbatch.run(spec, quiet=True)
+    assert again.exit_code == 0
+    assert part_stamps(tmp_path / "out") == stamps
+
+    write_shards(tmp_path / "in", sentences(10, seed=1), shards=1, first_id=2**20)
+    more = hfbatch.run(spec, quiet=True)
+    assert more.exit_code == 0
+    assert more.report["rows"]["out"] == 40
+    assert len(read_output(tmp_path / "out")) == 40
+    assert verify_output(str(tmp_path / "out")) == []
+    assert json.loads((tmp_path / "out/_hfbatch/job.json").read_text())["settled"] == job["settled"]
+
+
+def test_a_changed_file_replaces_its_part_alone(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(3000, most=1), shards=2)
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": 64})
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    before = part_stamps(tmp_path / "out")
+    assert len(before) == 2
+    changed = tmp_path / "in/shard-00000-001.parquet"
+    pq.write_table(pq.read_table(changed).slice(0, 1400), changed)
+
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+
+    after = part_stamps(tmp_path / "out")
+    assert len(after) == 2
+    assert len(set(after.items()) & set(before.items())) == 1
+    assert len(read_output(tmp_path / "out")) == 2900
+
+
+def test_filter_limit_prefix_and_keep(tmp_path: Path, encoder: str) -> None:
+    write_shards(tmp_path / "in", sentences(30))
+    spec = make_spec(
+        "embedding", encoder, tmp_path / "in", tmp_path / "out",
+        input={"filter": "id % 2 = 0", "limit": 25}, output={"keep": ["id"], "prefix": "bert_"},
+    )  # fmt: skip
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 0
+    out = read_output(tmp_path / "out")
+    assert out.column_names == ["id", "bert_embedding"]
+    assert out["id"].to_pylist() == list(range(0, 25, 2))
+    assert result.report["rows"]["filtered"] == 12
+    assert verify_output(str(tmp_path / "out")) == []
+
+
+def test_hive_folders_jsonl_and_csv_are_inputs_too(tmp_path: Path, encoder: str) -> None:
+    texts = sentences(12, most=2)
+    write_shards(tmp_path / "hive/lang=en", texts[:6], shards=1)
+    write_shards(tmp_path / "hive/lang=de", texts[6:], shards=1, first_id=6)
+    rows = [{"id": k, "text": text} for k, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.csv").write_text(
+        "id,text\n" + "".join(f'{k},"{text}\nend"\n' for k, text in enumerate(texts))
+    )
+    for name in ("hive", "rows.jsonl", "rows.csv"):
+        out = tmp_path / f"out-{name}"
+        result = hfbatch.run(make_spec("embedding", encoder, tmp_path / name, out), quiet=True)
+        assert result.exit_code == 0, result.message
+        found = read_output(out)
+        assert found["id"].to_pylist() == list(range(12))
+        if name == "hive":
+            assert found["lang"].to_pylist() == ["en"] * 6 + ["de"] * 6
+        assert verify_output(str(out)) == []

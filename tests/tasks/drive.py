@@ -1,0 +1,64 @@
+"""Takes a task through preprocess, collate, forward and postprocess by hand, without Ray and without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+
+from hfbatch.compute.batching import to_arrow
+from hfbatch.data.models import Model
+from hfbatch.tasks.base import Features, Task
+
+
+def make(kind: type[Task], folder: str, max_length: int | None = None, **params: Any) -> Any:
+    """A task on the model in folder."""
+    return kind(Model(name=folder, folder=folder, commit="0"), kind.Params(**params), max_length)
+
+
+def features_of(task: Task, columns: Mapping[str, Sequence[Any]]) -> Features:
+    """Preprocesses rows; strings unless an array is given."""
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    rows = len(next(iter(arrays.values())))
+    return task.preprocess(arrays, pa.table({"file": ["rows.parquet"] * rows, "row": range(rows)}))
+
+
+def load(task: Task) -> torch.nn.Module:
+    """The model in float32, as the engine loads it."""
+    loader = getattr(transformers, task.auto_class)
+    return loader.from_pretrained(task.model.folder, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def run(
+    task: Task,
+    columns: Mapping[str, Sequence[Any]],
+    size: int = 4,
+    multiple: int = 1,
+    order: Sequence[int] | None = None,
+) -> pa.Table:
+    """Output columns of every row, in input order, computed in batches of size rows taken in order."""
+    features = features_of(task, columns)
+    model = load(task)
+    rows = np.arange(len(features.table)) if order is None else np.asarray(order)
+    tables = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), size):
+            batch = task.collate(features.table, rows[start : start + size], multiple)
+            outputs = task.forward(model, {name: torch.from_numpy(array) for name, array in batch.items()})
+            tables.append(to_arrow({name: tensor.numpy() for name, tensor in outputs.items()}, task.ragged))
+    outputs = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(rows)))
+    arrays = task.postprocess(outputs, {name: pa.array(values) for name, values in columns.items()})
+    return pa.table(arrays, schema=pa.schema(task.output_fields()))
+
+
+def measured(task: Task, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """The number that the report draws, of each row."""
+    features = features_of(task, columns)
+    batch = task.collate(features.table, np.arange(len(features.table)), 1)
+    with torch.inference_mode():
+        outputs = task.forward(load(task), {name: torch.from_numpy(array) for name, array in batch.items()})
+    return task.measure(to_arrow({name: tensor.numpy() for name, tensor in outputs.items()}, task.ragged))

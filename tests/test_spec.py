@@ -1,0 +1,86 @@
+"""The spec: every fault at once, each with its place and what exists there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfbatch.errors import SpecError
+from hfbatch.spec import JobSpec, apply_overrides, parse_value
+
+LEAST = {"task": "embedding", "model": "org/model", "input": "in/", "output": "out/"}
+
+
+def faults_of(values: dict[str, object]) -> str:
+    with pytest.raises(SpecError) as caught:
+        JobSpec.build(values)
+    return "\n".join(caught.value.faults)
+
+
+def test_plain_strings_stand_for_name_and_paths() -> None:
+    spec = JobSpec.build(LEAST)
+    assert (spec.model.name, spec.input.path, spec.output.path) == ("org/model", "in/", "out/")
+    assert spec.batch.size == "auto"
+
+
+def test_all_faults_come_together() -> None:
+    faults = faults_of({**LEAST, "model": {"nam": "x"}, "batch": {"size": 0}, "worker": {}})
+    assert "unknown key 'model.nam' (known here: name, revision, dtype, trust_remote_code)" in faults
+    assert "model.name is missing" in faults
+    assert "batch.size" in faults
+    assert "unknown key 'worker'" in faults
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        JobSpec.build(LEAST).seed = 1  # type: ignore[misc]
+
+
+def test_yaml_round_trip_keeps_what_was_set(tmp_path: Path) -> None:
+    spec = JobSpec.build({**LEAST, "params": {"top_k": 2}, "input": {"path": "in/", "filter": "lang = 'en'"}})
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    assert JobSpec.load(tmp_path / "spec.yaml") == spec
+
+
+def test_overrides_reach_below_shorthands() -> None:
+    values = apply_overrides(
+        LEAST, ["model.dtype=float32", "batch.size=64", "input.columns.text=body", "seed=7"]
+    )
+    spec = JobSpec.build(values)
+    assert (spec.model.name, spec.model.dtype, spec.batch.size, spec.seed) == ("org/model", "float32", 64, 7)
+    assert spec.input.columns == {"text": "body"}
+    assert LEAST["model"] == "org/model"
+
+
+@pytest.mark.parametrize("override", ["batch.size", "task.x=1"])
+def test_an_override_that_cannot_work_says_why(override: str) -> None:
+    with pytest.raises(SpecError, match="--set"):
+        apply_overrides(LEAST, [override])
+
+
+def test_a_spec_file_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        JobSpec.load(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(SpecError, match="holds a list"):
+        JobSpec.load(tmp_path / "list.yaml")
+    (tmp_path / "python.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(SpecError, match="is not YAML"):
+        JobSpec.load(tmp_path / "python.yaml")
+
+
+@given(st.text())
+def test_any_text_is_some_value(text: str) -> None:
+    parse_value(text)
+
+
+@given(st.integers(1, 10_000), st.one_of(st.none(), st.integers(1, 512)), st.floats(0, 1))
+def test_any_valid_spec_survives_yaml(size: int, length: int | None, share: float) -> None:
+    import yaml
+
+    values = {**LEAST, "batch": {"size": size, "max_length": length}, "rejects": {"max_fraction": share}}
+    spec = JobSpec.build(values)
+    assert JobSpec.build(yaml.safe_load(spec.to_yaml())) == spec
