@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,11 +109,13 @@ def _process(
 
             follower.say(f"starting {layout.workers} model worker{'s' * (layout.workers > 1)}")
             try:
-                for manifest in process(plan, layout, on_activity, on_settled):
-                    manifests.append(manifest)
-                    follower.first_part = follower.first_part or clock.elapsed
-                    if manifest.fatal:
-                        return WorkerError(manifest.error or "")
+                # Closed whatever ends it: a pipeline that is still alive when Ray shuts down takes the driver with it.
+                with closing(process(plan, layout, on_activity, on_settled)) as results:
+                    for manifest in results:
+                        manifests.append(manifest)
+                        follower.first_part = follower.first_part or clock.elapsed
+                        if manifest.fatal:
+                            return WorkerError(manifest.error or "")
             except (WorkerError, KeyboardInterrupt) as error:
                 return error
             finally:

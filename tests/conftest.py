@@ -73,15 +73,15 @@ def ray_cluster() -> Iterator[str]:
 
     import ray
 
-    from hfbatch.cluster.session import KEEP_WORKERS
-
     context = ray.init(
         address="local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _system_config=KEEP_WORKERS,
+        # Between the splits of a job its processes stay, as on the clusters that hfbatch starts; those of the
+        # job before end soon.
+        _system_config={"idle_worker_killing_time_threshold_ms": 8_000},
     )
     yield context.address_info["address"]
     ray.shutdown()

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -43,10 +43,11 @@ def process(
     """
     tracker = start_tracker(asdict(plan.settled) if plan.settled else None)
     try:
-        with _watch(tracker, on_activity, on_settled):
-            for block in _dataset(plan, layout, tracker).iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            ):
+        blocks = _dataset(plan, layout, tracker).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
+        with _watch(tracker, on_activity, on_settled), closing(iter(blocks)) as results:
+            for block in results:
                 for text in block["manifest"].to_pylist():
                     yield Manifest.from_json(text)
     except RayError as error:

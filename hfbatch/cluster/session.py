@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -40,7 +41,8 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     _initialise(address)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray prints its warnings; stdout is for results
+            yield
     finally:
         ray.shutdown()
 
