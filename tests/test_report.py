@@ -296,7 +296,10 @@ def test_charts_of_nothing_are_empty():
 
 
 def test_a_bar_of_zero_seconds_can_be_drawn():
-    Page(charts.bars("b", {"read": 0.0}, ["0 s"], "t"))
+    svg = charts.bars("b", {"read": 0.0}, ["0 s"], "t")
+    assert ">0 s<" in svg
+    assert "nan" not in svg.lower()
+    Page(svg)
 
 
 def test_a_lone_bin_is_shown_among_its_neighbours():

@@ -6,7 +6,7 @@ import _thread
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +34,7 @@ BLOCKS = 4096
 
 def process(
     plan: Plan, layout: Layout, on_activity: Callable[[Activity], None], on_settled: Callable[[Settled], None]
-) -> Iterator[Manifest]:
+) -> Generator[Manifest, None, None]:
     """Runs every split that is to do; yields its manifest once it is committed or has failed.
 
     :param on_activity: called twice a second from another thread.
