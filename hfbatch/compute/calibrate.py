@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,8 @@ from hfbatch.compute.predictor import padded_size
 from hfbatch.engines.base import Engine
 from hfbatch.tasks.base import Task
 
-SAMPLE_ROWS = 96
-"""Rows that each size is timed on, but at least LEAST_BATCHES batches."""
-LEAST_BATCHES = 3
+SAMPLE_ROWS = 128
+"""Rows that each size is timed on, but at least as many batches as the engine has under way, and two."""
 GAIN = 1.1
 """How much faster than the size before it a larger one has to be: it needs more memory and pads more."""
 
@@ -30,7 +31,7 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
     order = by_length(task.lengths(features))
     sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
     chosen, best = sizes[0], 0.0
-    _run(task, engine, features, order[len(order) // 2 :][: sizes[0]])
+    _run(task, engine, features, [order[len(order) // 2 :][: sizes[0]]])
     for size in sizes:
         try:
             rate = _rate(task, engine, features, order, size)
@@ -46,25 +47,28 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
 
 
 def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, size: int) -> float:
-    """Useful tokens per second: what the device computes, less the padding that all rows would have.
-
-    The median of the batches, so that one that the machine held up does not decide.
-    """
-    batches = max(SAMPLE_ROWS // size, LEAST_BATCHES)
+    """Useful tokens per second: what the device computes, less the padding that all rows would have."""
+    batches = max(SAMPLE_ROWS // size, engine.depth, 2)
     starts = np.linspace(0, max(len(order) - size, 0), batches + 2)[1:-1].astype(int)
-    speeds = []
-    for start in starts:
-        begun = time.perf_counter()
-        computed = _run(task, engine, features, order[start : start + size])
-        speeds.append(computed / (time.perf_counter() - begun))
+    begun = time.perf_counter()
+    computed = _run(task, engine, features, [order[start : start + size] for start in starts])
+    speed = computed / (time.perf_counter() - begun)
     lengths = task.lengths(features)[order]
     bounds = cut(lengths, size, None, engine.pad_multiple)
     padded = sum(int(lengths[start]) * (stop - start) for start, stop in bounds)
-    return float(np.median(speeds) * lengths.sum() / max(padded, 1))
+    return speed * float(lengths.sum()) / max(padded, 1)
 
 
-def _run(task: Task, engine: Engine, features: pa.Table, rows: np.ndarray) -> int:
-    """Runs one batch; returns the tokens that it computes, padding included."""
-    batch = task.collate(features, rows, engine.pad_multiple)
-    engine.collect(engine.submit(batch, task.probe))
-    return padded_size(batch)
+def _run(task: Task, engine: Engine, features: pa.Table, batches: list[np.ndarray]) -> int:
+    """Runs batches as the job does; returns the tokens that they cost, padding included."""
+    engine.expect(len(batches))
+    computed, pending = 0, deque[Any]()
+    for rows in batches:
+        batch = task.collate(features, rows, engine.pad_multiple)
+        computed += padded_size(batch)
+        pending.append(engine.submit(batch, task.probe))
+        if len(pending) >= engine.depth:
+            engine.collect(pending.popleft())
+    while pending:
+        engine.collect(pending.popleft())
+    return computed

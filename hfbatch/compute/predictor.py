@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,35 +71,43 @@ class Predictor:
         order = by_length(lengths)
         result = Prediction(pa.table({}), np.empty(0, np.int64))
         done: list[tuple[np.ndarray, pa.Table]] = []
+        again: list[np.ndarray] = []
         pending: deque[tuple[np.ndarray, dict[str, np.ndarray], Any, float]] = deque()
-        for start, stop in cut(lengths[order], self.size, self.tokens, self.engine.pad_multiple):
+
+        def finish() -> None:
+            """Takes in the oldest batch under way."""
+            rows, batch, handle, begun = pending.popleft()
+            with self._failures_to(again, rows):
+                done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
+                self._count(rows, batch, lengths, begun, result)
+
+        bounds = cut(lengths[order], self.size, self.tokens, self.engine.pad_multiple)
+        self.engine.expect(max(len(bounds), 1))
+        for start, stop in bounds:
             rows = order[start:stop]
             begun = time.perf_counter()
-            try:
+            with self._failures_to(again, rows):
                 batch = self.task.collate(features, rows, self.engine.pad_multiple)
                 pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
-            except DeviceLostError:
-                raise
-            except Exception:  # noqa: BLE001 - the rows are run again, in smaller batches
-                while pending:
-                    self._finish(pending.popleft(), lengths, done, result)
-                self._retry(features, rows, lengths, done, result)
             while len(pending) >= self.engine.depth:
-                self._finish(pending.popleft(), lengths, done, result)
+                finish()
         while pending:
-            self._finish(pending.popleft(), lengths, done, result)
+            finish()
+        for rows in again:  # when nothing else holds memory
+            self._retry(features, rows, lengths, done, result)
         return _in_input_order(result, done)
 
-    def _finish(
-        self,
-        entry: tuple[np.ndarray, dict[str, np.ndarray], Any, float],
-        lengths: np.ndarray,
-        done: list[tuple[np.ndarray, pa.Table]],
-        result: Prediction,
-    ) -> None:
-        rows, batch, handle, begun = entry
-        done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
-        self._count(rows, batch, lengths, begun, result)
+    @contextmanager
+    def _failures_to(self, again: list[np.ndarray], rows: np.ndarray) -> Iterator[None]:
+        """Notes the rows of a batch that fails within, to be run again in smaller batches."""
+        try:
+            yield
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is wrong with which row is found by running it alone
+            if self.engine.is_out_of_memory(error):
+                self.engine.release_memory()
+            again.append(rows)
 
     def _retry(
         self,

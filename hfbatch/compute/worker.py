@@ -90,7 +90,12 @@ class Worker:
 
         model = self.task.model
         self.engine = TorchEngine(
-            model.folder, self.task.auto_class, dtype, self._threads, model.trust_remote_code
+            model.folder,
+            self.task.auto_class,
+            dtype,
+            self._threads,
+            model.trust_remote_code,
+            self.task.concurrent,
         )
 
     def propose(self, features: pa.Table) -> Settled:

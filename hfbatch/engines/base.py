@@ -35,13 +35,19 @@ class Engine(ABC):
     batch_sizes: tuple[int, ...] = (16, 32, 64)
     """What `batch.size: auto` tries."""
 
+    def expect(self, batches: int) -> None:  # noqa: B027 - most engines have no use for it
+        """Told before each split how many batches it has, at least 1."""
+
     @abstractmethod
     def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
         """Copies a batch to the device and starts its computation; returns a handle for `collect`."""
 
     @abstractmethod
     def collect(self, handle: Any) -> dict[str, np.ndarray]:
-        """Waits for a batch and returns its results in host memory."""
+        """Waits for a batch and returns its results in host memory.
+
+        :raises Exception: what the model raised, where submit did not raise it already.
+        """
 
     @abstractmethod
     def is_out_of_memory(self, error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +25,31 @@ class _OnGpu:
 class TorchEngine(Engine):
     """Runs a model loaded with an AutoClass of transformers.
 
+    On the CPU, as many batches run at a time as there are threads, one thread each: threads that share one batch
+    wait for each other after every layer, and all of them for one that the system holds up. With fewer batches
+    than threads, or where batches must not run beside each other, the threads share.
+
     On a GPU, each batch is copied from pinned memory on a stream of its own while the one before computes, and
     its results come back on a third stream, so that the compute stream never waits for the host.
 
     :param folder: the model's files, safetensors weights among them.
-    :param threads: intra-op threads on the CPU.
+    :param threads: CPU threads.
+    :param concurrent: whether batches may run beside each other.
     """
 
     name = "torch"
 
     def __init__(
-        self, folder: str, auto_class: str, dtype: str, threads: int = 1, trust_remote_code: bool = False
+        self,
+        folder: str,
+        auto_class: str,
+        dtype: str,
+        threads: int = 1,
+        trust_remote_code: bool = False,
+        concurrent: bool = True,
     ) -> None:
         import transformers
 
-        torch.set_num_threads(threads)
         keep_freed_memory()
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -62,18 +73,37 @@ class TorchEngine(Engine):
             self.depth, self.pad_multiple = 3, 8
             self.batch_sizes = (32, 64, 128, 256, 512, 1024)
             self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
+        self._threads = self._threads_each = threads
+        self._lanes: ThreadPoolExecutor | None = None
+        if (
+            self._torch_device.type == "cpu"
+            and concurrent
+            and not trust_remote_code
+            and is_stateless(self.model)
+        ):
+            self._lanes, self.depth = ThreadPoolExecutor(threads), 2 * threads
+
+    def expect(self, batches: int) -> None:
+        """Shares the threads out among the batches that run at a time."""
+        if self._lanes is not None:
+            self._threads_each = max(self._threads // batches, 1)
 
     def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
-        """Starts a batch; on the CPU it is done when this returns."""
+        """Starts a batch; on a CPU whose threads share, it is done when this returns."""
+        if self._lanes is not None:
+            return self._lanes.submit(self._run_on_cpu, batch, forward)
+        if self._torch_device.type == "cpu":
+            return self._run_on_cpu(batch, forward)
         try:
             with torch.inference_mode():
-                if self._torch_device.type == "cpu":
-                    return forward(
-                        self.model, {name: torch.from_numpy(array) for name, array in batch.items()}
-                    )
                 return self._submit_gpu(batch, forward)
         except RuntimeError as error:
             raise self._lost_or(error) from error
+
+    def _run_on_cpu(self, batch: dict[str, np.ndarray], forward: Forward) -> dict[str, torch.Tensor]:
+        torch.set_num_threads(self._threads_each)  # of this Python thread alone
+        with torch.inference_mode():
+            return forward(self.model, {name: torch.from_numpy(array) for name, array in batch.items()})
 
     def _submit_gpu(self, batch: dict[str, np.ndarray], forward: Forward) -> _OnGpu:
         compute = torch.cuda.current_stream()
@@ -99,6 +129,8 @@ class TorchEngine(Engine):
 
     def collect(self, handle: Any) -> dict[str, np.ndarray]:
         """Results as NumPy arrays that share memory with the tensors."""
+        if isinstance(handle, Future):
+            handle = handle.result()
         if not isinstance(handle, _OnGpu):
             return {name: tensor.numpy() for name, tensor in handle.items()}
         try:
@@ -135,12 +167,22 @@ def keep_freed_memory() -> None:
     Returned memory comes back as page faults: on the CPU, a batch of MiniLM ran a fifth slower with them,
     and more so in threads other than the main one. See mallopt(3); other C libraries are left as they are.
     """
-    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    mmap_threshold, trim_threshold, top_pad, most_arenas = -3, -1, -2, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes on 64 bits
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 << 20)
+        mallopt(most_arenas, 1)  # those of other threads return their memory whatever the above say
+
+
+def is_stateless(model: torch.nn.Module) -> bool:
+    """Whether two batches may run at once: rotary embeddings that adapt to a batch's length keep it in the model.
+
+    Source: `dynamic_rope_update` in transformers' modeling_rope_utils.
+    """
+    kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())
+    return not any("dynamic" in kind or kind == "longrope" for kind in kinds)
 
 
 def device_name(device: torch.device) -> str:

@@ -94,6 +94,7 @@ class TextGeneration(Task):
     )
     exclusive = ("text", "messages")
     split_rows = 256
+    concurrent = False
     histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
     ragged: ClassVar[Mapping[str, str]] = {"tokens": "length"}
     EXAMPLE = Example(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hfbatch.errors import WorkerError
 from hfbatch.spec import ModelSpec
 from hfbatch.tasks.embedding import Embedding
 from tests.jobs.tools import sentences
+from tests.models import tiny_llama
 
 
 class SmallMemory(Embedding):
@@ -57,6 +59,45 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(encoder: str, e
     assert found.failures == []
     assert found.kept.tolist() == list(range(50))
     assert np.abs(vectors(found.outputs) - vectors(expected.outputs)).max() < 1e-5
+
+
+class Poisoned(Embedding):
+    """Raises on a batch with a row of exactly 20 tokens."""
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        lengths = batch["attention_mask"].sum(1) if "attention_mask" in batch else batch["input_ids"].shape[1]
+        if bool(torch.as_tensor(lengths == 20).any()):
+            raise ValueError("twenty tokens")
+        return super().forward(model, batch)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_rows_that_raise_are_told_apart_while_batches_run_beside_each_other(
+    encoder: str, threads: int
+) -> None:
+    task = make(Poisoned, encoder)
+    features = features_of(task, 200)
+    bad = np.flatnonzero(task.lengths(features) == 20).tolist()
+    found = Predictor(task, TorchEngine(encoder, "AutoModel", "float32", threads), 8).predict(features)
+    assert bad
+    assert sorted(row for row, _ in found.failures) == bad
+    assert found.kept.tolist() == [row for row in range(200) if row not in bad]
+
+
+def test_batches_beside_each_other_give_the_bits_of_one_after_the_other(encoder: str) -> None:
+    task = make(Embedding, encoder)
+    features = features_of(task, 200)
+    engines = [TorchEngine(encoder, "AutoModel", "float32", threads) for threads in (1, 4)]
+    one, four = (Predictor(task, engine, 8).predict(features).outputs for engine in engines)
+    assert one.equals(four)
+
+
+def test_threads_share_a_batch_where_batches_must_not_run_beside_each_other(tmp_path: Path) -> None:
+    stateful = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    folder = tiny_llama(tmp_path, rope_parameters=stateful)
+    assert TorchEngine(folder, "AutoModel", "float32", 4).depth == 1
+    assert TorchEngine(tiny_llama(tmp_path), "AutoModel", "float32", 4).depth > 4
+    assert TorchEngine(tiny_llama(tmp_path), "AutoModel", "float32", 4, concurrent=False).depth == 1
 
 
 def test_a_budget_of_tokens_bounds_every_batch(encoder: str, engine: TorchEngine) -> None:
