@@ -32,7 +32,7 @@ class Engine(ABC):
     depth: int = 1
     pad_multiple: int = 1
     """Padded lengths are multiples of this."""
-    batch_sizes: tuple[int, ...] = (32, 64)
+    batch_sizes: tuple[int, ...] = (16, 32)
     """What `batch.size: auto` tries."""
 
     def expect(self, batches: int) -> None:  # noqa: B027 - most engines have no use for it
