@@ -217,7 +217,7 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     rejects = sorted([*_load(row["rejects"]), *failures], key=lambda reject: reject.position)
     kept = table.select(list(job.keep)).take(pa.array(positions))
     part = pa.table([*kept.columns, *columns], schema=job.schema)
-    manifest.histogram = _histogram(task, outputs)
+    manifest.histogram = _histogram(task, outputs, columns)
     manifest.rows_out, manifest.rows_rejected = len(part), len(rejects)
     for one in rejects:
         reason = f"{one.stage}: {one.error}"
@@ -232,11 +232,11 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     return row
 
 
-def _histogram(task: Task, outputs: pa.Table) -> list[int]:
+def _histogram(task: Task, outputs: pa.Table, columns: list[pa.Array]) -> list[int]:
     edges = task.histogram.edges
     if not len(outputs):
         return [0] * (len(edges) - 1)
-    values = np.clip(task.measure(outputs), edges[0], edges[-1])
+    values = np.clip(task.measure(outputs, columns), edges[0], edges[-1])
     return np.histogram(values, bins=edges)[0].tolist()
 
 

@@ -42,11 +42,13 @@ def to_arrow(outputs: Mapping[str, np.ndarray], ragged: Mapping[str, str]) -> pa
     """One batch's results as Arrow columns.
 
     [batch] becomes a plain column, [batch, n] a fixed-size list, and a ragged [batch, width] a list cut to
-    the lengths that `ragged` names.
+    the lengths that `ragged` names. A list of bytes, one for each row, becomes a binary column.
     """
     columns: dict[str, pa.Array] = {}
     for name, array in outputs.items():
-        if name in ragged:
+        if isinstance(array, list):
+            columns[name] = pa.array(array, pa.large_binary())
+        elif name in ragged:
             lengths = outputs[ragged[name]]
             inside = np.arange(array.shape[1])[None, :] < lengths[:, None]
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.compute.batching import by_length, cut
-from hfbatch.compute.predictor import padded_size
 from hfbatch.engines.base import Engine
 from hfbatch.tasks.base import Task
 
@@ -67,7 +66,7 @@ def _run(task: Task, engine: Engine, features: pa.Table, batches: list[np.ndarra
     computed, pending = 0, deque[Any]()
     for rows in batches:
         batch = task.collate(features, rows, engine.pad_multiple)
-        computed += padded_size(batch)
+        computed += task.padded_size(batch)
         pending.append(engine.submit(batch, task.probe))
         if len(pending) >= engine.depth:
             engine.collect(pending.popleft())

@@ -145,16 +145,11 @@ class Predictor:
         result: Prediction,
     ) -> None:
         tokens = int(lengths[rows].sum())
-        padded = padded_size(batch)
+        padded = self.task.padded_size(batch)
         result.tokens += tokens
         result.padded_tokens += padded
         result.batches += 1
         self._on_batch(BatchStats(len(rows), tokens, padded, time.perf_counter() - begun))
-
-
-def padded_size(batch: dict[str, np.ndarray]) -> int:
-    """Tokens that the device computes for a batch, padding included."""
-    return int(batch["input_ids"].size) if "input_ids" in batch else len(next(iter(batch.values())))
 
 
 def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]]) -> Prediction:

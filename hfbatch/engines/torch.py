@@ -18,7 +18,7 @@ from hfbatch.errors import WorkerError
 class _OnGpu:
     """Results on their way to pinned host memory."""
 
-    host: dict[str, torch.Tensor]
+    host: dict[str, Any]
     copied: torch.cuda.Event
 
 
@@ -103,23 +103,29 @@ class TorchEngine(Engine):
     def _run_on_cpu(self, batch: dict[str, np.ndarray], forward: Forward) -> dict[str, torch.Tensor]:
         torch.set_num_threads(self._threads_each)  # of this Python thread alone
         with torch.inference_mode():
-            return forward(self.model, {name: torch.from_numpy(array) for name, array in batch.items()})
+            return forward(self.model, {name: as_tensor(value) for name, value in batch.items()})
 
     def _submit_gpu(self, batch: dict[str, np.ndarray], forward: Forward) -> _OnGpu:
         compute = torch.cuda.current_stream()
         with torch.cuda.stream(self._copy_in):
             inputs = {
-                name: torch.from_numpy(array).pin_memory().to(self._torch_device, non_blocking=True)
-                for name, array in batch.items()
+                name: as_tensor(value).pin_memory().to(self._torch_device, non_blocking=True)
+                if isinstance(value, np.ndarray)
+                else value
+                for name, value in batch.items()
             }
         compute.wait_stream(self._copy_in)
         for tensor in inputs.values():
-            tensor.record_stream(compute)
+            if isinstance(tensor, torch.Tensor):
+                tensor.record_stream(compute)
         outputs = forward(self.model, inputs)
         self._copy_out.wait_stream(compute)
         host = {}
         with torch.cuda.stream(self._copy_out):
             for name, tensor in outputs.items():
+                if not isinstance(tensor, torch.Tensor):
+                    host[name] = tensor
+                    continue
                 tensor.record_stream(self._copy_out)
                 host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 host[name].copy_(tensor, non_blocking=True)
@@ -132,12 +138,12 @@ class TorchEngine(Engine):
         if isinstance(handle, Future):
             handle = handle.result()
         if not isinstance(handle, _OnGpu):
-            return {name: tensor.numpy() for name, tensor in handle.items()}
+            return {name: as_array(value) for name, value in handle.items()}
         try:
             handle.copied.synchronize()
         except RuntimeError as error:
             raise self._lost_or(error) from error
-        return {name: tensor.numpy() for name, tensor in handle.host.items()}
+        return {name: as_array(value) for name, value in handle.host.items()}
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Out of device memory, or of host memory where the CPU is the device."""
@@ -159,6 +165,16 @@ class TorchEngine(Engine):
         ):
             return DeviceLostError(f"{self.device} failed: {str(error).splitlines()[0]}")
         return error
+
+
+def as_tensor(value: Any) -> Any:
+    """An array as a tensor that shares its memory; anything else as it is."""
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def as_array(value: Any) -> Any:
+    """A tensor as an array that shares its memory; anything else as it is."""
+    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 def keep_freed_memory() -> None:

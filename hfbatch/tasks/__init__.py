@@ -9,11 +9,20 @@ from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Task
 
 TASKS = {
+    "depth-estimation": "hfbatch.tasks.depth_estimation:DepthEstimation",
     "embedding": "hfbatch.tasks.embedding:Embedding",
+    "fill-mask": "hfbatch.tasks.fill_mask:FillMask",
+    "image-classification": "hfbatch.tasks.image_classification:ImageClassification",
+    "image-segmentation": "hfbatch.tasks.image_segmentation:ImageSegmentation",
+    "object-detection": "hfbatch.tasks.object_detection:ObjectDetection",
     "text-classification": "hfbatch.tasks.text_classification:TextClassification",
     "text-generation": "hfbatch.tasks.text_generation:TextGeneration",
+    "token-classification": "hfbatch.tasks.token_classification:TokenClassification",
+    "zero-shot-classification": "hfbatch.tasks.zero_shot_classification:ZeroShotClassification",
+    "zero-shot-image-classification": "hfbatch.tasks.zero_shot_image_classification:ZeroShotImageClassification",
+    "zero-shot-object-detection": "hfbatch.tasks.zero_shot_object_detection:ZeroShotObjectDetection",
 }
-ALIASES = {"sentiment-analysis": "text-classification"}
+ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 
 
 def task_class(name: str) -> type[Task]:

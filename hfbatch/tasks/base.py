@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from hfbatch.data.models import Model
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+"""NumPy arrays, which go to the device; anything else stays on the host."""
 
 
 class Params(Section):
@@ -103,6 +104,8 @@ class Task(ABC):
         self.params = params
         self.max_length = max_length
         self.seed = seed
+        self.root = ""
+        """Folder that paths in the rows are relative to."""
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -167,6 +170,10 @@ class Task(ABC):
         :param multiple: the padded length is a multiple of this.
         """
 
+    def padded_size(self, batch: Batch) -> int:
+        """What the device computes for a batch, padding included, in the unit of `lengths`."""
+        return int(batch["input_ids"].size) if "input_ids" in batch else len(next(iter(batch.values())))
+
     @abstractmethod
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs the model on a batch that is on its device. Runs under inference_mode.
@@ -186,5 +193,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def measure(self, outputs: pa.Table) -> np.ndarray:
-        """The number of each row that `histogram` counts, float [rows]."""
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """The number of each row that `histogram` counts, float [rows].
+
+        :param outputs: what forward returned.
+        :param columns: what postprocess made of it, of the same rows or fewer.
+        """

@@ -255,7 +255,7 @@ class Embedding(Task):
         """The vectors as they came."""
         return [_vectors(outputs)]
 
-    def measure(self, outputs: pa.Table) -> np.ndarray:
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Length (L2 norm) of each vector."""
         vectors = _vectors(outputs)
         rows = vectors.flatten().to_numpy().reshape(len(vectors), -1)

@@ -153,7 +153,7 @@ class TextClassification(Task):
         lists = [names.take(label.flatten()), score.flatten()]
         return [pa.ListArray.from_arrays(starts, values) for values in lists]
 
-    def measure(self, outputs: pa.Table) -> np.ndarray:
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""
         score = flatten(outputs["score"])
         if self.params.top_k == 1:

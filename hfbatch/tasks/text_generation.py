@@ -335,7 +335,7 @@ class TextGeneration(Task):
         sequences = pa.ListArray.from_arrays(pa.array(offsets), tokens)
         return self.tokenizer.batch_decode(sequences.to_pylist(), skip_special_tokens=True)
 
-    def measure(self, outputs: pa.Table) -> np.ndarray:
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """New tokens of a row, the mean over its sequences."""
         return outputs["length"].to_numpy() / self.params.num_return_sequences
 

@@ -12,6 +12,7 @@ import transformers
 
 from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
+from hfbatch.engines.torch import as_array, as_tensor
 from hfbatch.tasks.base import Features, Task
 
 
@@ -48,8 +49,8 @@ def run(
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             batch = task.collate(features.table, rows[start : start + size], multiple)
-            outputs = task.forward(model, {name: torch.from_numpy(array) for name, array in batch.items()})
-            tables.append(to_arrow({name: tensor.numpy() for name, tensor in outputs.items()}, task.ragged))
+            outputs = task.forward(model, {name: as_tensor(value) for name, value in batch.items()})
+            tables.append(to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged))
     outputs = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(rows)))
     arrays = task.postprocess(outputs, {name: pa.array(values) for name, values in columns.items()})
     return pa.table(arrays, schema=pa.schema(task.output_fields()))
@@ -60,5 +61,6 @@ def measured(task: Task, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
     features = features_of(task, columns)
     batch = task.collate(features.table, np.arange(len(features.table)), 1)
     with torch.inference_mode():
-        outputs = task.forward(load(task), {name: torch.from_numpy(array) for name, array in batch.items()})
-    return task.measure(to_arrow({name: tensor.numpy() for name, tensor in outputs.items()}, task.ragged))
+        outputs = task.forward(load(task), {name: as_tensor(value) for name, value in batch.items()})
+    arrays = to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged)
+    return task.measure(arrays, task.postprocess(arrays, {name: pa.array(v) for name, v in columns.items()}))

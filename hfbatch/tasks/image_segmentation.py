@@ -1,0 +1,69 @@
+"""Task image-segmentation: which pixels belong to what. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.data.media import to_png
+from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.text import list_lengths
+from hfbatch.tasks.vision import ImageTask
+
+SEGMENTS = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("mask", pa.binary())]))
+SEMANTIC = ("ForSemanticSegmentation",)
+"""Ends of class names of models that the other AutoClass loads."""
+
+
+class ImageSegmentationParams(Params):
+    """What counts as a segment; null takes the pipeline's default."""
+
+    subtask: Literal["panoptic", "instance", "semantic"] | None = None
+    """Things and background, things alone, or classes of pixels; null takes the first that the model can do."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Segments of a lower score are left out."""
+    mask_threshold: float | None = Field(default=None, ge=0, le=1)
+    """From which value on a pixel belongs to a mask."""
+    overlap_mask_area_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Parts of a mask smaller than this share of it are dropped."""
+
+
+class ImageSegmentation(ImageTask):
+    """Masks of what each picture shows."""
+
+    name = "image-segmentation"
+    summary = "Masks of what a picture shows: panoptic, instance or semantic"
+    auto_class = "AutoModelForImageSegmentation"
+    pipeline = "image_segmentation.ImageSegmentationPipeline"
+    keeps = (
+        "logits", "pred_boxes", "pred_masks", "class_queries_logits", "masks_queries_logits", "target_size",
+        "patch_offsets",
+    )  # fmt: skip
+    outputs: ClassVar[Mapping[str, str]] = {
+        "segments": "list<struct<score, label, mask>>, masks as PNG in the picture's size, white where it holds"
+    }
+    Params = ImageSegmentationParams
+    histogram = Histogram("segments", (0.0, *(float(2**k) for k in range(10))))
+    EXAMPLE = Example({"image": ["street.jpg"]}, {"subtask": "semantic"})
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        architectures = (self.model.read_json("config.json") or {}).get("architectures") or []
+        if any(name.endswith(SEMANTIC) for name in architectures):
+            self.auto_class = "AutoModelForSemanticSegmentation"
+
+    def output_fields(self) -> list[pa.Field]:
+        """`segments`: a list of structs; `score` is null for semantic ones."""
+        return [pa.field("segments", SEGMENTS)]
+
+    def answer(self, result: Any) -> tuple[Any, ...]:
+        """Masks as PNG."""
+        return ([{**segment, "mask": to_png(segment["mask"])} for segment in result],)
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """Segments of each row."""
+        return list_lengths(columns[0])

@@ -1,0 +1,49 @@
+"""Task object-detection: boxes, labels and scores of what a picture shows. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.text import list_lengths
+from hfbatch.tasks.vision import DETECTED, ImageTask
+
+
+class ObjectDetectionParams(Params):
+    """Which boxes to return."""
+
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Boxes of a lower score are left out."""
+
+
+class ObjectDetection(ImageTask):
+    """What each picture shows, and where."""
+
+    name = "object-detection"
+    summary = "Boxes, labels and scores of what a picture shows"
+    auto_class = "AutoModelForObjectDetection"
+    pipeline = "object_detection.ObjectDetectionPipeline"
+    keeps = ("logits", "pred_boxes", "target_size", "bbox")
+    outputs: ClassVar[Mapping[str, str]] = {
+        "objects": "list<struct<score, label, box: struct<xmin, ymin, xmax, ymax>>>, boxes in pixels"
+    }
+    Params = ObjectDetectionParams
+    histogram = Histogram("objects", (0.0, *(float(2**k) for k in range(10))))
+    EXAMPLE = Example({"image": ["street.jpg"]}, {"threshold": 0.7})
+
+    def output_fields(self) -> list[pa.Field]:
+        """`objects`: a list of structs with the keys that the pipeline returns."""
+        return [pa.field("objects", DETECTED)]
+
+    def answer(self, result: Any) -> tuple[Any, ...]:
+        """The list as it is."""
+        return (result,)
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """Objects of each row."""
+        return list_lengths(columns[0])

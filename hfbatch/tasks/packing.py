@@ -1,0 +1,90 @@
+"""What a transformers pipeline hands from step to step, as bytes that travel between processes. No pickle.
+
+The nesting goes into JSON, tensors into one safetensors block behind it. Knows nothing of tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import UserDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+HEAD = struct.Struct("<Q")
+TENSOR, TUPLE = "__tensor__", "__tuple__"
+
+
+class Bag(UserDict[str, Any]):
+    """A mapping whose values are attributes too, and have numbers, as outputs of transformers' models do."""
+
+    def __getattr__(self, name: str) -> Any:
+        """A value by its key. :raises AttributeError: where there is none."""
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+    def __getitem__(self, key: str | int) -> Any:
+        """A value by its key, or by its place."""
+        return list(self.data.values())[key] if isinstance(key, int) else self.data[key]
+
+
+def dump(value: Any) -> bytes:
+    """Nested mappings, lists, tuples, plain values and tensors as bytes.
+
+    Tensors are moved to the CPU; floating-point ones of less than 32 bits are widened to float32.
+
+    :raises TypeError: for anything else.
+    """
+    import torch
+    from safetensors.torch import save
+
+    tensors: dict[str, torch.Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        """The value with a placeholder for each tensor."""
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach().cpu()
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor = tensor.float()
+            tensors[str(len(tensors))] = tensor.contiguous().clone()
+            return {TENSOR: str(len(tensors) - 1)}
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Mapping):
+            return {str(key): plain(one) for key, one in value.items()}
+        if isinstance(value, tuple):
+            return {TUPLE: [plain(one) for one in value]}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        raise TypeError(f"a {type(value).__name__} cannot travel between processes")
+
+    nesting = json.dumps(plain(value)).encode()
+    return HEAD.pack(len(nesting)) + nesting + save(tensors)
+
+
+def load(data: bytes | memoryview) -> Any:
+    """The reverse of `dump`; mappings come back as Bags, arrays as tensors."""
+    from safetensors.torch import load as load_tensors
+
+    data = bytes(data)
+    (size,) = HEAD.unpack_from(data)
+    tensors = load_tensors(data[HEAD.size + size :])
+
+    def whole(value: Any) -> Any:
+        """The value with its tensors back in place."""
+        if isinstance(value, dict):
+            if TENSOR in value:
+                return tensors[value[TENSOR]]
+            if TUPLE in value:
+                return tuple(whole(one) for one in value[TUPLE])
+            return Bag({key: whole(one) for key, one in value.items()})
+        return [whole(one) for one in value] if isinstance(value, list) else value
+
+    return whole(json.loads(data[HEAD.size : HEAD.size + size]))

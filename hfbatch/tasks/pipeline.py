@@ -1,0 +1,288 @@
+"""The adapter: runs a task through the steps of its transformers pipeline, each where it belongs.
+
+    preprocess    CPU     the pipeline's preprocess, over a skeleton of the model without weights
+    forward       device  the pipeline's forward; rows whose tensors have the same shapes as one batch
+    postprocess   CPU     the pipeline's postprocess
+
+So each answer is the pipeline's for that row alone: a batch holds no padding that the pipeline would not have
+made. A task that uses it says which pipeline, what a row is, and what its output columns are.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.tasks.base import Batch, Features, Task
+from hfbatch.tasks.packing import Bag, dump, load
+from hfbatch.tasks.text import length_limit, text_column
+
+if TYPE_CHECKING:
+    import torch
+
+NO_LIMIT = int(1e30)
+"""How tokenizers write that there is none."""
+PROCESSORS = {
+    "tokenizer": "AutoTokenizer",
+    "image_processor": "AutoImageProcessor",
+    "feature_extractor": "AutoFeatureExtractor",
+    "processor": "AutoProcessor",
+}
+"""What a pipeline may ask for besides the model, and the transformers class that loads it."""
+
+
+class PipelineTask(Task):
+    """Base of tasks that go through their transformers pipeline."""
+
+    pipeline: ClassVar[str]
+    """Module and class under transformers.pipelines, such as `fill_mask.FillMaskPipeline`."""
+    batched: ClassVar[bool] = True
+    """Whether rows of the same shapes may run as one batch; False where forward takes one row alone."""
+    keeps: ClassVar[tuple[str, ...] | None] = None
+    """Model outputs that postprocess reads; None keeps all, hidden states included."""
+    split_rows = 1024
+
+    @abstractmethod
+    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
+        """What the pipeline is given for each row, without nulls."""
+
+    def options(self) -> dict[str, Any]:
+        """The pipeline's keyword arguments: those of the params that are not null."""
+        return {name: value for name, value in self.params.model_dump().items() if value is not None}
+
+    def preprocess_options(self, columns: Mapping[str, pa.Array]) -> dict[str, Any]:
+        """Further options of the pipeline's preprocess, where they depend on which inputs there are."""
+        return {}
+
+    @abstractmethod
+    def answer(self, result: Any) -> tuple[Any, ...]:
+        """A row's output columns, as plain values, from what the pipeline returned for it."""
+
+    @cached_property
+    def kind(self) -> type:
+        """The pipeline's class."""
+        module, _, name = self.pipeline.partition(".")
+        return getattr(import_module(f"transformers.pipelines.{module}"), name)
+
+    @cached_property
+    def processors(self) -> dict[str, Any]:
+        """What the pipeline needs besides the model; each comes from the model's files."""
+        import transformers
+
+        found: dict[str, Any] = {}
+        for name, auto in PROCESSORS.items():
+            wanted = getattr(self.kind, f"_load_{name}")
+            if wanted is False:
+                continue
+            options = {"trust_remote_code": self.model.trust_remote_code}
+            if name == "image_processor":
+                options["backend"] = "pil"  # the same pixels on every machine; torchvision is no dependency
+            try:
+                if name == "tokenizer":
+                    found[name] = self.tokenizer
+                    found[name].model_max_length = self.limit or NO_LIMIT
+                else:
+                    found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
+            except (OSError, ValueError):
+                if wanted:  # others are for some models of the task alone
+                    raise
+        return found
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Most tokens of a row."""
+        return self.max_length or length_limit(self.tokenizer, self.config)
+
+    @cached_property
+    def skeleton(self) -> Any:
+        """The pipeline over a model without weights, for the steps on the CPU."""
+        import torch
+        import transformers
+
+        with torch.device("meta"):
+            model = getattr(transformers, self.auto_class).from_config(
+                self.config, trust_remote_code=self.model.trust_remote_code
+            )
+        return self.over(model)
+
+    def over(self, model: Any) -> Any:
+        """The pipeline over a model, on the device where that is."""
+        return self.kind(
+            model=model, task=self.name, device=model.device, **self.processors, **self.options()
+        )
+
+    def check(self) -> list[str]:
+        """Faults: a model or params that the pipeline refuses."""
+        try:
+            _ = self.skeleton
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return [f"model {self.model.name!r} cannot do {self.name} with these params: {error}"]
+        return []
+
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Model inputs of each row as bytes, in the column `inputs`, and their number of elements, `cost`."""
+        pipe = self.skeleton
+        options = {**pipe._preprocess_params, **self.preprocess_options(columns)}
+        packed, costs, cut = [], [], 0
+        for row in self.rows(columns):
+            made = pipe.preprocess(row, **copy.deepcopy(options))
+            steps = [made] if isinstance(made, Mapping) else list(made)
+            packed.append(dump(steps))
+            costs.append(sum(cost_of(step) for step in steps))
+            cut += self.is_cut(row, steps)
+        table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
+        return Features(pa.table(table), cut)
+
+    def is_cut(self, row: Any, steps: list[Any]) -> bool:
+        """Whether a row was truncated on its way into model inputs."""
+        return False
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Elements of each row's main input, so that rows of one shape lie side by side."""
+        return features["cost"].to_numpy()
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """The rows' model inputs as they are."""
+        taken = features["inputs"].take(pa.array(rows))
+        return {"rows": [load(one.as_buffer()) for one in taken]}
+
+    def padded_size(self, batch: Batch) -> int:
+        """Elements that the device computes."""
+        return sum(cost_of(step) for steps in batch["rows"] for step in steps)
+
+    def forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """`outputs`: bytes of each row's model outputs."""
+        pipe = self.over(model)
+        results: list[list[Any]] = []
+        for _, alike in groupby(batch["rows"], key=shape_of if self.batched else id):
+            rows = list(alike)
+            steps = [
+                self._step(pipe, [_for_model(row[k], model) for row in rows]) for k in range(len(rows[0]))
+            ]
+            results += [[step[place] for step in steps] for place in range(len(rows))]
+        return {"outputs": [dump([self._kept(step) for step in row]) for row in results]}
+
+    def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
+
+    def _step(self, pipe: Any, rows: list[Bag]) -> list[Any]:
+        """Model outputs of each row, from one call where the outputs can be told apart."""
+        if len(rows) > 1:
+            together = pipe.forward(join(rows), **pipe._forward_params)
+            if splits(together, len(rows)):
+                return [pick(together, place, row) for place, row in enumerate(rows)]
+        return [pipe.forward(Bag(row), **pipe._forward_params) for row in rows]
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """The pipeline's answers as columns."""
+        pipe = self.skeleton
+        answers = []
+        for one in outputs["outputs"]:
+            steps = load(one.as_buffer())
+            several = isinstance(pipe, import_module("transformers.pipelines.base").ChunkPipeline)
+            result = pipe.postprocess(steps if several else steps[0], **pipe._postprocess_params)
+            answers.append(self.answer(result))
+        fields = self.output_fields()
+        return [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
+
+
+class TextPipelineTask(PipelineTask):
+    """Base of tasks that take one text a row."""
+
+    inputs = (text_column("text"),)
+
+    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
+        """Texts."""
+        yield from columns["text"].to_pylist()
+
+    def whole(self, row: Any) -> int:
+        """Tokens of a row that nobody truncates."""
+        return len(self.tokenizer(row, verbose=False)["input_ids"])
+
+    def is_cut(self, row: Any, steps: list[Any]) -> bool:
+        """Whether a row's tokens fill the limit and there are more of them."""
+        full = self.limit is not None and steps[0]["input_ids"].shape[-1] >= self.limit
+        return full and self.whole(row) > (self.limit or 0)
+
+
+def cost_of(step: Mapping[str, Any]) -> int:
+    """Elements of a step's main input: its token ids, else its first tensor."""
+    import torch
+
+    tensors = [value for value in step.values() if isinstance(value, torch.Tensor)]
+    main = step.get("input_ids", tensors[0] if tensors else None)
+    return int(main.numel()) if isinstance(main, torch.Tensor) else 1
+
+
+def shape_of(steps: list[Mapping[str, Any]]) -> list[Any]:
+    """What rows must have in common to run as one batch: names, shapes and types of tensors; nested tensors whole."""
+    import torch
+
+    def key_of(value: Any) -> Any:
+        """What to compare of a value: texts and numbers are a row's own, and no part of the computation."""
+        if isinstance(value, torch.Tensor):
+            return value.shape, value.dtype
+        return dump(value) if isinstance(value, list | Mapping) else None
+
+    return [[(key, key_of(value)) for key, value in step.items()] for step in steps]
+
+
+def join(rows: list[Bag]) -> Bag:
+    """Rows as one batch: tensors end to end, other values those of the first row."""
+    import torch
+
+    first = rows[0]
+    return Bag(
+        {
+            key: torch.cat([row[key] for row in rows]) if isinstance(value, torch.Tensor) else value
+            for key, value in first.items()
+        }
+    )
+
+
+def splits(value: Any, rows: int) -> bool:
+    """Whether every tensor within has one entry for each row."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.ndim > 0 and len(value) == rows
+    if isinstance(value, Mapping):
+        return all(splits(one, rows) for one in value.values())
+    return all(splits(one, rows) for one in value) if isinstance(value, list | tuple) else True
+
+
+def pick(value: Any, place: int, row: Mapping[str, Any]) -> Any:
+    """One row of a batch's outputs; what the model passed on from its inputs is the row's own."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value[place : place + 1]
+    if isinstance(value, Mapping):
+        own = {key: one for key, one in row.items() if not isinstance(one, torch.Tensor)}
+        return {key: own.get(key, pick(one, place, {})) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(pick(one, place, {}) for one in value)
+    return value
+
+
+def _for_model(step: Mapping[str, Any], model: torch.nn.Module) -> Bag:
+    """Model inputs with floating-point tensors in the model's type."""
+    import torch
+
+    kind = next(model.parameters()).dtype
+    return Bag(
+        {
+            key: value.to(kind)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            else value
+            for key, value in step.items()
+        }
+    )
