@@ -90,7 +90,7 @@ class Plan:
     @property
     def order(self) -> WorkOrder:
         """What worker processes need."""
-        return WorkOrder(self.spec, self.model, self.settled)
+        return WorkOrder(self.spec, self.model, self.settled, self.source.root_url)
 
     @property
     def rejects_schema(self) -> pa.Schema:
@@ -147,6 +147,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 
+    task.root = source.root_url
     identity = _identity(spec, model, task, inputs, keep)
     settled = None
     if not overwrite:

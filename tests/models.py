@@ -173,23 +173,38 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
         "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2],
         "decoder_hidden_size": 16, "initializer_range": 0.3,
     }  # fmt: skip
-    text = {**sizes, "max_position_embeddings": 64, "vocab_size": len(wordpiece_tokenizer()), "eos_token_id": 3}
+    text = {
+        **sizes,
+        "max_position_embeddings": 64,
+        "vocab_size": len(wordpiece_tokenizer()),
+        "eos_token_id": 3,
+    }
     match architecture:
         case "ViTForImageClassification":
-            return transformers.ViTConfig(image_size=32, **patches), transformers.ViTImageProcessorPil(size=square)
+            return transformers.ViTConfig(image_size=32, **patches), transformers.ViTImageProcessorPil(
+                size=square
+            )
         case "YolosForObjectDetection":
             longest = {"shortest_edge": 32, "longest_edge": 48}
             config = transformers.YolosConfig(image_size=[32, 32], **patches)
             return config, transformers.YolosImageProcessorPil(size=longest)
         case "DPTForDepthEstimation":
-            neck = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8, "backbone_out_indices": [0, 1, 2, 3]}
-            config = transformers.DPTConfig(image_size=32, **{**patches, "num_hidden_layers": 4}, **neck)
+            neck = {
+                "neck_hidden_sizes": [8, 8, 8, 8],
+                "fusion_hidden_size": 8,
+                "backbone_out_indices": [0, 1, 2, 3],
+            }
+            config = transformers.DPTConfig(
+                image_size=32, **{**patches, "num_hidden_layers": 4, "initializer_range": 0.05}, **neck
+            )
             return config, transformers.DPTImageProcessorPil(size=square)
         case "SegformerForSemanticSegmentation":
-            return transformers.SegformerConfig(**stages), transformers.SegformerImageProcessorPil(size=square)
+            return transformers.SegformerConfig(**stages), transformers.SegformerImageProcessorPil(
+                size=square
+            )
         case "MaskFormerForInstanceSegmentation":
             swin = transformers.SwinConfig(
-                image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+                image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
                 out_features=["stage1", "stage2", "stage3", "stage4"],
             )  # fmt: skip
             detr = transformers.DetrConfig(
@@ -199,10 +214,13 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
             config = transformers.MaskFormerConfig(
                 backbone_config=swin, decoder_config=detr, fpn_feature_size=32, mask_feature_size=32
             )
-            return config, transformers.MaskFormerImageProcessorPil(size=square)
+            return config, transformers.MaskFormerImageProcessorPil(size={"height": 64, "width": 64})
         case "CLIPModel" | "OwlViTForObjectDetection":
             name = architecture.removesuffix("Model").removesuffix("ForObjectDetection")
-            kind, processor = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}ImageProcessorPil")
+            kind, processor = (
+                getattr(transformers, f"{name}Config"),
+                getattr(transformers, f"{name}ImageProcessorPil"),
+            )
             vision = {**patches, "image_size": 32}
             config = kind(text_config=text, vision_config=vision, projection_dim=32)
             return config, processor(size=square, do_center_crop=False)

@@ -37,12 +37,19 @@ class WorkOrder:
     spec: JobSpec
     model: Model
     settled: Settled | None = None
+    root: str = ""
+    """Folder or URL that paths in the rows are relative to."""
 
     def to_json(self) -> str:
         """The order as text, which processes can compare."""
         settled = asdict(self.settled) if self.settled else None
         return json.dumps(
-            {"spec": self.spec.model_dump(mode="json"), "model": asdict(self.model), "settled": settled}
+            {
+                "spec": self.spec.model_dump(mode="json"),
+                "model": asdict(self.model),
+                "settled": settled,
+                "root": self.root,
+            }
         )
 
     @classmethod
@@ -50,17 +57,23 @@ class WorkOrder:
         """The reverse of to_json."""
         values = json.loads(text)
         settled = Settled(**values["settled"]) if values["settled"] else None
-        return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled)
+        return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled, values["root"])
 
     def task(self) -> Task:
         """The job's task, with the model's files on this machine."""
-        return build_task(self.spec, self.model.fetch())
+        return build_task(self.spec, self.model.fetch(), self.root)
 
 
-def build_task(spec: JobSpec, model: Model) -> Task:
-    """A task object. :raises pydantic.ValidationError: for params that the task does not have."""
+def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
+    """A task object.
+
+    :param root: folder or URL that paths in the rows are relative to.
+    :raises pydantic.ValidationError: for params that the task does not have.
+    """
     cls = task_class(spec.task)
-    return cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
+    task = cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
+    task.root = root
+    return task
 
 
 class Worker:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks import base
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.text import flatten
 from hfbatch.tasks.vision import ImageTask
@@ -30,12 +31,12 @@ class ImageClassification(ImageTask):
     summary = "Labels and scores of a picture"
     auto_class = "AutoModelForImageClassification"
     pipeline = "image_classification.ImageClassificationPipeline"
-    keeps = ("logits",)
+    keeps: ClassVar[tuple[str, ...] | None] = ("logits",)
     outputs: ClassVar[Mapping[str, str]] = {
         "label": "list<string>, best first",
         "score": "list<float32>",
     }
-    Params = ImageClassificationParams
+    Params: ClassVar[type[base.Params]] = ImageClassificationParams
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"top_k": 2})
 

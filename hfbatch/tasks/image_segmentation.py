@@ -15,8 +15,12 @@ from hfbatch.tasks.text import list_lengths
 from hfbatch.tasks.vision import ImageTask
 
 SEGMENTS = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("mask", pa.binary())]))
-SEMANTIC = ("ForSemanticSegmentation",)
-"""Ends of class names of models that the other AutoClass loads."""
+LOADERS = {
+    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "ForInstanceSegmentation": "AutoModelForUniversalSegmentation",
+    "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
+}
+"""The AutoClass of models that another than the usual one loads, by the end of their class's name."""
 
 
 class ImageSegmentationParams(Params):
@@ -53,8 +57,9 @@ class ImageSegmentation(ImageTask):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         architectures = (self.model.read_json("config.json") or {}).get("architectures") or []
-        if any(name.endswith(SEMANTIC) for name in architectures):
-            self.auto_class = "AutoModelForSemanticSegmentation"
+        for end, loader in LOADERS.items():
+            if any(name.endswith(end) for name in architectures):
+                self.auto_class = loader
 
     def output_fields(self) -> list[pa.Field]:
         """`segments`: a list of structs; `score` is null for semantic ones."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks import base
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.text import list_lengths
 from hfbatch.tasks.vision import DETECTED, ImageTask
@@ -28,11 +29,11 @@ class ObjectDetection(ImageTask):
     summary = "Boxes, labels and scores of what a picture shows"
     auto_class = "AutoModelForObjectDetection"
     pipeline = "object_detection.ObjectDetectionPipeline"
-    keeps = ("logits", "pred_boxes", "target_size", "bbox")
+    keeps: ClassVar[tuple[str, ...] | None] = ("logits", "pred_boxes", "target_size", "bbox")
     outputs: ClassVar[Mapping[str, str]] = {
         "objects": "list<struct<score, label, box: struct<xmin, ymin, xmax, ymax>>>, boxes in pixels"
     }
-    Params = ObjectDetectionParams
+    Params: ClassVar[type[base.Params]] = ObjectDetectionParams
     histogram = Histogram("objects", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example({"image": ["street.jpg"]}, {"threshold": 0.7})
 

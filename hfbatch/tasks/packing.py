@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,18 @@ HEAD = struct.Struct("<Q")
 TENSOR, TUPLE = "__tensor__", "__tuple__"
 
 
-class Bag(UserDict[str, Any]):
+class Bag(dict[Any, Any]):
     """A mapping whose values are attributes too, and have numbers, as outputs of transformers' models do."""
 
     def __getattr__(self, name: str) -> Any:
         """A value by its key. :raises AttributeError: where there is none."""
-        if name == "data" or name not in self.data:
+        if name not in self:
             raise AttributeError(name)
-        return self.data[name]
+        return self[name]
 
     def __getitem__(self, key: str | int) -> Any:
         """A value by its key, or by its place."""
-        return list(self.data.values())[key] if isinstance(key, int) else self.data[key]
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
 
 
 def dump(value: Any) -> bytes:
@@ -69,8 +68,11 @@ def dump(value: Any) -> bytes:
     return HEAD.pack(len(nesting)) + nesting + save(tensors)
 
 
-def load(data: bytes | memoryview) -> Any:
-    """The reverse of `dump`; mappings come back as Bags, arrays as tensors."""
+def load(data: bytes | memoryview, mapping: Callable[[dict[str, Any]], Any] = Bag) -> Any:
+    """The reverse of `dump`; arrays come back as tensors.
+
+    :param mapping: what mappings come back as.
+    """
     from safetensors.torch import load as load_tensors
 
     data = bytes(data)
@@ -84,7 +86,7 @@ def load(data: bytes | memoryview) -> Any:
                 return tensors[value[TENSOR]]
             if TUPLE in value:
                 return tuple(whole(one) for one in value[TUPLE])
-            return Bag({key: whole(one) for key, one in value.items()})
+            return mapping({key: whole(one) for key, one in value.items()})
         return [whole(one) for one in value] if isinstance(value, list) else value
 
     return whole(json.loads(data[HEAD.size : HEAD.size + size]))

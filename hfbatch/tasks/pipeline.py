@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.base import Batch, Features, Task
-from hfbatch.tasks.packing import Bag, dump, load
+from hfbatch.tasks.base import Batch, Features, InputColumn, Task
+from hfbatch.tasks.packing import dump, load
 from hfbatch.tasks.text import length_limit, text_column
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NO_LIMIT = int(1e30)
 """How tokenizers write that there is none."""
+Inputs = UserDict[str, Any]
+"""Model inputs, as the class of mapping that pipelines make."""
 PROCESSORS = {
     "tokenizer": "AutoTokenizer",
     "image_processor": "AutoImageProcessor",
@@ -82,7 +85,7 @@ class PipelineTask(Task):
             wanted = getattr(self.kind, f"_load_{name}")
             if wanted is False:
                 continue
-            options = {"trust_remote_code": self.model.trust_remote_code}
+            options: dict[str, Any] = {"trust_remote_code": self.model.trust_remote_code}
             if name == "image_processor":
                 options["backend"] = "pil"  # the same pixels on every machine; torchvision is no dependency
             try:
@@ -152,7 +155,7 @@ class PipelineTask(Task):
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """The rows' model inputs as they are."""
         taken = features["inputs"].take(pa.array(rows))
-        return {"rows": [load(one.as_buffer()) for one in taken]}
+        return {"rows": [load(one.as_buffer(), UserDict) for one in taken]}
 
     def padded_size(self, batch: Batch) -> int:
         """Elements that the device computes."""
@@ -173,13 +176,13 @@ class PipelineTask(Task):
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
 
-    def _step(self, pipe: Any, rows: list[Bag]) -> list[Any]:
+    def _step(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Model outputs of each row, from one call where the outputs can be told apart."""
         if len(rows) > 1:
             together = pipe.forward(join(rows), **pipe._forward_params)
             if splits(together, len(rows)):
                 return [pick(together, place, row) for place, row in enumerate(rows)]
-        return [pipe.forward(Bag(row), **pipe._forward_params) for row in rows]
+        return [pipe.forward(UserDict(row), **pipe._forward_params) for row in rows]
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """The pipeline's answers as columns."""
@@ -197,7 +200,7 @@ class PipelineTask(Task):
 class TextPipelineTask(PipelineTask):
     """Base of tasks that take one text a row."""
 
-    inputs = (text_column("text"),)
+    inputs: ClassVar[tuple[InputColumn, ...]] = (text_column("text"),)
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Texts."""
@@ -235,12 +238,12 @@ def shape_of(steps: list[Mapping[str, Any]]) -> list[Any]:
     return [[(key, key_of(value)) for key, value in step.items()] for step in steps]
 
 
-def join(rows: list[Bag]) -> Bag:
+def join(rows: list[Inputs]) -> Inputs:
     """Rows as one batch: tensors end to end, other values those of the first row."""
     import torch
 
     first = rows[0]
-    return Bag(
+    return UserDict(
         {
             key: torch.cat([row[key] for row in rows]) if isinstance(value, torch.Tensor) else value
             for key, value in first.items()
@@ -273,16 +276,14 @@ def pick(value: Any, place: int, row: Mapping[str, Any]) -> Any:
     return value
 
 
-def _for_model(step: Mapping[str, Any], model: torch.nn.Module) -> Bag:
+def _for_model(step: Inputs, model: torch.nn.Module) -> Inputs:
     """Model inputs with floating-point tensors in the model's type."""
     import torch
 
     kind = next(model.parameters()).dtype
-    return Bag(
+    return UserDict(
         {
-            key: value.to(kind)
-            if isinstance(value, torch.Tensor) and value.is_floating_point()
-            else value
+            key: value.to(kind) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for key, value in step.items()
         }
     )

@@ -49,7 +49,9 @@ class TokenClassification(TextPipelineTask):
     }
     Params = TokenClassificationParams
     histogram = Histogram("entities", (0.0, *(float(2**k) for k in range(10))))
-    EXAMPLE = Example({"text": ["Ada wrote to London.", "No name here.", ""]}, {"aggregation_strategy": "simple"})
+    EXAMPLE = Example(
+        {"text": ["Ada wrote to London.", "No name here.", ""]}, {"aggregation_strategy": "simple"}
+    )
 
     params: TokenClassificationParams
 
