@@ -148,6 +148,19 @@ def tiny_bert_for(
     return save(folder, model, tokenizer)
 
 
+def tiny_t5(folder: str | Path, seed: int = 0, **config: Any) -> str:
+    """A T5 with a word-piece tokenizer. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64)
+    torch.manual_seed(seed)
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=len(tokenizer),
+            initializer_factor=4.0, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, **config,
+        )
+    )  # fmt: skip
+    return save(folder, model, tokenizer)
+
+
 def tiny_vision(
     folder: str | Path, architecture: str, id2label: Mapping[int, str] | None = None, seed: int = 0
 ) -> str:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections import UserDict
+from collections import UserDict, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -46,7 +45,7 @@ class PipelineTask(Task):
     """Base of tasks that go through their transformers pipeline."""
 
     pipeline: ClassVar[str]
-    """Module and class under transformers.pipelines, such as `fill_mask.FillMaskPipeline`."""
+    """Module and class under transformers.pipelines, such as `fill_mask.FillMaskPipeline`, or one of hfbatch's own."""
     batched: ClassVar[bool] = True
     """Whether rows of the same shapes may run as one batch; False where forward takes one row alone."""
     keeps: ClassVar[tuple[str, ...] | None] = None
@@ -70,10 +69,11 @@ class PipelineTask(Task):
         """A row's output columns, as plain values, from what the pipeline returned for it."""
 
     @cached_property
-    def kind(self) -> type:
+    def kind(self) -> type[Any]:
         """The pipeline's class."""
-        module, _, name = self.pipeline.partition(".")
-        return getattr(import_module(f"transformers.pipelines.{module}"), name)
+        module, _, name = self.pipeline.rpartition(".")
+        home = module if module.startswith("hfbatch.") else f"transformers.pipelines.{module}"
+        return getattr(import_module(home), name)
 
     @cached_property
     def processors(self) -> dict[str, Any]:
@@ -162,22 +162,29 @@ class PipelineTask(Task):
         return sum(cost_of(step) for steps in batch["rows"] for step in steps)
 
     def forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """`outputs`: bytes of each row's model outputs."""
-        pipe = self.over(model)
-        results: list[list[Any]] = []
-        for _, alike in groupby(batch["rows"], key=shape_of if self.batched else id):
-            rows = list(alike)
-            steps = [
-                self._step(pipe, [_for_model(row[k], model) for row in rows]) for k in range(len(rows[0]))
-            ]
-            results += [[step[place] for step in steps] for place in range(len(rows))]
-        return {"outputs": [dump([self._kept(step) for step in row]) for row in results]}
+        """`outputs`: bytes of each row's model outputs.
+
+        The steps of all rows go together where they are of one shape, as many at a time as the batch has rows.
+        """
+        pipe, rows = self.over(model), batch["rows"]
+        results: list[list[Any]] = [[None] * len(steps) for steps in rows]
+        alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+        for place, steps in enumerate(rows):
+            for k, step in enumerate(steps):
+                alike[shape_of(step) if self.batched else (place, k)].append((place, k))
+        for places in alike.values():
+            for start in range(0, len(places), len(rows)):
+                chosen = places[start : start + len(rows)]
+                inputs = [_for_model(rows[place][k], model) for place, k in chosen]
+                for (place, k), output in zip(chosen, self._run(pipe, inputs), strict=True):
+                    results[place][k] = self._kept(output)
+        return {"outputs": [dump(row) for row in results]}
 
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
 
-    def _step(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
-        """Model outputs of each row, from one call where the outputs can be told apart."""
+    def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Model outputs of each step, from one call where the outputs can be told apart."""
         if len(rows) > 1:
             together = pipe.forward(join(rows), **pipe._forward_params)
             if splits(together, len(rows)):
@@ -225,8 +232,8 @@ def cost_of(step: Mapping[str, Any]) -> int:
     return int(main.numel()) if isinstance(main, torch.Tensor) else 1
 
 
-def shape_of(steps: list[Mapping[str, Any]]) -> list[Any]:
-    """What rows must have in common to run as one batch: names, shapes and types of tensors; nested tensors whole."""
+def shape_of(step: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What steps must have in common to run as one batch: names, shapes and types of tensors; nested tensors whole."""
     import torch
 
     def key_of(value: Any) -> Any:
@@ -235,7 +242,7 @@ def shape_of(steps: list[Mapping[str, Any]]) -> list[Any]:
             return value.shape, value.dtype
         return dump(value) if isinstance(value, list | Mapping) else None
 
-    return [[(key, key_of(value)) for key, value in step.items()] for step in steps]
+    return tuple((key, key_of(value)) for key, value in step.items())
 
 
 def join(rows: list[Inputs]) -> Inputs:

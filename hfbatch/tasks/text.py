@@ -23,6 +23,11 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
+def is_words(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds lists of strings."""
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_string(kind.value_type)
+
+
 def text_column(name: str, required: bool = True) -> InputColumn:
     """A column of strings."""
     return InputColumn(name, is_text, "string", required)

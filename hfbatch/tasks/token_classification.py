@@ -11,12 +11,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
 from hfbatch.tasks.pipeline import TextPipelineTask
-from hfbatch.tasks.text import list_lengths, text_column
-
-
-def is_words(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds lists of strings."""
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_string(kind.value_type)
+from hfbatch.tasks.text import is_words, list_lengths, text_column
 
 
 class TokenClassificationParams(Params):

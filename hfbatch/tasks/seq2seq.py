@@ -1,0 +1,268 @@
+"""Tasks text2text-generation, summarization and translation: encoder-decoder models. Knows nothing of files.
+
+transformers 5 has no pipelines for them any more; the answer is that of the model's own `generate` for the row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.tasks import base
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Task
+from hfbatch.tasks.text import (
+    collate_text,
+    length_faults,
+    length_limit,
+    list_lengths,
+    padding_id,
+    require_tokens,
+    text_column,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
+
+LONGEST = 256
+"""New tokens where neither params nor the model say, as in transformers' pipelines."""
+PROBE_TOKENS = 8
+
+
+class Seq2SeqParams(base.Params):
+    """A null takes what the model's config says for the task, then its generation_config."""
+
+    prefix: str | None = None
+    """Text put before each row, such as `summarize: `."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens to generate for a row; at last 256."""
+    min_new_tokens: int | None = Field(default=None, ge=0)
+    """Fewest tokens to generate for a row."""
+    num_beams: int | None = Field(default=None, ge=1)
+    """Beams of beam search; 1 takes the likeliest token at each step."""
+    early_stopping: bool | None = None
+    """End beam search as soon as there are num_beams finished candidates."""
+    length_penalty: float | None = None
+    """Above 0 favours longer texts in beam search, below 0 shorter ones."""
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
+    """Runs of this many tokens occur only once; 0 for no such rule."""
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    """Above 1, makes tokens that the text already has less likely."""
+
+
+class Text2TextGeneration(Task):
+    """What an encoder-decoder model writes for each text, by greedy or beam search."""
+
+    Params: ClassVar[type[base.Params]] = Seq2SeqParams
+    name = "text2text-generation"
+    summary = "What an encoder-decoder model such as T5 or BART writes for a text"
+    auto_class = "AutoModelForSeq2SeqLM"
+    inputs = (text_column("text"),)
+    outputs: ClassVar[Mapping[str, str]] = {"generated_text": "string"}
+    split_rows = 1024
+    concurrent = False
+    histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
+    ragged: ClassVar[Mapping[str, str]] = {"tokens": "length"}
+    EXAMPLE = Example({"text": ["Is the sky blue?", "What is two and two?"]}, {"max_new_tokens": 20})
+
+    params: Seq2SeqParams
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Most tokens of a row."""
+        return self.max_length or length_limit(self.tokenizer, self.config)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The id of padding tokens."""
+        return padding_id(self.tokenizer, self.config)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What the model's config says for this task: a prefix and options of generation."""
+        known = getattr(self.config, "task_specific_params", None) or {}
+        return dict(known.get(self.defaults_of) or {})
+
+    @property
+    def defaults_of(self) -> str:
+        """The task's key in the config's `task_specific_params`."""
+        return self.name
+
+    @cached_property
+    def prefix(self) -> str:
+        """Text put before each row."""
+        known = (self.params.prefix, self.defaults.get("prefix"), getattr(self.config, "prefix", None))
+        return next((prefix for prefix in known if prefix is not None), "")
+
+    @cached_property
+    def decoding(self) -> GenerationConfig:
+        """How the next token is chosen: the params, else the model's defaults for the task, else its own."""
+        from transformers import GenerationConfig
+
+        try:
+            config = GenerationConfig.from_pretrained(self.model.folder)
+        except OSError:
+            config = GenerationConfig.from_model_config(self.config)
+        asked = {name: value for name, value in self.params.model_dump().items() if value is not None}
+        asked.pop("prefix", None)
+        defaults = {name: value for name, value in self.defaults.items() if hasattr(config, name)}
+        if "max_new_tokens" in asked:
+            defaults.pop("max_length", None)
+            config.max_length = None
+        elif (
+            config.max_new_tokens is None and "max_length" not in defaults and config.max_length in (None, 20)
+        ):
+            config.max_length, config.max_new_tokens = None, LONGEST
+        if "min_new_tokens" in asked:
+            defaults.pop("min_length", None)
+        config = copy.deepcopy(config)
+        config.update(**{**defaults, **asked, "do_sample": False, "num_return_sequences": 1})
+        return config
+
+    def check(self) -> list[str]:
+        """Faults: a model that is no encoder-decoder, and a length beyond the model's."""
+        if not getattr(self.config, "is_encoder_decoder", False):
+            kind = ", ".join(self.config.architectures or [self.config.model_type])
+            return [
+                f"model {self.model.name!r} is a {kind}, which is no encoder-decoder; "
+                "use a model such as T5 or BART, or task text-generation"
+            ]
+        return length_faults(self.max_length, self.tokenizer, self.config)
+
+    def notes(self) -> list[str]:
+        """What the user left open."""
+        found = [f"puts {self.prefix!r} before each row"] if self.prefix else []
+        if self.params.max_new_tokens is None:
+            most = self.decoding.max_new_tokens or self.decoding.max_length
+            found.append(f"generates up to {most} tokens a row (params.max_new_tokens)")
+        return found
+
+    def output_fields(self) -> list[pa.Field]:
+        """One column of strings."""
+        return [pa.field(name, pa.string()) for name in self.outputs]
+
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Tokens of each text, the prefix in front. :raises ValueError: for a text without any token."""
+        texts = [self.prefix + text for text in columns["text"].to_pylist()]
+        made = tokenize(self.tokenizer, texts, None, self.limit, return_token_type_ids=False)
+        return require_tokens(made)
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Tokens of each text."""
+        return list_lengths(features["input_ids"])
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """Rows padded on the right, which the encoder does not see."""
+        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit)
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`tokens` int32 [batch, width] without the decoder's first, and `length` int32 [batch] of those that count."""
+        return self._generate(model, batch, self.decoding)
+
+    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Generates the first few tokens."""
+        short = copy.deepcopy(self.decoding)
+        short.update(max_new_tokens=PROBE_TOKENS, max_length=None, min_new_tokens=None, min_length=0)
+        return self._generate(model, batch, short)
+
+    def _generate(
+        self, model: Any, batch: dict[str, torch.Tensor], decoding: GenerationConfig
+    ) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids = model.generate(**batch, generation_config=decoding)[:, 1:]
+        ends = decoding.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, list) else [ends or -1], device=ids.device)
+        ended = torch.isin(ids, ends).cumsum(1)
+        length = ((ended - torch.isin(ids, ends).long()) == 0).sum(1)
+        return {"tokens": ids.to(torch.int32), "length": length.to(torch.int32)}
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """The tokens as text, without special ones."""
+        tokens = outputs["tokens"].to_pylist()
+        return [pa.array(self.tokenizer.batch_decode(tokens, skip_special_tokens=True), pa.string())]
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """New tokens of each row."""
+        return outputs["length"].to_numpy()
+
+
+class Summarization(Text2TextGeneration):
+    """A summary of each text."""
+
+    name = "summarization"
+    summary = "A summary of a text, by an encoder-decoder model"
+    outputs: ClassVar[Mapping[str, str]] = {"summary_text": "string"}
+    EXAMPLE = Example({"text": ["A long report about the weather of the north."]}, {"max_new_tokens": 40})
+
+
+class TranslationParams(Seq2SeqParams):
+    """From which language into which, beside how the text is written."""
+
+    src_lang: str | None = None
+    """Language of the texts, as the model's tokenizer names it, for models of many languages."""
+    tgt_lang: str | None = None
+    """Language to translate into, as the model's tokenizer names it."""
+
+
+class Translation(Text2TextGeneration):
+    """A translation of each text."""
+
+    Params: ClassVar[type[base.Params]] = TranslationParams
+    name = "translation"
+    summary = "A translation of a text, by an encoder-decoder model of two or many languages"
+    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
+    EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
+
+    params: TranslationParams
+
+    @property
+    def defaults_of(self) -> str:
+        """The task's key in the config's `task_specific_params`, such as translation_en_to_de."""
+        return f"translation_{self.params.src_lang}_to_{self.params.tgt_lang}"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, told the language of the texts."""
+        tokenizer = super().tokenizer
+        if self.params.src_lang is not None and hasattr(tokenizer, "src_lang"):
+            tokenizer.src_lang = self.params.src_lang
+        return tokenizer
+
+    @cached_property
+    def decoding(self) -> GenerationConfig:
+        """How the next token is chosen; models of many languages begin with the token of the target's."""
+        config = super().decoding
+        if self.params.tgt_lang is not None and hasattr(self.tokenizer, "src_lang"):
+            config.forced_bos_token_id = self._language(self.params.tgt_lang)
+        return config
+
+    def _language(self, name: str) -> int:
+        if hasattr(self.tokenizer, "get_lang_id"):
+            return self.tokenizer.get_lang_id(name)
+        return self.tokenizer.convert_tokens_to_ids(name)
+
+    def check(self) -> list[str]:
+        """Faults: languages that the tokenizer does not know, beside those of every encoder-decoder task."""
+        faults = super().check()
+        if faults or not hasattr(self.tokenizer, "src_lang"):
+            return faults
+        for field in ("src_lang", "tgt_lang"):
+            name = getattr(self.params, field)
+            if name is None:
+                faults.append(
+                    f"params.{field} is missing: model {self.model.name!r} knows many languages; set it"
+                )
+            elif name not in self.tokenizer.get_vocab() and not hasattr(self.tokenizer, "get_lang_id"):
+                known = ", ".join(self.tokenizer.all_special_tokens[:8])
+                faults.append(
+                    f"params.{field} {name!r} is no language of the tokenizer (it has: {known} ...)"
+                )
+        return faults
