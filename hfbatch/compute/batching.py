@@ -41,8 +41,8 @@ def cut(
 def to_arrow(outputs: Mapping[str, np.ndarray], ragged: Mapping[str, str]) -> pa.Table:
     """One batch's results as Arrow columns.
 
-    [batch] becomes a plain column, [batch, n] a fixed-size list, and a ragged [batch, width] a list cut to
-    the lengths that `ragged` names. A list of bytes, one for each row, becomes a binary column.
+    [batch] becomes a plain column, [batch, n] a fixed-size list, and a ragged [batch, width] or [batch, width, n]
+    a list cut to the lengths that `ragged` names. A list of bytes, one for each row, becomes a binary column.
     """
     columns: dict[str, pa.Array] = {}
     for name, array in outputs.items():
@@ -52,10 +52,14 @@ def to_arrow(outputs: Mapping[str, np.ndarray], ragged: Mapping[str, str]) -> pa
             lengths = outputs[ragged[name]]
             inside = np.arange(array.shape[1])[None, :] < lengths[:, None]
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(array[inside]))
-        elif array.ndim == 1:
-            columns[name] = pa.array(array)
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), _flat(array[inside]))
         else:
-            flat = np.ascontiguousarray(array.reshape(len(array), -1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+            columns[name] = _flat(array if array.ndim == 1 else array.reshape(len(array), -1))
     return pa.table(columns)
+
+
+def _flat(array: np.ndarray) -> pa.Array:
+    """[rows] as a plain column, [rows, n] as fixed-size lists."""
+    if array.ndim == 1:
+        return pa.array(array)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).ravel()), array.shape[1])

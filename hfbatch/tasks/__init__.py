@@ -11,6 +11,7 @@ from hfbatch.tasks.base import Task
 TASKS = {
     "depth-estimation": "hfbatch.tasks.depth_estimation:DepthEstimation",
     "embedding": "hfbatch.tasks.embedding:Embedding",
+    "feature-extraction": "hfbatch.tasks.feature_extraction:FeatureExtraction",
     "fill-mask": "hfbatch.tasks.fill_mask:FillMask",
     "image-classification": "hfbatch.tasks.image_classification:ImageClassification",
     "image-segmentation": "hfbatch.tasks.image_segmentation:ImageSegmentation",

@@ -16,6 +16,7 @@ from collections import UserDict, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from hfbatch.tasks.text import length_limit, text_column
 if TYPE_CHECKING:
     import torch
 
+_MAKING = Lock()
 NO_LIMIT = int(1e30)
 """How tokenizers write that there is none."""
 Inputs = UserDict[str, Any]
@@ -51,6 +53,7 @@ class PipelineTask(Task):
     keeps: ClassVar[tuple[str, ...] | None] = None
     """Model outputs that postprocess reads; None keeps all, hidden states included."""
     split_rows = 1024
+    _on_device: Any = None
 
     @abstractmethod
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
@@ -122,6 +125,13 @@ class PipelineTask(Task):
             model=model, task=self.name, device=model.device, **self.processors, **self.options()
         )
 
+    def _over_device(self, model: Any) -> Any:
+        """The pipeline over the worker's model, made once: tokenizers must not be used by two threads at a time."""
+        with _MAKING:
+            if self._on_device is None or self._on_device.model is not model:
+                self._on_device = self.over(model)
+            return self._on_device
+
     def check(self) -> list[str]:
         """Faults: a model or params that the pipeline refuses."""
         try:
@@ -166,7 +176,7 @@ class PipelineTask(Task):
 
         The steps of all rows go together where they are of one shape, as many at a time as the batch has rows.
         """
-        pipe, rows = self.over(model), batch["rows"]
+        pipe, rows = self._over_device(model), batch["rows"]
         results: list[list[Any]] = [[None] * len(steps) for steps in rows]
         alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for place, steps in enumerate(rows):

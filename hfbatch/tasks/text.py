@@ -224,8 +224,11 @@ def collate_text(
     return batch
 
 
-def run_text(model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
-    """Calls a model that reads texts whole: with the inputs that it takes, without a key-value cache."""
+def run_text(model: Any, batch: Mapping[str, torch.Tensor], **options: Any) -> Any:
+    """Calls a model that reads texts whole: with the inputs that it takes, without a key-value cache.
+
+    :param options: further arguments of the model.
+    """
     known = inspect.signature(model.forward).parameters
     takes_all = "input_ids" not in known
     inputs = {
@@ -233,4 +236,4 @@ def run_text(model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
         for name, tensor in batch.items()
         if takes_all or name in known or name == "attention_mask"
     }
-    return model(**inputs, **({"use_cache": False} if "use_cache" in known else {}))
+    return model(**inputs, **options, **({"use_cache": False} if "use_cache" in known else {}))

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import hfbatch
 from hfbatch.verify import verify_output
 from tests.jobs.tools import make_spec, read_output, read_rejects, sentences, write_shards
-from tests.models import tiny_bert_for, tiny_vision
+from tests.models import tiny_bert_for, tiny_t5, tiny_vision
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
@@ -77,3 +77,20 @@ def test_labels_of_pictures_beside_the_shards(tmp_path: Path, size: int, workers
     rejects = read_rejects(tmp_path / f"out-{size}-{workers}")
     assert [(one["id"], one["hfbatch_error"]) for one in rejects] == [(7, "NullInput"), (9, "ValueError")]
     assert len(found) == 20
+
+
+def test_summaries_of_texts(tmp_path: Path) -> None:
+    model = tiny_t5(tmp_path / "model")
+    texts: list[str | None] = [*sentences(20, most=2)]
+    write_shards(tmp_path / "in", [*texts[:7], None, *texts[7:]])
+
+    found = run(tmp_path, "summarization", model, 8, 2, max_new_tokens=8, num_beams=2)
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    t5 = AutoModelForSeq2SeqLM.from_pretrained(model).eval()
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt", return_token_type_ids=False, truncation=True)
+        best = t5.generate(**ids, max_new_tokens=8, num_beams=2, do_sample=False)
+        expected.append(tokenizer.decode(best[0], skip_special_tokens=True))
+    assert found["summary_text"].to_pylist() == expected

@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from hfbatch.tasks import task_class
 from hfbatch.tasks.packing import dump, load
-from tests.models import CORPUS, tiny_bert_for, tiny_vision
+from tests.models import CORPUS, tiny_bert_encoder, tiny_bert_for, tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:14], "", "river " * 200, "Numbers, numbers: 10:45!", *CORPUS[40:44]]
@@ -99,6 +99,23 @@ def test_fill_mask(tmp_path: Path, options: dict[str, Any], size: int) -> None:
         expected.append((found if isinstance(found[0], list) else [found],))
     task = make(task_class("fill-mask"), folder, **options)
     assert_alike(run(task, {"text": texts}, size), expected)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("layer", [None, 0, 1, -1])
+def test_feature_extraction(tmp_path: Path, layer: int | None, size: int) -> None:
+    folder = tiny_bert_encoder(tmp_path)
+    oracle = pipeline("feature-extraction", folder, device="cpu", truncation=True)
+    task = make(task_class("feature-extraction"), folder, layer=layer)
+    assert task.check() == []
+    found = run(task, {"text": TEXTS}, size)["features"].to_pylist()
+    for got, text in zip(found, TEXTS, strict=True):
+        if layer is None:
+            (expected,) = oracle(text)
+        else:
+            inputs = oracle.preprocess(text, truncation=True)
+            expected = oracle.model(**inputs, output_hidden_states=True).hidden_states[layer][0].tolist()
+        np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_a_text_without_a_mask_is_an_error(tmp_path: Path) -> None:
