@@ -1,10 +1,11 @@
-"""Bytes, paths and Hugging Face's `Image` structs to pictures. Knows nothing of models."""
+"""Bytes, paths and Hugging Face's `Image` and `Audio` structs to pictures and sound. Knows nothing of models."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import is_url, join, open_filesystem
@@ -64,3 +65,37 @@ def to_png(image: Image) -> bytes:
     target = BytesIO()
     image.save(target, "PNG")
     return target.getvalue()
+
+
+def is_sound_like(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type can hold sound: files, or structs of `array` and `sampling_rate`."""
+    if pa.types.is_struct(kind) and kind.get_field_index("array") >= 0:
+        return kind.get_field_index("sampling_rate") >= 0
+    return is_file_like(kind)
+
+
+def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
+    """Sound as one channel: float32 [samples], from -1 to 1.
+
+    :param value: see `file_bytes` (WAV, FLAC, MP3, OGG, whatever libsndfile reads); or a dict with `array`, floats
+        [samples] or [channels, samples], and `sampling_rate`.
+    :param rate: samples a second of the result; other rates are converted with soxr in high quality.
+    :raises ValueError: if it is no sound that can be read, or there is none in it.
+    """
+    import soundfile
+    import soxr
+
+    if isinstance(value, dict) and value.get("array") is not None:
+        samples, own_rate = np.array(value["array"], np.float32), int(value["sampling_rate"])
+        samples = samples.T if samples.ndim == 2 else samples
+    else:
+        data = file_bytes(value, root)
+        try:
+            samples, own_rate = soundfile.read(BytesIO(data), dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"not a sound that can be read ({len(data):,} bytes): {error}") from error
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if not len(samples):
+        raise ValueError("there are no samples in it")
+    return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)

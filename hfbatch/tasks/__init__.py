@@ -9,6 +9,8 @@ from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Task
 
 TASKS = {
+    "audio-classification": "hfbatch.tasks.audio_classification:AudioClassification",
+    "automatic-speech-recognition": "hfbatch.tasks.speech_recognition:SpeechRecognition",
     "depth-estimation": "hfbatch.tasks.depth_estimation:DepthEstimation",
     "embedding": "hfbatch.tasks.embedding:Embedding",
     "feature-extraction": "hfbatch.tasks.feature_extraction:FeatureExtraction",

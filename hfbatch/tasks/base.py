@@ -93,7 +93,7 @@ class Task(ABC):
     split_rows: ClassVar[int] = 8192
     """Rows of a split, unless the spec says: large enough to sort by length, small enough to lose."""
     histogram: ClassVar[Histogram]
-    concurrent: ClassVar[bool] = True
+    concurrent: bool = True
     """Whether a CPU does best with one batch on each core; False where a batch takes many small steps."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Outputs whose second dimension differs from row to row, and the output that holds its length."""

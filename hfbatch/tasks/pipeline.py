@@ -48,7 +48,7 @@ class PipelineTask(Task):
 
     pipeline: ClassVar[str]
     """Module and class under transformers.pipelines, such as `fill_mask.FillMaskPipeline`, or one of hfbatch's own."""
-    batched: ClassVar[bool] = True
+    batched: bool = True
     """Whether rows of the same shapes may run as one batch; False where forward takes one row alone."""
     keeps: ClassVar[tuple[str, ...] | None] = None
     """Model outputs that postprocess reads; None keeps all, hidden states included."""
