@@ -155,7 +155,7 @@ def test_rows_stop_at_their_own_eos(llama, tmp_path, eos, size):
     assert task.postprocess(outputs, columns)[0].to_pylist() == loaded.oracle(TEXTS, **GREEDY)
     if eos == TWO_ENDS:
         assert len(set(outputs["length"].to_pylist())) > 2
-    assert task.measure(outputs).tolist() == [float(length) for length in outputs["length"].to_pylist()]
+    assert task.measure(outputs, []).tolist() == [float(length) for length in outputs["length"].to_pylist()]
 
 
 @pytest.mark.parametrize("size", [1, 4])
