@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 
 from hfbatch.tasks import ALIASES, TASKS, task_class
 
@@ -48,7 +48,7 @@ def describe_task(name: str) -> dict[str, Any]:
 
 def render_tasks(tasks: list[dict[str, Any]], console: Console) -> None:
     """Prints the list."""
-    table = Table("task", "what it does", "inputs")
+    table = Table(Column("task", no_wrap=True), "what it does", "inputs")
     for task in tasks:
         table.add_row(f"[bold]{task['name']}[/]", task["summary"], ", ".join(task["inputs"]))
     console.print(table)

@@ -158,6 +158,8 @@ def plan(
             values = read_yaml(what[0]) | ({"model": model} if model else {})
         elif len(what) == 3 and model:
             values = {"task": what[0], "model": model, "input": what[1], "output": what[2]}
+        elif len(what) == 3:
+            raise SpecError("--model is missing; add --model ORG/MODEL, or a folder")
         else:
             raise SpecError("give SPEC.yaml, or TASK INPUT OUTPUT --model MODEL")
         job = _spec(values, column, keep, param, set_, limit, None)
@@ -280,8 +282,17 @@ def _spec(
     save: Path | None,
 ) -> JobSpec:
     """The spec that a file or arguments, then flags, mean."""
+    from hfbatch.errors import SpecError
     from hfbatch.spec import JobSpec, apply_overrides
 
+    wrong = [f"--column {pair!r}: write --column text={pair}" for pair in column or [] if "=" not in pair]
+    wrong += [
+        f"--param {pair!r} has no value; write --param {pair}=VALUE"
+        for pair in param or []
+        if "=" not in pair
+    ]
+    if wrong:
+        raise SpecError(wrong)
     flags = [f"input.columns.{pair}" for pair in column or []]
     flags += [f"params.{pair}" for pair in param or []]
     flags += [] if limit is None else [f"input.limit={limit}"]

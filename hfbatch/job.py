@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -213,7 +214,9 @@ def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseEx
             write_file(ledger.fs, f"{ledger.root}/_hfbatch/{name}", data)
     except OSError as error:
         code, message = code or SOME_FAILED, f"{message} The report cannot be written: {error}"
-    if code == DONE and not ledger.has_success():
+    if code != DONE:
+        ledger.clear_success()
+    elif not ledger.has_success():
         ledger.mark_success(
             {"fingerprint": plan.fingerprint, "rows": report["rows"], "finished": report["finished"]}
         )
@@ -252,6 +255,16 @@ def _outcome(
     if rejects["fraction"] > plan.spec.rejects.max_fraction:
         return TOO_MANY_REJECTS, (
             f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
-            f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not"
+            f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not. "
+            f"The rows are in {plan.spec.output.path}/_hfbatch/rejects; "
+            f"to accept them, add --set rejects.max_fraction={_share_above(rejects['fraction'])}"
         )
-    return DONE, f"Done: {rows['out']:,} rows in {splits['total']:,} parts, {rows['rejected']:,} rejects."
+    begun = "Done" if splits["this_run"] else "Nothing was left to do"
+    done = f"{count(rows['out'], 'row')} in {count(splits['total'], 'part')}, {count(rows['rejected'], 'reject')}"
+    return DONE, f"{begun}: {done}."
+
+
+def _share_above(fraction: float) -> str:
+    """A share with two digits that is not below the fraction."""
+    digits = max(2, 1 - math.floor(math.log10(fraction)))
+    return f"{min(math.ceil(fraction * 10**digits) / 10**digits, 1.0):g}"

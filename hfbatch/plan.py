@@ -144,6 +144,11 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite)
+    if f"{spec.output.path}/".startswith(f"{spec.input.path.rstrip('/')}/"):
+        faults.append(
+            f"output.path {redact(spec.output.path)} lies in the input's folder, where the next run would read it; "
+            "choose a folder outside"
+        )
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 

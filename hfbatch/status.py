@@ -49,8 +49,7 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    state = "[green]success[/]" if status["success"] else "not finished: the same command goes on"
-    table.add_row("state", state)
+    table.add_row("state", _state(status))
     table.add_row(
         "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}"
     )
@@ -63,6 +62,15 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     if status["last_run"]:
         table.add_row("last run", f"{status['last_run']['finished']}: {status['last_run']['message']}")
     console.print(table)
+
+
+def _state(status: dict[str, Any]) -> str:
+    last = status["last_run"] or {}
+    if status["success"]:
+        return "[green]success[/]"
+    if last.get("exit_code") == 3 and status["parts"] == status["splits"]:
+        return "[yellow]all rows are written, too many are rejected[/]"
+    return "not finished: the same command goes on"
 
 
 def _job(out: str) -> tuple[Ledger, dict[str, Any]]:

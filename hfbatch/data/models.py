@@ -97,12 +97,7 @@ def _pin_folder(spec: ModelSpec, folder: Path) -> Model:
 
 def _pin_hub(spec: ModelSpec) -> Model:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     where = f"model.name {spec.name!r}" + (f" at revision {spec.revision!r}" if spec.revision else "")
     patterns = [*PICKLES, "*.safetensors"]
@@ -118,7 +113,9 @@ def _pin_hub(spec: ModelSpec) -> Model:
         raise SpecError(
             f"{where}: no such model on the Hub, or it is gated; set HF_TOKEN, or give a folder"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except SpecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the HTTP client has errors of its own for a Hub out of reach
         return _pin_cached(spec, where, error)
     return Model(spec.name, folder, str(info.sha), spec.trust_remote_code, hub=True)
 

@@ -16,6 +16,7 @@ import torch
 import hfbatch
 from hfbatch import SpecError
 from hfbatch.plan import make_plan
+from hfbatch.spec import RejectsSpec
 from hfbatch.verify import verify_output
 from tests.jobs.poison import poison_model
 from tests.jobs.tools import (
@@ -60,7 +61,13 @@ def test_too_many_rejects_writes_everything_but_success(tmp_path: Path, encoder:
         assert result.exit_code == 3
         assert "2 of 10 rows were rejected" in result.message
         assert not (tmp_path / "out/_SUCCESS").exists()
+    assert "to accept them, add --set rejects.max_fraction=0.2" in result.message
     assert len(read_output(tmp_path / "out")) == 8
+    accepting = spec.model_copy(update={"rejects": RejectsSpec(max_fraction=0.2)})
+    assert hfbatch.run(accepting, quiet=True).exit_code == 0
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert hfbatch.run(spec, quiet=True).exit_code == 3
+    assert not (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_wrong_type_and_missing_columns_are_faults_before_work(tmp_path: Path, encoder: str) -> None:

@@ -54,7 +54,7 @@ def test_the_saved_spec_means_the_same_job(job: dict[str, Any], ray_cluster: str
     assert yaml.safe_load(spec.read_text())["output"] == {"path": job["out"], "keep": ["id"]}
     again = call("run", str(spec), "--address", ray_cluster)
     assert again.returncode == 0, again.stderr
-    assert "Done: 40 rows" in again.stdout
+    assert "Nothing was left to do: 40 rows" in again.stdout
 
 
 def test_dry_run_starts_nothing(job: dict[str, Any], tmp_path: Path) -> None:
@@ -99,6 +99,35 @@ def test_faults_end_with_code_2_and_all_of_them_told(job: dict[str, Any], tmp_pa
     absent = call("embed", job["source"], str(tmp_path), *job["flags"][:-1], "127.0.0.1:1")
     assert absent.returncode == 2
     assert "no Ray cluster answers" in absent.stderr
+
+
+def test_a_hub_out_of_reach_is_told_and_a_model_in_the_cache_does(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    asked = ["embed", job["source"], str(tmp_path / "out"), "-m", "org/tiny", "--dry-run"]
+    done = call(*asked, **nowhere)
+    assert done.returncode == 2
+    assert "the Hub cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    cached = tmp_path / "hf" / "hub" / "models--org--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(job["flags"][1], cached / "snapshots" / ("0" * 40))
+    done = call(*asked, **nowhere)
+    assert done.returncode == 0, done.stderr
+
+
+def test_flags_without_a_value_and_an_output_inside_the_input_are_told(job: dict[str, Any]) -> None:
+    done = call(
+        "embed", job["source"], job["out"], "-m", job["flags"][1], "--column", "body", "--param", "pooling"
+    )
+    assert done.returncode == 2
+    assert "write --column text=body" in done.stderr
+    assert "write --param pooling=VALUE" in done.stderr
+    inside = call("embed", job["source"], f"{job['source']}/out", "-m", job["flags"][1], "--dry-run")
+    assert inside.returncode == 2
+    assert "lies in the input's folder" in inside.stderr
 
 
 def test_too_many_workers_are_refused_before_work(job: dict[str, Any], tmp_path: Path) -> None:
