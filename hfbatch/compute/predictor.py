@@ -120,6 +120,7 @@ class Predictor:
         """Halves a batch that failed until it fits, or until the row at fault is alone."""
 
         def run(rows: np.ndarray) -> pa.Table:
+            """Outputs of rows as one batch."""
             begun = time.perf_counter()
             batch = self.task.collate(features, rows, self.engine.pad_multiple)
             try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.audio import AudioTask
-from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.text import flatten
+from hfbatch.tasks.base import Example, Params
+from hfbatch.tasks.pipeline import LabelTask
 
 
 class AudioClassificationParams(Params):
@@ -23,7 +21,7 @@ class AudioClassificationParams(Params):
     """What turns logits into scores; null goes by the model's problem type."""
 
 
-class AudioClassification(AudioTask):
+class AudioClassification(LabelTask, AudioTask):
     """The best labels of each recording, with their scores."""
 
     name = "audio-classification"
@@ -33,7 +31,6 @@ class AudioClassification(AudioTask):
     keeps = ("logits",)
     outputs: ClassVar[Mapping[str, str]] = {"label": "list<string>, best first", "score": "list<float32>"}
     Params = AudioClassificationParams
-    histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"audio": ["bell.wav", "rain.flac"]}, {"top_k": 2})
 
     params: AudioClassificationParams
@@ -41,16 +38,3 @@ class AudioClassification(AudioTask):
     def options(self) -> dict[str, Any]:
         """The params; there are no more labels than the model has."""
         return {**super().options(), "top_k": min(self.params.top_k, self.config.num_labels)}
-
-    def output_fields(self) -> list[pa.Field]:
-        """`label` and `score`, lists of one length."""
-        return [pa.field("label", pa.list_(pa.string())), pa.field("score", pa.list_(pa.float32()))]
-
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """Labels and scores apart."""
-        return [one["label"] for one in result], [one["score"] for one in result]
-
-    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
-        """Score of the best label of each row."""
-        scores = flatten(columns[1])
-        return scores.values.to_numpy()[scores.offsets.to_numpy()[:-1]]

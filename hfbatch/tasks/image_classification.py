@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.text import flatten
+from hfbatch.tasks.base import Example, Params
+from hfbatch.tasks.pipeline import LabelTask
 from hfbatch.tasks.vision import ImageTask
 
 
@@ -24,7 +22,7 @@ class ImageClassificationParams(Params):
     """What turns logits into scores; null goes by the model's problem type and number of labels."""
 
 
-class ImageClassification(ImageTask):
+class ImageClassification(LabelTask, ImageTask):
     """The best labels of each picture, with their scores."""
 
     name = "image-classification"
@@ -37,18 +35,4 @@ class ImageClassification(ImageTask):
         "score": "list<float32>",
     }
     Params: ClassVar[type[base.Params]] = ImageClassificationParams
-    histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"top_k": 2})
-
-    def output_fields(self) -> list[pa.Field]:
-        """`label` and `score`, lists of one length."""
-        return [pa.field("label", pa.list_(pa.string())), pa.field("score", pa.list_(pa.float32()))]
-
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """Labels and scores apart."""
-        return [one["label"] for one in result], [one["score"] for one in result]
-
-    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
-        """Score of the best label of each row."""
-        scores = flatten(columns[1])
-        return scores.values.to_numpy()[scores.offsets.to_numpy()[:-1]]

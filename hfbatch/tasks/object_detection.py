@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,10 +40,6 @@ class ObjectDetection(ImageTask):
     def output_fields(self) -> list[pa.Field]:
         """`objects`: a list of structs with the keys that the pipeline returns."""
         return [pa.field("objects", DETECTED)]
-
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """The list as it is."""
-        return (result,)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Objects of each row."""

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.base import Batch, Features, InputColumn, Task
+from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
 from hfbatch.tasks.packing import dump, load
-from hfbatch.tasks.text import length_limit, text_column
+from hfbatch.tasks.text import flatten, length_limit, text_column
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,9 @@ class PipelineTask(Task):
         """Further options of the pipeline's preprocess, where they depend on which inputs there are."""
         return {}
 
-    @abstractmethod
     def answer(self, result: Any) -> tuple[Any, ...]:
-        """A row's output columns, as plain values, from what the pipeline returned for it."""
+        """A row's output columns, as plain values, from what the pipeline returned for it; one column takes it whole."""
+        return (result,)
 
     @cached_property
     def kind(self) -> type[Any]:
@@ -204,10 +204,10 @@ class PipelineTask(Task):
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """The pipeline's answers as columns."""
         pipe = self.skeleton
+        several = isinstance(pipe, import_module("transformers.pipelines.base").ChunkPipeline)
         answers = []
         for one in outputs["outputs"]:
             steps = load(one.as_buffer())
-            several = isinstance(pipe, import_module("transformers.pipelines.base").ChunkPipeline)
             result = pipe.postprocess(steps if several else steps[0], **pipe._postprocess_params)
             answers.append(self.answer(result))
         fields = self.output_fields()
@@ -231,6 +231,25 @@ class TextPipelineTask(PipelineTask):
         """Whether a row's tokens fill the limit and there are more of them."""
         full = self.limit is not None and steps[0]["input_ids"].shape[-1] >= self.limit
         return full and self.whole(row) > (self.limit or 0)
+
+
+class LabelTask(PipelineTask):
+    """Base of tasks whose pipeline returns labels with scores, best first."""
+
+    histogram = Histogram("score", tuple(step / 20 for step in range(21)))
+
+    def output_fields(self) -> list[pa.Field]:
+        """`label` and `score`, lists of one length."""
+        return [pa.field("label", pa.list_(pa.string())), pa.field("score", pa.list_(pa.float32()))]
+
+    def answer(self, result: Any) -> tuple[Any, ...]:
+        """Labels and scores apart."""
+        return [one["label"] for one in result], [one["score"] for one in result]
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """Score of the best label of each row."""
+        scores = flatten(columns[1])
+        return scores.values.to_numpy()[scores.offsets.to_numpy()[:-1]]
 
 
 def cost_of(step: Mapping[str, Any]) -> int:

@@ -55,10 +55,6 @@ class QuestionAnswering(PipelineTask):
         pairs = zip(columns["question"].to_pylist(), columns["context"].to_pylist(), strict=True)
         yield from ({"question": question, "context": context} for question, context in pairs)
 
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """The list as it is."""
-        return (result,)
-
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best answer of each row."""
         return np.array([row[0]["score"] for row in flatten(columns[0]).to_pylist()])

@@ -52,10 +52,6 @@ class TextRanking(PipelineTask):
             for step, document in zip(steps, row["documents"], strict=True)
         )
 
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """The list as it is."""
-        return (result,)
-
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """The best score of each row; 0 where there is no document."""
         return np.array([max(row, default=0.0) for row in flatten(columns[0]).to_pylist()])

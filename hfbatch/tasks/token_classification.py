@@ -95,10 +95,6 @@ class TokenClassification(TextPipelineTask):
         words = isinstance(row, list)
         return len(self.tokenizer(row, is_split_into_words=words, verbose=False)["input_ids"])
 
-    def answer(self, result: Any) -> tuple[Any, ...]:
-        """The list as it is."""
-        return (result,)
-
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Entities of each row."""
         return list_lengths(columns[0])

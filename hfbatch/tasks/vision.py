@@ -12,7 +12,6 @@ from hfbatch.tasks.base import InputColumn
 from hfbatch.tasks.pipeline import PipelineTask
 
 IMAGE = InputColumn("image", is_file_like, "binary, string (path or URL) or struct<bytes, path>")
-LABELLED = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 BOX = pa.struct([(side, pa.int32()) for side in ("xmin", "ymin", "xmax", "ymax")])
 DETECTED = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("box", BOX)]))
 
