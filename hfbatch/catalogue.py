@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Column, Table
 
-from hfbatch.tasks import ALIASES, TASKS, task_class
+from hfbatch.tasks import TASKS, task_class
 
 
 def list_tasks() -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def list_tasks() -> list[dict[str, Any]]:
             "name": name,
             "summary": task_class(name).summary,
             "inputs": [column.name for column in task_class(name).inputs],
-            "aliases": [alias for alias, of in ALIASES.items() if of == name],
+            "aliases": list(task_class(name).aliases),
         }
         for name in TASKS
     ]

@@ -29,7 +29,7 @@ from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec, faults_of
-from hfbatch.tasks import ALIASES, task_class
+from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
 PACKAGES = ("torch", "transformers", "ray", "pyarrow", "numpy")
@@ -125,11 +125,10 @@ class Plan:
 def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     """Checks everything and cuts the work. :raises SpecError: with every fault found."""
     faults: list[str] = []
-    task_name = ALIASES.get(spec.task, spec.task)
-    spec = _with_absolute_paths(spec.model_copy(update={"task": task_name}))
+    spec = _with_absolute_paths(spec)
     model = task = source = None
     with _gather(faults):
-        task_class(spec.task)
+        spec = spec.model_copy(update={"task": task_class(spec.task).name})
     with _gather(faults):
         source = open_source(spec.input)
     with _gather(faults):

@@ -90,7 +90,7 @@ def ray_cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny BERT without a head."""
-    from tests.models import tiny_bert_encoder
+    from tests.models.text import tiny_bert_encoder
 
     return tiny_bert_encoder(tmp_path_factory.mktemp("encoder"))
 
@@ -98,6 +98,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny BERT with three labels."""
-    from tests.models import tiny_bert
+    from tests.models.text import tiny_bert
 
     return tiny_bert(tmp_path_factory.mktemp("classifier"), id2label={0: "bad", 1: "fair", 2: "good"})

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hfbatch.tasks.audio import AudioTask
 from hfbatch.tasks.base import Example, Params
-from hfbatch.tasks.pipeline import LabelTask
+from hfbatch.tasks.parts.audio import AudioTask
+from hfbatch.tasks.parts.pipeline import LabelTask
 
 
 class AudioClassificationParams(Params):

@@ -82,6 +82,8 @@ class Task(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for `hfbatch tasks`."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names that the task goes by."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from hfbatch.data.media import to_png
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.text import list_lengths
-from hfbatch.tasks.vision import ImageTask
+from hfbatch.tasks.parts.text import list_lengths
+from hfbatch.tasks.parts.vision import ImageTask
 
 
 class DepthEstimationParams(Params):

@@ -12,8 +12,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
-from hfbatch.tasks.recipe import Dense, Normalize, Recipe, read_recipe
-from hfbatch.tasks.text import (
+from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
+from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
     length_faults,

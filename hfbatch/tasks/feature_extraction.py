@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
-from hfbatch.tasks.text import (
+from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
     length_faults,

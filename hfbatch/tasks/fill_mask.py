@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.pipeline import TextPipelineTask
-from hfbatch.tasks.text import flatten
+from hfbatch.tasks.parts.pipeline import TextPipelineTask
+from hfbatch.tasks.parts.text import flatten
 
 FILLED = pa.struct(
     [("score", pa.float32()), ("token", pa.int32()), ("token_str", pa.string()), ("sequence", pa.string())]

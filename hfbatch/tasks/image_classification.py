@@ -9,8 +9,8 @@ from pydantic import Field
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Example, Params
-from hfbatch.tasks.pipeline import LabelTask
-from hfbatch.tasks.vision import ImageTask
+from hfbatch.tasks.parts.pipeline import LabelTask
+from hfbatch.tasks.parts.vision import ImageTask
 
 
 class ImageClassificationParams(Params):

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from hfbatch.data.media import to_png
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.text import list_lengths
-from hfbatch.tasks.vision import ImageTask
+from hfbatch.tasks.parts.text import list_lengths
+from hfbatch.tasks.parts.vision import ImageTask
 
 SEGMENTS = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("mask", pa.binary())]))
 LOADERS = {

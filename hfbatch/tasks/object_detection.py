@@ -11,8 +11,8 @@ from pydantic import Field
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.text import list_lengths
-from hfbatch.tasks.vision import DETECTED, ImageTask
+from hfbatch.tasks.parts.text import list_lengths
+from hfbatch.tasks.parts.vision import DETECTED, ImageTask
 
 
 class ObjectDetectionParams(Params):

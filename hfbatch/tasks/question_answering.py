@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.pipeline import PipelineTask
-from hfbatch.tasks.text import flatten, text_column
+from hfbatch.tasks.parts.pipeline import PipelineTask
+from hfbatch.tasks.parts.text import flatten, text_column
 
 ANSWER = pa.struct(
     [("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("answer", pa.string())]
@@ -39,7 +39,7 @@ class QuestionAnswering(PipelineTask):
     name = "question-answering"
     summary = "The span of a context that answers a question"
     auto_class = "AutoModelForQuestionAnswering"
-    pipeline = "hfbatch.tasks.dropped.QuestionAnsweringPipeline"
+    pipeline = "hfbatch.tasks.parts.dropped.QuestionAnsweringPipeline"
     inputs = (text_column("question"), text_column("context"))
     outputs: ClassVar[Mapping[str, str]] = {"answers": "list<struct<score, start, end, answer>>, best first"}
     Params = QuestionAnsweringParams

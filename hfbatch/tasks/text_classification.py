@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
-from hfbatch.tasks.text import (
+from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
     length_faults,
@@ -45,6 +45,7 @@ class TextClassification(Task):
     """The best labels of each text, with their scores."""
 
     name = "text-classification"
+    aliases = ("sentiment-analysis",)
     summary = "Labels and scores of a text or a pair of texts; regression too"
     auto_class = "AutoModelForSequenceClassification"
     inputs = (text_column("text"), text_column("text_pair", required=False))

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, InputColumn, Task
-from hfbatch.tasks.decoding import SAMPLING_ONLY, generate, not_followed, read_defaults, resolve
-from hfbatch.tasks.text import (
+from hfbatch.tasks.parts.decoding import SAMPLING_ONLY, generate, not_followed, read_defaults, resolve
+from hfbatch.tasks.parts.text import (
     collate_text,
     is_text,
     length_faults,
@@ -253,7 +253,7 @@ class TextGeneration(Task):
         made = tokenize(self.tokenizer, texts, None, self.prompt_limit, special)
         table = pa.table({"input_ids": self._start_empty(made.table["input_ids"])})
         if self.decoding.do_sample:
-            from hfbatch.tasks.sampling import row_seeds
+            from hfbatch.tasks.parts.sampling import row_seeds
 
             table = table.append_column("seed", pa.array(row_seeds(self.seed, places), pa.int64()))
         return Features(table, made.truncated)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
-from hfbatch.tasks.pipeline import PipelineTask
-from hfbatch.tasks.text import flatten, is_words, text_column
+from hfbatch.tasks.parts.pipeline import PipelineTask
+from hfbatch.tasks.parts.text import flatten, is_words, text_column
 
 
 class TextRankingParams(Params):
@@ -26,7 +26,7 @@ class TextRanking(PipelineTask):
     name = "text-ranking"
     summary = "How well each of some documents fits a query, by a cross-encoder"
     auto_class = "AutoModelForSequenceClassification"
-    pipeline = "hfbatch.tasks.dropped.TextRankingPipeline"
+    pipeline = "hfbatch.tasks.parts.dropped.TextRankingPipeline"
     inputs = (text_column("query"), InputColumn("documents", is_words, "list<string>"))
     outputs: ClassVar[Mapping[str, str]] = {"scores": "list<float32>, in the order of the documents"}
     Params = TextRankingParams

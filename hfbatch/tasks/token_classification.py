@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
-from hfbatch.tasks.pipeline import TextPipelineTask
-from hfbatch.tasks.text import is_words, list_lengths, text_column
+from hfbatch.tasks.parts.pipeline import TextPipelineTask
+from hfbatch.tasks.parts.text import is_words, list_lengths, text_column
 
 
 class TokenClassificationParams(Params):
@@ -31,6 +31,7 @@ class TokenClassification(TextPipelineTask):
     """Labels of tokens or of spans of tokens, with their place in the text."""
 
     name = "token-classification"
+    aliases = ("ner",)
     summary = "Named entities and other spans of a text, with their place in it"
     auto_class = "AutoModelForTokenClassification"
     pipeline = "token_classification.TokenClassificationPipeline"

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.benchmarks import tools
-from tests.models import CORPUS, tiny_bert_encoder
+from tests.models.text import CORPUS, tiny_bert_encoder
 
 MOST_GROWTH = 1.10
 SPLIT_ROWS = 1000

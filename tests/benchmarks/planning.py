@@ -31,7 +31,7 @@ from hfbatch.data.writer import FOOTER_KEY, part_table_bytes
 from hfbatch.plan import Plan, make_plan
 from hfbatch.spec import JobSpec
 from tests.benchmarks import tools
-from tests.models import CORPUS, tiny_bert_encoder
+from tests.models.text import CORPUS, tiny_bert_encoder
 
 TARGET_S = 20.0
 GROUPS = 100

@@ -19,7 +19,7 @@ from hfbatch.errors import WorkerError
 from hfbatch.spec import ModelSpec
 from hfbatch.tasks.embedding import Embedding
 from tests.jobs.tools import sentences
-from tests.models import tiny_llama
+from tests.models.text import tiny_llama
 
 
 class SmallMemory(Embedding):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.models import wordpiece_tokenizer
+from tests.models.text import wordpiece_tokenizer
 
 CODE = """
 import os

@@ -23,7 +23,7 @@ from tests.jobs.tools import (
     sentences,
     write_shards,
 )
-from tests.models import CHAT_TEMPLATE, tiny_llama
+from tests.models.text import CHAT_TEMPLATE, tiny_llama
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

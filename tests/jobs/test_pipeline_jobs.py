@@ -16,7 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 import hfbatch
 from hfbatch.verify import verify_output
 from tests.jobs.tools import make_spec, read_output, read_rejects, sentences, write_shards
-from tests.models import tiny_bert_for, tiny_t5, tiny_vision
+from tests.models.text import tiny_bert_for, tiny_t5
+from tests.models.vision import tiny_vision
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}

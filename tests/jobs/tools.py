@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from hfbatch import JobSpec
-from tests.models import CORPUS
+from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
 

@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from hfbatch.data.media import to_sound
 from hfbatch.tasks import task_class
-from tests.models import tiny_wav2vec2
+from tests.models.audio import tiny_wav2vec2
 from tests.tasks.drive import features_of, make, run
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer import modules
 from transformers import AutoModel, AutoTokenizer, T5Config, T5EncoderModel
 
 from hfbatch.tasks.embedding import Embedding, pool
-from tests.models import CORPUS, save, tiny_bert_encoder, tiny_llama, wordpiece_tokenizer
+from tests.models.text import CORPUS, save, tiny_bert_encoder, tiny_llama, wordpiece_tokenizer
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:5], "", "café", "river " * 200, "Before dawn the model said."]

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import pipeline
 
 from hfbatch.tasks import task_class
-from hfbatch.tasks.packing import dump, load
-from tests.models import CORPUS, tiny_bert_encoder, tiny_bert_for, tiny_vision
+from hfbatch.tasks.parts.packing import dump, load
+from tests.models.text import CORPUS, tiny_bert_encoder, tiny_bert_for
+from tests.models.vision import tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:14], "", "river " * 200, "Numbers, numbers: 10:45!", *CORPUS[40:44]]

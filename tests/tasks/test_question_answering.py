@@ -13,7 +13,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from hfbatch.tasks import task_class
-from tests.models import CORPUS, tiny_bert, tiny_bert_for
+from tests.models.text import CORPUS, tiny_bert, tiny_bert_for
 from tests.tasks.drive import make, measured, run
 
 QUESTIONS = [f"who {word}?" for word in ("reads", "forgets", "crosses", "writes a table")] * 6

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from tests.models import CORPUS, tiny_bert_encoder, tiny_t5
+from tests.models.text import CORPUS, tiny_bert_encoder, tiny_t5
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:16], "river " * 200, "10:45", "", *CORPUS[50:54]]

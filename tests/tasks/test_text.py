@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from hfbatch.tasks.text import (
+from hfbatch.tasks.parts.text import (
     collate_text,
     is_text,
     length_faults,
@@ -22,7 +22,7 @@ from hfbatch.tasks.text import (
     require_tokens,
     tokenize,
 )
-from tests.models import CORPUS, bytes_tokenizer, tiny_bert_encoder, tiny_llama, wordpiece_tokenizer
+from tests.models.text import CORPUS, bytes_tokenizer, tiny_bert_encoder, tiny_llama, wordpiece_tokenizer
 
 TEXTS = [*CORPUS[:6], "", " ", "word " * 300, "Ünïcode 漢字 🙂 <s> [SEP]"]
 PAIRS = [*CORPUS[6:12], "second", "", "short", "other " * 200]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import TextClassificationPipeline, pipeline
 
 from hfbatch.tasks.text_classification import TextClassification
-from tests.models import CORPUS, tiny_bert, tiny_bert_encoder, tiny_llama, tiny_llama_classifier
+from tests.models.text import CORPUS, tiny_bert, tiny_bert_encoder, tiny_llama, tiny_llama_classifier
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:6], "", "river " * 200, "Numbers, numbers: 10:45!"]

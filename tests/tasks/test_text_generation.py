@@ -26,7 +26,7 @@ from transformers import (
 from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
 from hfbatch.tasks.text_generation import TextGeneration, is_chat
-from tests.models import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
+from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
 TEXTS = [

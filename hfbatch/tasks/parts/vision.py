@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from hfbatch.data.media import is_file_like, to_image
 from hfbatch.tasks.base import InputColumn
-from hfbatch.tasks.pipeline import PipelineTask
+from hfbatch.tasks.parts.pipeline import PipelineTask
 
 IMAGE = InputColumn("image", is_file_like, "binary, string (path or URL) or struct<bytes, path>")
 BOX = pa.struct([(side, pa.int32()) for side in ("xmin", "ymin", "xmax", "ymax")])

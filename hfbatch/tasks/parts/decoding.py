@@ -98,7 +98,7 @@ def _sampler(seeds: torch.Tensor, width: int, config: GenerationConfig, count: i
     import torch
     from transformers import LogitsProcessorList
 
-    from hfbatch.tasks.sampling import GumbelNoise, splitmix64, warpers
+    from hfbatch.tasks.parts.sampling import GumbelNoise, splitmix64, warpers
 
     sequence = torch.arange(count, device=seeds.device)
     each = splitmix64(seeds[:, None], sequence[None, :]).flatten()

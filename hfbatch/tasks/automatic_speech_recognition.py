@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.audio import AudioTask
 from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.parts.audio import AudioTask
 
 CHUNKS = pa.list_(pa.struct([("text", pa.string()), ("timestamp", pa.list_(pa.float32()))]))
 

@@ -1,4 +1,4 @@
-"""Tasks text2text-generation, summarization and translation: encoder-decoder models. Knows nothing of files.
+"""What tasks of encoder-decoder models over text share. Knows nothing of files.
 
 transformers 5 has no pipelines for them any more; the answer is that of the model's own `generate` for the row.
 """
@@ -15,8 +15,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Task
-from hfbatch.tasks.text import (
+from hfbatch.tasks.base import Batch, Features, Histogram, Task
+from hfbatch.tasks.parts.text import (
     collate_text,
     length_faults,
     length_limit,
@@ -57,20 +57,16 @@ class Seq2SeqParams(base.Params):
     """Above 1, makes tokens that the text already has less likely."""
 
 
-class Text2TextGeneration(Task):
-    """What an encoder-decoder model writes for each text, by greedy or beam search."""
+class Seq2SeqTask(Task):
+    """Base of tasks in which an encoder-decoder model writes a text for each text, by greedy or beam search."""
 
     Params: ClassVar[type[base.Params]] = Seq2SeqParams
-    name = "text2text-generation"
-    summary = "What an encoder-decoder model such as T5 or BART writes for a text"
     auto_class = "AutoModelForSeq2SeqLM"
     inputs = (text_column("text"),)
-    outputs: ClassVar[Mapping[str, str]] = {"generated_text": "string"}
     split_rows = 1024
     concurrent = False
     histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
     ragged: ClassVar[Mapping[str, str]] = {"tokens": "length"}
-    EXAMPLE = Example({"text": ["Is the sky blue?", "What is two and two?"]}, {"max_new_tokens": 20})
 
     params: Seq2SeqParams
 
@@ -192,77 +188,3 @@ class Text2TextGeneration(Task):
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """New tokens of each row."""
         return outputs["length"].to_numpy()
-
-
-class Summarization(Text2TextGeneration):
-    """A summary of each text."""
-
-    name = "summarization"
-    summary = "A summary of a text, by an encoder-decoder model"
-    outputs: ClassVar[Mapping[str, str]] = {"summary_text": "string"}
-    EXAMPLE = Example({"text": ["A long report about the weather of the north."]}, {"max_new_tokens": 40})
-
-
-class TranslationParams(Seq2SeqParams):
-    """From which language into which, beside how the text is written."""
-
-    src_lang: str | None = None
-    """Language of the texts, as the model's tokenizer names it, for models of many languages."""
-    tgt_lang: str | None = None
-    """Language to translate into, as the model's tokenizer names it."""
-
-
-class Translation(Text2TextGeneration):
-    """A translation of each text."""
-
-    Params: ClassVar[type[base.Params]] = TranslationParams
-    name = "translation"
-    summary = "A translation of a text, by an encoder-decoder model of two or many languages"
-    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
-    EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
-
-    params: TranslationParams
-
-    @property
-    def defaults_of(self) -> str:
-        """The task's key in the config's `task_specific_params`, such as translation_en_to_de."""
-        return f"translation_{self.params.src_lang}_to_{self.params.tgt_lang}"
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, told the language of the texts."""
-        tokenizer = super().tokenizer
-        if self.params.src_lang is not None and hasattr(tokenizer, "src_lang"):
-            tokenizer.src_lang = self.params.src_lang
-        return tokenizer
-
-    @cached_property
-    def decoding(self) -> GenerationConfig:
-        """How the next token is chosen; models of many languages begin with the token of the target's."""
-        config = super().decoding
-        if self.params.tgt_lang is not None and hasattr(self.tokenizer, "src_lang"):
-            config.forced_bos_token_id = self._language(self.params.tgt_lang)
-        return config
-
-    def _language(self, name: str) -> int:
-        if hasattr(self.tokenizer, "get_lang_id"):
-            return self.tokenizer.get_lang_id(name)
-        return self.tokenizer.convert_tokens_to_ids(name)
-
-    def check(self) -> list[str]:
-        """Faults: languages that the tokenizer does not know, beside those of every encoder-decoder task."""
-        faults = super().check()
-        if faults or not hasattr(self.tokenizer, "src_lang"):
-            return faults
-        for field in ("src_lang", "tgt_lang"):
-            name = getattr(self.params, field)
-            if name is None:
-                faults.append(
-                    f"params.{field} is missing: model {self.model.name!r} knows many languages; set it"
-                )
-            elif name not in self.tokenizer.get_vocab() and not hasattr(self.tokenizer, "get_lang_id"):
-                known = ", ".join(self.tokenizer.all_special_tokens[:8])
-                faults.append(
-                    f"params.{field} {name!r} is no language of the tokenizer (it has: {known} ...)"
-                )
-        return faults

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
-from hfbatch.tasks.packing import dump, load
-from hfbatch.tasks.text import flatten, length_limit, text_column
+from hfbatch.tasks.parts.packing import dump, load
+from hfbatch.tasks.parts.text import flatten, length_limit, text_column
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from hfbatch.data.media import is_sound_like, to_sound
 from hfbatch.tasks.base import InputColumn
-from hfbatch.tasks.pipeline import PipelineTask
+from hfbatch.tasks.parts.pipeline import PipelineTask
 
 AUDIO = InputColumn(
     "audio",

@@ -1,0 +1,79 @@
+"""Task translation: a text in another language. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfbatch.tasks import base
+from hfbatch.tasks.base import Example
+from hfbatch.tasks.parts.seq2seq import Seq2SeqParams, Seq2SeqTask
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+
+class TranslationParams(Seq2SeqParams):
+    """From which language into which, beside how the text is written."""
+
+    src_lang: str | None = None
+    """Language of the texts, as the model's tokenizer names it, for models of many languages."""
+    tgt_lang: str | None = None
+    """Language to translate into, as the model's tokenizer names it."""
+
+
+class Translation(Seq2SeqTask):
+    """A translation of each text."""
+
+    Params: ClassVar[type[base.Params]] = TranslationParams
+    name = "translation"
+    summary = "A translation of a text, by an encoder-decoder model of two or many languages"
+    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
+    EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
+
+    params: TranslationParams
+
+    @property
+    def defaults_of(self) -> str:
+        """The task's key in the config's `task_specific_params`, such as translation_en_to_de."""
+        return f"translation_{self.params.src_lang}_to_{self.params.tgt_lang}"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, told the language of the texts."""
+        tokenizer = super().tokenizer
+        if self.params.src_lang is not None and hasattr(tokenizer, "src_lang"):
+            tokenizer.src_lang = self.params.src_lang
+        return tokenizer
+
+    @cached_property
+    def decoding(self) -> GenerationConfig:
+        """How the next token is chosen; models of many languages begin with the token of the target's."""
+        config = super().decoding
+        if self.params.tgt_lang is not None and hasattr(self.tokenizer, "src_lang"):
+            config.forced_bos_token_id = self._language(self.params.tgt_lang)
+        return config
+
+    def _language(self, name: str) -> int:
+        if hasattr(self.tokenizer, "get_lang_id"):
+            return self.tokenizer.get_lang_id(name)
+        return self.tokenizer.convert_tokens_to_ids(name)
+
+    def check(self) -> list[str]:
+        """Faults: languages that the tokenizer does not know, beside those of every encoder-decoder task."""
+        faults = super().check()
+        if faults or not hasattr(self.tokenizer, "src_lang"):
+            return faults
+        for field in ("src_lang", "tgt_lang"):
+            name = getattr(self.params, field)
+            if name is None:
+                faults.append(
+                    f"params.{field} is missing: model {self.model.name!r} knows many languages; set it"
+                )
+            elif name not in self.tokenizer.get_vocab() and not hasattr(self.tokenizer, "get_lang_id"):
+                known = ", ".join(self.tokenizer.all_special_tokens[:8])
+                faults.append(
+                    f"params.{field} {name!r} is no language of the tokenizer (it has: {known} ...)"
+                )
+        return faults
