@@ -224,7 +224,7 @@ def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task
 
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
     """Task input to dataset column, for those that are there."""
-    known = {column.name: column for column in task.inputs}
+    known = {column.name: column for column in task.columns()}
     has = ", ".join(source.schema.names)
     for name in spec.input.columns:
         if name not in known:

@@ -109,6 +109,7 @@ class Worker:
             self._threads,
             model.trust_remote_code,
             self.task.concurrent,
+            self.task.unused,
         )
 
     def propose(self, features: pa.Table) -> Settled:

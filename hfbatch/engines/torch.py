@@ -35,6 +35,7 @@ class TorchEngine(Engine):
     :param folder: the model's files, safetensors weights among them.
     :param threads: CPU threads.
     :param concurrent: whether batches may run beside each other.
+    :param unused: names of layers whose weights may be missing.
     """
 
     name = "torch"
@@ -47,6 +48,7 @@ class TorchEngine(Engine):
         threads: int = 1,
         trust_remote_code: bool = False,
         concurrent: bool = True,
+        unused: tuple[str, ...] = ("pooler",),
     ) -> None:
         import transformers
 
@@ -64,9 +66,9 @@ class TorchEngine(Engine):
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
         if missing:
-            # transformers only warns, and gives such layers random weights; a pooler is not used by any task.
+            # transformers only warns, and gives such layers random weights.
             raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
         self.model.eval().requires_grad_(False).to(self._torch_device)
         if self._torch_device.type == "cuda":

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
+from hfbatch.tasks.parts.labels import best_labels, label_names, named_lists, score_function
 from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
@@ -67,7 +68,7 @@ class TextClassification(Task):
     @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        return label_names(self.config)
 
     @cached_property
     def count(self) -> int:
@@ -82,13 +83,8 @@ class TextClassification(Task):
     @cached_property
     def function(self) -> str:
         """What turns logits into scores: softmax, sigmoid or none, by the rule of transformers' pipeline."""
-        if self.params.function_to_apply != "default":
-            return self.params.function_to_apply
-        if self.config.problem_type == "regression":
-            return "none"
-        if self.config.problem_type == "multi_label_classification" or self.config.num_labels == 1:
-            return "sigmoid"
-        return "softmax"
+        asked = self.params.function_to_apply
+        return score_function(self.config) if asked == "default" else asked
 
     def check(self) -> list[str]:
         """Faults: a model without a classification head, and a length beyond the model's."""
@@ -125,34 +121,19 @@ class TextClassification(Task):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
-        import torch
-
         text_config = model.config.get_text_config()
         if getattr(text_config, "pad_token_id", None) is None:
             # Causal models score the last token that is not padding, and find it by this id.
             text_config.pad_token_id = self.pad_id
-        logits = run_text(model, batch).logits.float()
-        match self.function:
-            case "softmax":
-                scores = logits.softmax(-1)
-            case "sigmoid":
-                scores = logits.sigmoid()
-            case _:
-                scores = logits
-        # Stable, as Python's sort in the pipeline is: of equal scores, the lower class index comes first.
-        best, index = scores.sort(dim=-1, descending=True, stable=True)
-        kept = (slice(None), 0) if self.params.top_k == 1 else (slice(None), slice(self.count))
-        return {"label": index[kept].to(torch.int32).contiguous(), "score": best[kept].contiguous()}
+        best = best_labels(run_text(model, batch).logits, self.function, self.count)
+        return {name: found[:, 0] for name, found in best.items()} if self.params.top_k == 1 else best
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Names in place of class indices."""
-        names = pa.array(self.labels, pa.string())
-        label, score = flatten(outputs["label"]), flatten(outputs["score"])
         if self.params.top_k == 1:
-            return [names.take(label), score]
-        starts = pa.array(np.arange(len(label) + 1, dtype=np.int32) * self.count)
-        lists = [names.take(label.flatten()), score.flatten()]
-        return [pa.ListArray.from_arrays(starts, values) for values in lists]
+            names = pa.array(self.labels, pa.string())
+            return [names.take(flatten(outputs["label"])), flatten(outputs["score"])]
+        return named_lists(outputs, self.labels)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""

@@ -1,0 +1,48 @@
+"""Models that make one vector of a picture, alone or in one space with texts as CLIP does. Knows nothing of tasks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hfbatch.tasks.parts.pooling import pool
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+FULL_WIDTH = ("siglip", "siglip2")
+"""Types of models trained on texts that are padded to the limit, and without a mask."""
+
+
+def encodes(config: PretrainedConfig) -> tuple[str, ...]:
+    """What AutoModel makes one vector of for a config: `text`, `image`, or both in one space."""
+    from transformers import AutoModel
+
+    known = AutoModel._model_mapping
+    model = known.get(type(config), None)
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
+        return ("text", "image")
+    return ("image",) if getattr(model, "main_input_name", None) == "pixel_values" else ("text",)
+
+
+def encode_texts(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A vector for each text, by a model that encodes both: [texts, size]."""
+    known = inspect.signature(model.get_text_features).parameters
+    return model.get_text_features(**{name: batch[name] for name in batch if name in known}).pooler_output
+
+
+def encode_pictures(
+    model: Any, inputs: Mapping[str, torch.Tensor], poolings: tuple[str, ...] = ()
+) -> torch.Tensor:
+    """A vector for each picture: [pictures, size].
+
+    :param poolings: how the vectors of patches are joined, for a model of pictures alone; none takes the vector
+        that the model itself makes of them.
+    :raises KeyError: where it makes none.
+    """
+    if hasattr(model, "get_image_features"):
+        return model.get_image_features(**inputs).pooler_output
+    output = model(**inputs)
+    return pool(output[0], None, poolings) if poolings else output["pooler_output"].flatten(1)
