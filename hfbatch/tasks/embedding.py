@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,11 +12,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, InputColumn, Params, Task
-from hfbatch.tasks.parts.pixels import PLACES, Pixels, names_in, size_of, sizes_of
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
+from hfbatch.tasks.parts.pixels import PLACES, names_in, size_of, sizes_of
 from hfbatch.tasks.parts.pooling import apply_dense, load_dense, pool
 from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
-from hfbatch.tasks.parts.sight import FULL_WIDTH, encode_pictures, encode_texts, encodes
+from hfbatch.tasks.parts.sight import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
 from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
@@ -27,10 +26,9 @@ from hfbatch.tasks.parts.text import (
     padding_id,
     require_tokens,
     run_text,
-    text_column,
     tokenize,
 )
-from hfbatch.tasks.parts.vision import IMAGE, decoded, shapes_of
+from hfbatch.tasks.parts.vision import decoded, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +58,7 @@ class EmbeddingParams(Params):
     """Keep the first so many dimensions, for models trained with Matryoshka loss."""
 
 
-class Embedding(Task):
+class Embedding(TextOrImageTask):
     """One vector for each text or each picture.
 
     Models such as CLIP and SigLIP encode both into one space: their vectors are those of `get_text_features` and
@@ -70,8 +68,6 @@ class Embedding(Task):
     name = "embedding"
     summary = "One vector for each text or picture, for search, clustering and deduplication"
     auto_class = "AutoModel"
-    inputs = (text_column("text", required=False), replace(IMAGE, required=False))
-    exclusive = ("text", "image")
     outputs: ClassVar[Mapping[str, str]] = {"embedding": "fixed-size list of float32"}
     Params = EmbeddingParams
     # The edges lie around 1, not on it: normalised vectors differ from length 1 in the last bit.
@@ -86,42 +82,16 @@ class Embedding(Task):
             self.auto_class = "AutoModelForTextEncoding"
         self._dense_weights: dict[str, dict[str, torch.Tensor]] = {}
 
-    @cached_property
-    def encodes(self) -> tuple[str, ...]:
-        """What the model makes vectors of: text, image, or both."""
-        return encodes(self.config)
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """The model's image processor."""
-        return Pixels(self.model)
-
     @property
     def unused(self) -> tuple[str, ...]:
-        """The pooler, except for pictures that it makes vectors of."""
-        return super().unused if self.poolings else ()
-
-    def columns(self) -> tuple[InputColumn, ...]:
-        """Those that the model encodes; of two, either will do."""
-        needed = len(self.encodes) == 1
-        return tuple(
-            replace(column, required=needed) for column in self.inputs if column.name in self.encodes
-        )
+        """The pooler, unless it makes the vectors of pictures."""
+        return () if self.encodes == ("image",) and not self.poolings else super().unused
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """Exactly one of `text` and `image` has to be there for a model that encodes both."""
-        if len(self.encodes) == 1:
-            return []
-        if not present:
-            return ["input has no texts and no pictures; use --column text=COLUMN or --column image=COLUMN"]
-        if len(present) > 1:
-            return [
-                "columns 'text' and 'image' are both in input; "
-                "name the one to read: --column text=text or --column image=image"
-            ]
+        """Exactly one of two columns has to be there; a prompt is for texts."""
         if present == {"image"} and self.prompt:
             return ["params.prompt is put before texts, and input has pictures; leave it out"]
-        return []
+        return super().column_faults(present)
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -18,7 +19,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
 from hfbatch.data.models import Model
 from hfbatch.engines.torch import TorchEngine
-from hfbatch.errors import WorkerError
+from hfbatch.errors import SpecError, WorkerError
+from hfbatch.plan import make_plan
+from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.pixels import Pixels, as_arrays, can_stop_early
 from tests.models.text import CORPUS, tiny_bert_encoder
@@ -248,6 +251,26 @@ def test_the_columns_of_embedding_go_by_the_model(tmp_path: Path) -> None:
         task = make(task_class("embedding"), folder)
         assert [(column.name, column.required) for column in task.columns()] == [(name, True)]
         assert task.column_faults({name}) == []
+
+
+def test_the_plan_reads_the_column_that_the_model_encodes(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = {"id": range(3), "text": TEXTS[:3], "image": FILES[:3]}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "a.parquet")
+
+    def plan(model: str, out: str, **columns: str) -> dict[str, str]:
+        where = {"path": str(tmp_path / "in"), "columns": columns}
+        spec = {"task": "embedding", "model": model, "input": where, "output": str(tmp_path / out)}
+        return make_plan(JobSpec.build(spec)).inputs
+
+    bert, clip = tiny_bert_encoder(tmp_path / "bert"), tiny_vision(tmp_path / "clip", "CLIPModel")
+    assert plan(bert, "a") == {"text": "text"}
+    assert plan(tiny_vision(tmp_path / "vit", "ViTModel"), "b") == {"image": "image"}
+    assert plan(clip, "c", image="image") == {"image": "image"}
+    with pytest.raises(SpecError, match="name the one to read"):
+        plan(clip, "d")
+    with pytest.raises(SpecError, match="no input 'image'"):
+        plan(bert, "e", image="image")
 
 
 def test_options_of_texts_are_refused_for_pictures(tmp_path: Path) -> None:
