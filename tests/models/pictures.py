@@ -1,0 +1,54 @@
+"""Models that make pictures, masks or matches of pictures; and pictures to give them."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+
+def pictures(count: int = 21, low: int = 20, high: int = 60, seed: int = 0) -> list[bytes]:
+    """Files of pictures of mixed sizes, modes and formats: smooth shapes with noise on them.
+
+    :param low: least pixels of a side, and `high`, one more than the most.
+    """
+    random = np.random.default_rng(seed)
+    files = []
+    for k in range(count):
+        width, height = (int(side) for side in random.integers(low, high, 2))
+        coarse = Image.fromarray(random.integers(0, 255, (5, 5, 3), np.uint8)).resize((width, height))
+        noisy = np.asarray(coarse) + random.normal(0, 8, (height, width, 3))
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if k % 5 == 4 else "RGB")
+        target = BytesIO()
+        image.save(target, "JPEG" if k % 3 == 2 else "PNG")
+        files.append(target.getvalue())
+    return files
+
+
+def opened(file: bytes) -> Image.Image:
+    """The picture in a file."""
+    return Image.open(BytesIO(file))
+
+
+def save(model: Any, processor: Any, folder: str | Path) -> str:
+    """Writes a model with its image processor. :returns: the folder."""
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_swin2sr(folder: str | Path, seed: int = 0) -> str:
+    """A Swin2SR that doubles the sides of pictures. :returns: its folder."""
+    config = transformers.Swin2SRConfig(
+        image_size=16, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, upscale=2,
+        upsampler="pixelshuffledirect", initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return save(
+        transformers.Swin2SRForImageSuperResolution(config), transformers.Swin2SRImageProcessorPil(), folder
+    )
