@@ -52,3 +52,29 @@ def tiny_swin2sr(folder: str | Path, seed: int = 0) -> str:
     return save(
         transformers.Swin2SRForImageSuperResolution(config), transformers.Swin2SRImageProcessorPil(), folder
     )
+
+
+def tiny_sam(folder: str | Path, kind: str = "Sam", seed: int = 0) -> str:
+    """A SAM over pictures of 64 pixels, whose masks differ from point to point. :returns: its folder.
+
+    :param kind: `Sam` or `SamHQ`.
+    """
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={
+            "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "image_size": 64, "patch_size": 8, "mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1],
+            "num_pos_feats": 8, "scale": 1.0,
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16, "iou_head_depth": 2, **({"vit_dim": 32} if kind == "SamHQ" else {}),
+        },
+        initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}Model")(config)
+    with torch.no_grad():
+        model.mask_decoder.iou_prediction_head.proj_out.bias += 0.9  # scores around a threshold
+    side = {"height": 64, "width": 64}
+    return save(model, transformers.SamImageProcessorPil(size={"longest_edge": 64}, pad_size=side), folder)

@@ -1,14 +1,19 @@
-"""Pipelines over pictures that transformers does not have: super-resolution, dropped in version 5.
+"""Pipelines over pictures that transformers does not have, or not in steps that can run apart.
 
-They have the steps of its `Pipeline`, so that the adapter runs them as it runs all others.
+They have the steps of its `Pipeline` and `ChunkPipeline`, so that the adapter runs them as it runs all others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.image_utils import load_image
+from transformers.pipelines import mask_generation
 from transformers.pipelines.base import Pipeline
+
+from hfbatch.tasks.parts.masks import distinct
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,3 +54,69 @@ class ImageToImagePipeline(Pipeline):
             height, width = (side * self.model.config.upscale for side in output["size"])
             pixels = pixels[:height, :width]
         return Image.fromarray(pixels)
+
+
+class MaskGenerationPipeline(mask_generation.MaskGenerationPipeline):
+    """transformers' pipeline with the model in one step: the embeddings of a crop with its masks, not before them.
+
+    Its suppression of masks that are found twice is done here too, since there it needs torchvision.
+    """
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        before, filters, after = super()._sanitize_parameters(**options)
+        filters["points_per_batch"] = before.pop("points_per_batch", 64)
+        return before, filters, after
+
+    def preprocess(self, image: Image, **grid: Any) -> Iterator[dict[str, Any]]:
+        """Each crop of the picture, the whole being the first, with the points to ask the model for.
+
+        :param grid: how crops and points are laid out, see generate_crop_boxes of the image processor.
+        """
+        size = self.image_processor.size
+        edge = size.get("longest_edge", size.get("height"))
+        layout = {
+            "crop_n_layers": grid.get("crops_n_layers", 0),
+            "overlap_ratio": grid.get("crop_overlap_ratio", 512 / 1500),
+            "points_per_crop": grid.get("points_per_crop", 32),
+        }
+        boxes, points, crops, _ = self.image_processor.generate_crop_boxes(load_image(image), edge, **layout)
+        made = self.image_processor(images=crops, return_tensors="pt")
+        for k in range(len(crops)):
+            yield {
+                **{name: value[k : k + 1] for name, value in made.items()},
+                # Places in a picture need more digits than a model's type may have, so they are no float tensors.
+                "input_boxes": boxes[k : k + 1].long(),
+                "points": points[:, :, k : k + 1].tolist(),
+                "full_image_size": made["original_sizes"][0],
+                "is_last": k == len(crops) - 1,
+            }
+
+    def _forward(self, model_inputs: Any, points_per_batch: int, **filters: Any) -> dict[str, Any]:
+        """The masks of a crop that pass the filters, as run lengths."""
+        inputs = dict(model_inputs)
+        embeddings = self.model.get_image_embeddings(inputs.pop("pixel_values"))
+        several = isinstance(embeddings, tuple)  # as models of the kind of SAM-HQ have them
+        names = ("image_embeddings", "intermediate_embeddings")
+        inputs |= dict(zip(names, embeddings if several else (embeddings,), strict=False))
+        points = torch.tensor(inputs.pop("points"), dtype=torch.float64, device=inputs["input_boxes"].device)
+        found = []
+        for part in points.split(points_per_batch, dim=1):
+            labels = torch.ones_like(part[..., 0], dtype=torch.long)
+            asked = {"input_points": part, "input_labels": labels}
+            found.append(super()._forward({**inputs, **asked}, **filters))
+        return {
+            "masks": [mask for one in found for mask in one["masks"]],
+            "boxes": torch.cat([one["boxes"].float() for one in found]),
+            "iou_scores": torch.cat([one["iou_scores"] for one in found]),
+            "is_last": inputs["is_last"],
+        }
+
+    def postprocess(self, steps: list[Any], crops_nms_thresh: float = 0.7) -> list[dict[str, Any]]:
+        """The masks of all crops, each once, best first: `score`, `box` in pixels and `mask` as run lengths."""
+        masks = [mask for step in steps for mask in step["masks"]]
+        boxes = torch.cat([step["boxes"] for step in steps]).numpy()
+        scores = torch.cat([step["iou_scores"] for step in steps]).numpy()
+        return [
+            {"score": float(scores[k]), "box": boxes[k].astype(int).tolist(), "mask": masks[k]}
+            for k in distinct(boxes, scores, crops_nms_thresh)
+        ]
