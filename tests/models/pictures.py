@@ -78,3 +78,25 @@ def tiny_sam(folder: str | Path, kind: str = "Sam", seed: int = 0) -> str:
         model.mask_decoder.iou_prediction_head.proj_out.bias += 0.9  # scores around a threshold
     side = {"height": 64, "width": 64}
     return save(model, transformers.SamImageProcessorPil(size={"longest_edge": 64}, pad_size=side), folder)
+
+
+def tiny_matcher(folder: str | Path, kind: str, seed: int = 0) -> str:
+    """A `SuperGlue` or `LightGlue` over points of a SuperPoint. :returns: its folder."""
+    points = transformers.SuperPointConfig(
+        encoder_hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, descriptor_decoder_dim=16, max_keypoints=24,
+        nms_radius=2, border_removal_distance=2, initializer_range=0.3,
+    )  # fmt: skip
+    sizes = {
+        "SuperGlue": {
+            "hidden_size": 16, "keypoint_encoder_sizes": [8, 16], "gnn_layers_types": ["self", "cross"],
+            "sinkhorn_iterations": 10,
+        },
+        "LightGlue": {"descriptor_dim": 16, "num_hidden_layers": 2, "filter_threshold": 0.0},
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(
+        keypoint_detector_config=points, num_attention_heads=2, initializer_range=0.3, **sizes[kind]
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForKeypointMatching")(config)
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(size={"height": 48, "width": 64})
+    return save(model, processor, folder)

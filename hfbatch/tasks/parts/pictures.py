@@ -56,6 +56,42 @@ class ImageToImagePipeline(Pipeline):
         return Image.fromarray(pixels)
 
 
+class KeypointMatchingPipeline(Pipeline):
+    """Points of two pictures that show the same place.
+
+    Source: the documented use of SuperGlueForKeypointMatching. The pipeline of transformers 5.23 gives the image
+    processor widths for heights, so that its points are right in square pictures only; these are in all.
+    """
+
+    _load_processor = _load_feature_extractor = _load_tokenizer = False
+    _load_image_processor = True
+
+    def _sanitize_parameters(
+        self, threshold: float = 0.0
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {}, {}, {"threshold": threshold}
+
+    def preprocess(self, pair: tuple[Image, Image]) -> dict[str, Any]:
+        """Pixel values, float32 [1, 2, channels, height, width], and the sizes that the pictures had."""
+        images = [load_image(image) for image in pair]
+        made = self.image_processor(images=images, return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "sizes": [(one.height, one.width) for one in images]}
+
+    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+        sizes = model_inputs.pop("sizes")
+        return {**self.model(**model_inputs), "sizes": sizes}
+
+    def postprocess(self, output: Any, threshold: float) -> list[dict[str, Any]]:
+        """Matches, best first: `keypoint_image_0`, `keypoint_image_1`, each `x` and `y` in pixels, and `score`."""
+        (found,) = self.image_processor.post_process_keypoint_matching(output, [output["sizes"]], threshold)
+        sides = ([{"x": x, "y": y} for x, y in found[f"keypoints{k}"].tolist()] for k in (0, 1))
+        matches = [
+            {"keypoint_image_0": one, "keypoint_image_1": other, "score": score}
+            for one, other, score in zip(*sides, found["matching_scores"].tolist(), strict=True)
+        ]
+        return sorted(matches, key=lambda match: -match["score"])
+
+
 class MaskGenerationPipeline(mask_generation.MaskGenerationPipeline):
     """transformers' pipeline with the model in one step: the embeddings of a crop with its masks, not before them.
 
