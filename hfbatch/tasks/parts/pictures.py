@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.image_utils import load_image
-from transformers.pipelines import mask_generation
+from transformers.pipelines import mask_generation, video_classification
 from transformers.pipelines.base import Pipeline
 
 from hfbatch.tasks.parts.masks import distinct
@@ -156,3 +157,11 @@ class MaskGenerationPipeline(mask_generation.MaskGenerationPipeline):
             {"score": float(scores[k]), "box": boxes[k].astype(int).tolist(), "mask": masks[k]}
             for k in distinct(boxes, scores, crops_nms_thresh)
         ]
+
+
+class VideoClassificationPipeline(video_classification.VideoClassificationPipeline):
+    """transformers' pipeline from the frames on, over the image processor: video processors need torchvision."""
+
+    def preprocess(self, frames: np.ndarray, **sampling: Any) -> dict[str, Any]:
+        """Pixel values, float32 [1, frames, channels, height, width]. :param frames: see `to_video`."""
+        return dict(self.image_processor(list(frames), return_tensors="pt"))
