@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
+from transformers import AutoImageProcessor, AutoModelForMaskGeneration, Sam2Config, pipeline
 from transformers.models.sam.image_processing_pil_sam import _mask_to_rle, _rle_to_mask
 
 from hfbatch.tasks import task_class
@@ -120,6 +121,14 @@ def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) 
     assert run(task, kind.EXAMPLE.rows)["masks"].type == task.output_fields()[0].type
     with pytest.raises(ValueError, match="not a picture"):
         features_of(task, {"image": [b"GIF89a but not really"]})
+
+
+@pytest.mark.skipif(bool(find_spec("torchvision")), reason="tells of a machine without torchvision")
+def test_a_model_whose_processor_needs_torchvision_is_refused(tmp_path: Path) -> None:
+    Sam2Config().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Sam2ImageProcessor"}')
+    (fault,) = make(task_class("mask-generation"), str(tmp_path)).check()
+    assert "torchvision: Sam2ImageProcessor" in fault
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**36 - 1))
