@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+
+from tests.models.text import labels_of
 
 
 def pictures(count: int = 21, low: int = 20, high: int = 60, seed: int = 0) -> list[bytes]:
@@ -100,3 +103,55 @@ def tiny_matcher(folder: str | Path, kind: str, seed: int = 0) -> str:
     model = getattr(transformers, f"{kind}ForKeypointMatching")(config)
     processor = getattr(transformers, f"{kind}ImageProcessorPil")(size={"height": 48, "width": 64})
     return save(model, processor, folder)
+
+
+def spread(model: torch.nn.Module, gain: float) -> None:
+    """Draws all weights anew, so wide that answers differ from picture to picture and from query to query.
+
+    :param gain: 1 keeps the variance of what flows through a layer.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, gain / weight[0].numel() ** 0.5)
+
+
+def tiny_maskformer(folder: str | Path, names: Mapping[int, str], seed: int = 0) -> str:
+    """A MaskFormer that finds several segments in a picture. :returns: its folder."""
+    sizes = {
+        "image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
+        "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }  # fmt: skip
+    swin = transformers.SwinConfig(**sizes)
+    config = transformers.MaskFormerConfig(
+        backbone_config=swin, decoder_config=_detr_config(swin, num_queries=5), fpn_feature_size=32,
+        mask_feature_size=32, **labels_of(names),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.MaskFormerForInstanceSegmentation(config)
+    spread(model, 1.5)
+    with torch.no_grad():
+        model.model.transformer_module.queries_embedder.weight.mul_(3)
+        model.class_predictor.weight.mul_(2)
+    return save(model, transformers.MaskFormerImageProcessorPil(size={"height": 64, "width": 64}), folder)
+
+
+def tiny_detr(folder: str | Path, names: Mapping[int, str], seed: int = 0) -> str:
+    """A DETR that finds up to six objects in a picture, whose shape it keeps. :returns: its folder."""
+    resnet = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage4"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.DetrForObjectDetection(_detr_config(resnet, num_queries=6, **labels_of(names)))
+    spread(model, 1.5)
+    processor = transformers.DetrImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 80})
+    return save(model, processor, folder)
+
+
+def _detr_config(backbone: Any, **options: Any) -> Any:
+    return transformers.DetrConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, use_timm_backbone=False, backbone=None, backbone_config=backbone,
+        **options,
+    )  # fmt: skip
