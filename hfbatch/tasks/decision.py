@@ -69,9 +69,14 @@ class Decision(PipelineTask):
 
     def check(self) -> list[str]:
         """Faults: also of the questions, each with an example of a right one."""
-        if adapter := self.options()["decision_config"].adapter:
-            return [f"model {self.model.name!r} has its head in the adapter {adapter!r}; save it merged"]
+        decision = self.options()["decision_config"]
+        if decision.adapter:
+            return [
+                f"model {self.model.name!r} has its head in the adapter {decision.adapter!r}; save it merged"
+            ]
         faults = super().check()
+        if not faults and not (decision.chat_template or self.tokenizer.chat_template):
+            faults = [f"model {self.model.name!r} has no chat template to ask questions in; use a chat model"]
         if faults or self.params.questions is None:
             return faults
         try:

@@ -30,9 +30,9 @@ class MaskGenerationParams(Params):
     """Masks that the model scores lower are left out."""
     stability_score_thresh: float = Field(default=0.95, ge=0, le=1)
     """Masks that change more than this allows when the cutoff is moved are left out."""
-    stability_score_offset: float = Field(default=1, ge=0)
+    stability_score_offset: float = Field(default=1.0, ge=0)
     """How far the cutoff is moved for that."""
-    mask_threshold: float = 0
+    mask_threshold: float = 0.0
     """The cutoff: from which logit on a pixel belongs to a mask."""
     crops_nms_thresh: float = Field(default=0.7, ge=0, le=1)
     """Of two masks whose boxes overlap by more than this (intersection over union) the better one is kept."""
