@@ -45,13 +45,8 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
     }
     match architecture:
         case "ViTForImageClassification" | "ViTModel" | "ViTMAEModel":
-            if architecture == "ViTMAEModel":
-                return transformers.ViTMAEConfig(image_size=32, **patches), transformers.ViTImageProcessorPil(
-                    size=square
-                )
-            return transformers.ViTConfig(image_size=32, **patches), transformers.ViTImageProcessorPil(
-                size=square
-            )
+            kind = transformers.ViTMAEConfig if "MAE" in architecture else transformers.ViTConfig
+            return kind(image_size=32, **patches), transformers.ViTImageProcessorPil(size=square)
         case "Dinov2ForImageClassification" | "Dinov2Model":
             del patches["intermediate_size"]
             processor = transformers.BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)

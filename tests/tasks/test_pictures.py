@@ -24,10 +24,11 @@ from hfbatch.plan import make_plan
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.pixels import Pixels, as_arrays, can_stop_early
+from tests.cases.vision import LABELS, pictures
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
-from tests.tasks.test_pipeline_tasks import LABELS, assert_alike, pictures
+from tests.tasks.test_pipeline_tasks import assert_alike
 
 NAMES = {0: "cat", 1: "dog", 2: "bird", 3: "fish"}
 FILES = pictures()
@@ -319,23 +320,6 @@ def test_labels_that_the_model_cannot_take_are_refused(tmp_path: Path) -> None:
     assert "no {}" in make(cls, folder, candidate_labels=["a"], hypothesis_template="a picture").check()[0]
     (fault,) = make(cls, folder, candidate_labels=["a", "river " * 70]).check()
     assert "shorten it" in fault
-
-
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [("image-classification", "ViTForImageClassification"), ("image-feature-extraction", "ViTModel"),
-     ("zero-shot-image-classification", "CLIPModel")],
-)  # fmt: skip
-def test_the_example_of_each_task_runs_on_files_in_a_folder(
-    name: str, architecture: str, tmp_path: Path
-) -> None:
-    example = task_class(name).EXAMPLE
-    task = make(task_class(name), tiny_vision(tmp_path / "model", architecture), **example.params)
-    task.root = str(tmp_path)
-    for image, file in zip(IMAGES, example.rows["image"], strict=False):
-        image.save(tmp_path / file)
-    assert task.check() == []
-    assert len(run(task, example.rows)) == len(example.rows["image"])
 
 
 def test_a_picture_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ def decoded(column: pa.Array, root: str) -> Iterator[Image]:
 class ImageTask(PipelineTask):
     """Base of tasks that take one picture a row through their transformers pipeline."""
 
-    inputs = (IMAGE,)
+    inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
     split_rows = 256
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
@@ -44,7 +44,7 @@ class ImageTask(PipelineTask):
 class PixelTask(Task):
     """Base of tasks that run the model itself on pictures, many at a time."""
 
-    inputs = (IMAGE,)
+    inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
     split_rows = 256
 
     @cached_property
