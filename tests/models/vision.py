@@ -90,6 +90,10 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
                 text_config={**text, "pad_token_id": 0}, vision_config={**patches, "image_size": 32}
             )
             return config, transformers.SiglipImageProcessorPil(size=square)
+        case "CLIPSegModel":
+            vision = {**patches, "image_size": 32}
+            config = transformers.CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=32)
+            return config, transformers.ViTImageProcessorPil(size=square)
         case "CLIPModel" | "OwlViTForObjectDetection":
             name = architecture.removesuffix("Model").removesuffix("ForObjectDetection")
             kind, processor = (

@@ -283,7 +283,7 @@ def test_options_of_texts_are_refused_for_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 8])
-@pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel"])
+@pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel", "CLIPSegModel"])
 def test_labels_are_scored_as_the_pipeline_scores_them(architecture: str, size: int, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     scorer = pipeline("zero-shot-image-classification", folder, device="cpu")
