@@ -29,8 +29,9 @@ from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec, faults_of
-from hfbatch.tasks import task_class
+from hfbatch.tasks import named, task_class
 from hfbatch.tasks.base import Task
+from hfbatch.tasks.parts.fit import infer, misfits
 
 PACKAGES = ("torch", "transformers", "ray", "pyarrow", "numpy")
 
@@ -127,13 +128,13 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     faults: list[str] = []
     spec = _with_absolute_paths(spec)
     model = task = source = None
-    with _gather(faults):
-        spec = spec.model_copy(update={"task": task_class(spec.task).name})
+    notes: list[str] = []
     with _gather(faults):
         source = open_source(spec.input)
     with _gather(faults):
         model = pin(spec.model)
     with _gather(faults):
+        spec = _with_task(spec, model, notes)
         task = _checked_task(spec, model, faults)
     ledger = Ledger(spec.output.path)
     inputs, keep = {}, []
@@ -160,7 +161,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
     return Plan(
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, task.notes(),
+        identity, settled, overwrite, notes + task.notes(),
     )  # fmt: skip
 
 
@@ -198,6 +199,19 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     )
 
 
+def _with_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
+    """The spec with the task's own name, inferred or in place of an alias, and the params that go with it."""
+    name = spec.task
+    if name == "auto":
+        if model is None:
+            raise SpecError([])  # what is wrong with the model is told already
+        with _model_faults(spec):
+            name, source = infer(model)
+        notes.append(f"task {name}, inferred from {source}")
+    cls, params = named(name)
+    return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
+
+
 def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task | None:
     """The task, if the model can do it. Wrong params are faults, and the rest is checked with the defaults."""
     cls = task_class(spec.task)
@@ -206,11 +220,21 @@ def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task
     except ValidationError as error:
         faults += faults_of(error, cls.Params, "params")
         spec = spec.model_copy(update={"params": {}})
+        if any(option.is_required() for option in cls.Params.model_fields.values()):
+            return None
     if model is None:
         return None
-    try:
+    with _model_faults(spec):
         task = build_task(spec, model)
-        faults += task.check()
+        faults += misfits(task) or task.check()
+    return task
+
+
+@contextmanager
+def _model_faults(spec: JobSpec) -> Iterator[None]:
+    """What transformers raises over a model's files, as a fault of the spec."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             cause = (
@@ -219,7 +243,6 @@ def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task
         else:
             cause = one_line(error)
         raise SpecError(f"model {spec.model.name!r} cannot be used: {cause}") from error
-    return task
 
 
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:

@@ -101,7 +101,7 @@ class JobSpec(Section):
     """One batch job, whole."""
 
     task: str = Field(min_length=1)
-    """What to do with each row; `hfbatch tasks` lists the choices."""
+    """What to do with each row; `hfbatch tasks` lists the choices, auto goes by the model's files."""
     model: Annotated[ModelSpec, _shorthand("name")]
     """The model; a plain string is its name."""
     input: Annotated[InputSpec, _shorthand("path")]

@@ -84,6 +84,10 @@ class Task(ABC):
     """One line for `hfbatch tasks`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that the task goes by."""
+    general: ClassVar[bool] = True
+    """Whether a model's class tells `task: auto` this task; False for special uses of models of another one."""
+    takes: ClassVar[frozenset[str]] = frozenset({"text"})
+    """What a model without a head must read, to do the task: text, image, audio, video."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]
@@ -108,6 +112,11 @@ class Task(ABC):
         self.seed = seed
         self.root = ""
         """Folder that paths in the rows are relative to."""
+
+    @classmethod
+    def params_of(cls, name: str) -> dict[str, Any] | None:
+        """The params that a name of the task stands for; None for a name that is not one of its own."""
+        return {} if name in (cls.name, *cls.aliases) else None
 
     @cached_property
     def config(self) -> PretrainedConfig:

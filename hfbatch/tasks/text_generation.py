@@ -82,6 +82,7 @@ class TextGeneration(Task):
         """Keep what was asked, prompt or messages, before the answer (true, also if null), or the answer alone."""
 
     name = "text-generation"
+    aliases = ("conversational",)
     summary = "Continue prompts or answer chats with a causal language model"
     auto_class = "AutoModelForCausalLM"
     outputs: ClassVar[Mapping[str, str]] = {
