@@ -135,7 +135,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         model = pin(spec.model)
     with _gather(faults):
         spec = _with_task(spec, model, notes)
-        task = _checked_task(spec, model, faults)
+        task = _checked_task(spec, model, faults, notes)
     ledger = Ledger(spec.output.path)
     inputs, keep = {}, []
     if source and task:
@@ -212,7 +212,7 @@ def _with_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
     return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
 
 
-def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task | None:
+def _checked_task(spec: JobSpec, model: Model | None, faults: list[str], notes: list[str]) -> Task | None:
     """The task, if the model can do it. Wrong params are faults, and the rest is checked with the defaults."""
     cls = task_class(spec.task)
     try:
@@ -227,6 +227,11 @@ def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task
     with _model_faults(spec):
         task = build_task(spec, model)
         faults += misfits(task) or task.check()
+        if task.vocabulary is not None:
+            notes.append(
+                f"{task.added_tokens} tokens added to the tokenizer; their embeddings are new, near the mean of "
+                "the others, and no training has touched them"
+            )
     return task
 
 
@@ -328,9 +333,11 @@ def _identity(
     spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
 ) -> dict[str, Any]:
     """What changes results. Workers, batch sizes and paths do not."""
+    tokenizer = spec.model.tokenizer.model_dump(mode="json", exclude_defaults=True)
+    changes = {"tokenizer": tokenizer} if tokenizer else {}
     return {
         "task": spec.task,
-        "model": {"commit": model.commit, "dtype": spec.model.dtype},
+        "model": {"commit": model.commit, "dtype": spec.model.dtype, **changes},
         "engine": "torch",
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},

@@ -106,14 +106,7 @@ class TextGeneration(Task):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, which cuts long prompts from the left."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self.model.folder,
-            trust_remote_code=self.model.trust_remote_code,
-            truncation_side="left",
-            padding_side="left",
-        )
+        return self.load_tokenizer(truncation_side="left", padding_side="left")
 
     @cached_property
     def model_defaults(self) -> GenerationConfig:

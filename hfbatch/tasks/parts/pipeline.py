@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
+from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task, change_tokenizer
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit, text_column
 
@@ -97,6 +97,8 @@ class PipelineTask(Task):
                     found[name].model_max_length = self.limit or NO_LIMIT
                 else:
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
+                    if getattr(found[name], "tokenizer", None) is not None:
+                        change_tokenizer(found[name].tokenizer, self.tokenizer_changes)
             except (OSError, ValueError):
                 if wanted:  # others are for some models of the task alone
                     raise
