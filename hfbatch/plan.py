@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from hfbatch import __version__
-from hfbatch.compute.worker import Settled, WorkOrder, build_task
-from hfbatch.data.filesystem import absolute, one_line, redact
+from hfbatch.compute.checks import check_task, name_task
+from hfbatch.compute.worker import Settled, WorkOrder
+from hfbatch.data.filesystem import absolute, redact
 from hfbatch.data.ledger import Ledger, State, types_of
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
@@ -28,10 +28,9 @@ from hfbatch.data.rejects import reject_schema
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
-from hfbatch.spec import JobSpec, faults_of
-from hfbatch.tasks import named, task_class
+from hfbatch.spec import JobSpec
+from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.fit import infer, misfits
 
 PACKAGES = ("torch", "transformers", "ray", "pyarrow", "numpy")
 
@@ -134,8 +133,8 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     with _gather(faults):
         model = pin(spec.model)
     with _gather(faults):
-        spec = _with_task(spec, model, notes)
-        task = _checked_task(spec, model, faults, notes)
+        spec = name_task(spec, model, notes)
+        task = check_task(spec, model, faults, notes)
     ledger = Ledger(spec.output.path)
     inputs, keep = {}, []
     if source and task:
@@ -199,57 +198,6 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     )
 
 
-def _with_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
-    """The spec with the task's own name, inferred or in place of an alias, and the params that go with it."""
-    name = spec.task
-    if name == "auto":
-        if model is None:
-            raise SpecError([])  # what is wrong with the model is told already
-        with _model_faults(spec):
-            name, source = infer(model)
-        notes.append(f"task {name}, inferred from {source}")
-    cls, params = named(name)
-    return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
-
-
-def _checked_task(spec: JobSpec, model: Model | None, faults: list[str], notes: list[str]) -> Task | None:
-    """The task, if the model can do it. Wrong params are faults, and the rest is checked with the defaults."""
-    cls = task_class(spec.task)
-    try:
-        cls.Params.model_validate(spec.params)
-    except ValidationError as error:
-        faults += faults_of(error, cls.Params, "params")
-        spec = spec.model_copy(update={"params": {}})
-        if any(option.is_required() for option in cls.Params.model_fields.values()):
-            return None
-    if model is None:
-        return None
-    with _model_faults(spec):
-        task = build_task(spec, model)
-        faults += misfits(task) or task.check()
-        if task.vocabulary is not None:
-            notes.append(
-                f"{task.added_tokens} tokens added to the tokenizer; their embeddings are new, near the mean of "
-                "the others, and no training has touched them"
-            )
-    return task
-
-
-@contextmanager
-def _model_faults(spec: JobSpec) -> Iterator[None]:
-    """What transformers raises over a model's files, as a fault of the spec."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            cause = (
-                "it comes with Python code of its own; read that code, then set model.trust_remote_code=true"
-            )
-        else:
-            cause = one_line(error)
-        raise SpecError(f"model {spec.model.name!r} cannot be used: {cause}") from error
-
-
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
     """Task input to dataset column, for those that are there."""
     known = {column.name: column for column in task.inputs}
@@ -310,7 +258,10 @@ def _output_schema(
                 f"set output.prefix (such as 'pred_') or leave it out of output.keep"
             )
         fields.append(column.with_name(name))
-    return pa.schema(fields)
+    flag = spec.output.truncated_column
+    if flag in [field.name for field in fields]:
+        faults.append(f"output.truncated: there is a column {flag!r} already; give another name")
+    return pa.schema([*fields, *([pa.field(flag, pa.bool_())] if flag else [])])
 
 
 def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool) -> list[str]:
@@ -335,6 +286,7 @@ def _identity(
     """What changes results. Workers, batch sizes and paths do not."""
     tokenizer = spec.model.tokenizer.model_dump(mode="json", exclude_defaults=True)
     changes = {"tokenizer": tokenizer} if tokenizer else {}
+    flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype, **changes},
@@ -342,7 +294,7 @@ def _identity(
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {"columns": inputs, "filter": spec.input.filter},
-        "output": {"keep": keep, "prefix": spec.output.prefix},
+        "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
         "seed": spec.seed,
     }
 

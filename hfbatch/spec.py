@@ -89,6 +89,13 @@ class OutputSpec(Section):
     """Input columns to copy beside the predictions; default: all of them."""
     prefix: str = ""
     """Put before the name of every output column of the task."""
+    truncated: bool | str = False
+    """Add a column of booleans, which rows were truncated; true names it `truncated`, a text is its name."""
+
+    @property
+    def truncated_column(self) -> str | None:
+        """Name of the column that says which rows were truncated; None where nobody asked for it."""
+        return "truncated" if self.truncated is True else self.truncated or None
 
 
 class BatchSpec(Section):

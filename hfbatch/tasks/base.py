@@ -55,8 +55,13 @@ class Features:
 
     table: pa.Table
     """One row for each input row, in input order: `input_ids` and the like as list<int32>."""
-    truncated: int = 0
-    """How many rows were cut to the length limit."""
+    cut: np.ndarray | None = None
+    """Which rows were cut to the length limit, bool [rows]; None for none of them."""
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut to the length limit."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ class TextGeneration(Task):
             from hfbatch.tasks.parts.sampling import row_seeds
 
             table = table.append_column("seed", pa.array(row_seeds(self.seed, places), pa.int64()))
-        return Features(table, made.truncated)
+        return Features(table, made.cut)
 
     def _render(self, messages: pa.Array) -> list[str]:
         """Each chat as the template writes it; one that ends with the assistant stays open."""

@@ -158,7 +158,7 @@ def test_changes_are_part_of_what_changes_results_and_are_told(tmp_path: Path, e
     )
     assert len({plain.fingerprint, more.fingerprint, left.fingerprint}) == 3
     assert "tokenizer" not in plain.identity["model"]
-    assert [note for note in more.notes if note.startswith("1 tokens added to the tokenizer")]
+    assert [note for note in more.notes if note.startswith("tokens added to the tokenizer: 1;")]
     assert not [note for note in plain.notes + left.notes if "tokens added" in note]
 
 

@@ -146,15 +146,15 @@ class PipelineTask(Task):
         """Model inputs of each row as bytes, in the column `inputs`, and their number of elements, `cost`."""
         pipe = self.skeleton
         options = {**pipe._preprocess_params, **self.preprocess_options(columns)}
-        packed, costs, cut = [], [], 0
+        packed, costs, cut = [], [], []
         for row in self.rows(columns):
             made = pipe.preprocess(row, **copy.deepcopy(options))
             steps = [made] if isinstance(made, Mapping) else list(made)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
-            cut += self.is_cut(row, steps)
+            cut.append(self.is_cut(row, steps))
         table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
-        return Features(pa.table(table), cut)
+        return Features(pa.table(table), np.array(cut, bool))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated on its way into model inputs."""
