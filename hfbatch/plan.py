@@ -284,18 +284,18 @@ def _identity(
     spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
 ) -> dict[str, Any]:
     """What changes results. Workers, batch sizes and paths do not."""
-    tokenizer = spec.model.tokenizer.model_dump(mode="json", exclude_defaults=True)
-    changes = {"tokenizer": tokenizer} if tokenizer else {}
+    tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
     flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
         "task": spec.task,
-        "model": {"commit": model.commit, "dtype": spec.model.dtype, **changes},
+        "model": {"commit": model.commit, "dtype": spec.model.dtype},
         "engine": "torch",
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {"columns": inputs, "filter": spec.input.filter},
         "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
         "seed": spec.seed,
+        **({"tokenizer": tokenizer} if tokenizer else {}),
     }
 
 

@@ -27,27 +27,6 @@ def _shorthand(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-Side = Literal["left", "right"] | None
-SpecialToken = Literal[
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
-]
-
-
-class TokenizerSpec(Section):
-    """Changes to the model's tokenizer. New tokens get new embeddings, which no training has touched."""
-
-    add_tokens: tuple[str, ...] = ()
-    """Words that become one token each, such as [covid, mRNA]."""
-    add_special_tokens: tuple[str, ...] = ()
-    """Tokens to add that are never split or put into lower case, such as ["<row>"]."""
-    special_tokens: dict[SpecialToken, str] = {}
-    """Which token has which part, such as {pad_token: "<pad>"}; added where the vocabulary lacks it."""
-    truncation_side: Side = None
-    """The end of a long row that is cut off; null leaves it to the task and the tokenizer's files."""
-    padding_side: Side = None
-    """Where a model that pads every row to a fixed length gets its padding; null: as for truncation."""
-
-
 class ModelSpec(Section):
     """Which model, at which revision and precision."""
 
@@ -59,8 +38,6 @@ class ModelSpec(Section):
     """Precision of weights and activations; auto is the best that the device runs natively."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code first."""
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    """Changes to the model's tokenizer."""
 
 
 class InputSpec(Section):
@@ -96,6 +73,27 @@ class OutputSpec(Section):
     def truncated_column(self) -> str | None:
         """Name of the column that says which rows were truncated; None where nobody asked for it."""
         return "truncated" if self.truncated is True else self.truncated or None
+
+
+Side = Literal["left", "right"] | None
+SpecialToken = Literal[
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+]
+
+
+class TokenizerSpec(Section):
+    """Changes to the model's tokenizer. New tokens get new embeddings, which no training has touched."""
+
+    add_tokens: tuple[str, ...] = ()
+    """Words that become one token each, such as [covid, mRNA]."""
+    add_special_tokens: tuple[str, ...] = ()
+    """Tokens to add that are never split or put into lower case, such as ["<row>"]."""
+    special_tokens: dict[SpecialToken, str] = {}
+    """Which token has which part, such as {pad_token: "<pad>"}; added where the vocabulary lacks it."""
+    truncation_side: Side = None
+    """The end of a long row that is cut off; null leaves it to the task and the tokenizer's files."""
+    padding_side: Side = None
+    """Where a model that pads every row to a fixed length gets its padding; null: as for truncation."""
 
 
 class BatchSpec(Section):
@@ -138,6 +136,8 @@ class JobSpec(Section):
     """The rows; a plain string is the path."""
     output: Annotated[OutputSpec, _shorthand("path")]
     """The predictions; a plain string is the path."""
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    """Changes to the model's tokenizer."""
     batch: BatchSpec = BatchSpec()
     """How rows are batched."""
     workers: WorkersSpec = WorkersSpec()

@@ -72,7 +72,7 @@ def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
     """
     cls = task_class(spec.task)
     task = cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
-    task.root, task.tokenizer_changes = root, spec.model.tokenizer
+    task.root, task.tokenizer_changes = root, spec.tokenizer
     return task
 
 

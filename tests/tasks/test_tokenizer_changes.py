@@ -1,4 +1,4 @@
-"""`model.tokenizer`: the answers are those of transformers with the same changes made by hand."""
+"""Section `tokenizer` of a spec: the answers are those of transformers with the same changes made by hand."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def by_hand(folder: str, auto_class: str, seed: int = 0) -> tuple[Any, Any]:
 def planned(task: str, folder: str, tmp_path: Path, changes: dict[str, Any], **sections: Any) -> Plan:
     """The plan of a job over some rows."""
     source = write_shards(tmp_path / "in", sentences(4), shards=1)
-    model = {"tokenizer": changes} if changes else {}
-    return make_plan(make_spec(task, folder, source, tmp_path / "out", model=model, **sections))
+    return make_plan(make_spec(task, folder, source, tmp_path / "out", tokenizer=changes, **sections))
 
 
 def answers(
@@ -157,7 +156,7 @@ def test_changes_are_part_of_what_changes_results_and_are_told(tmp_path: Path, e
         for changes in ({}, {"add_tokens": ["nightly", "river"]}, {"truncation_side": "left"})
     )
     assert len({plain.fingerprint, more.fingerprint, left.fingerprint}) == 3
-    assert "tokenizer" not in plain.identity["model"]
+    assert "tokenizer" not in plain.identity
     assert [note for note in more.notes if note.startswith("tokens added to the tokenizer: 1;")]
     assert not [note for note in plain.notes + left.notes if "tokens added" in note]
 
@@ -171,9 +170,7 @@ def test_a_model_without_a_tokenizer_cannot_have_it_changed(tmp_path: Path) -> N
 
 def test_faults_of_changes_name_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        make_spec(
-            "embedding", "m", "in", "out", model={"tokenizer": {"special_tokens": {"end": "x"}, "side": 1}}
-        )
+        make_spec("embedding", "m", "in", "out", tokenizer={"special_tokens": {"end": "x"}, "side": 1})
     faults = "\n".join(caught.value.faults)
-    assert "unknown key 'model.tokenizer.side' (known here: add_tokens" in faults
+    assert "unknown key 'tokenizer.side' (known here: add_tokens" in faults
     assert "'pad_token'" in faults
