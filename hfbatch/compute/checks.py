@@ -23,7 +23,7 @@ def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
     if name == "auto":
         if model is None:
             raise SpecError([])  # what is wrong with the model is told already
-        with _model_faults(spec):
+        with model_faults(spec.model.name):
             name, source = infer(model)
         notes.append(f"task {name}, inferred from {source}")
     cls, params = named(name)
@@ -42,7 +42,7 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
             return None
     if model is None:
         return None
-    with _model_faults(spec):
+    with model_faults(spec.model.name):
         task = build_task(spec, model)
         faults += misfits(task) or task.check()
         if task.vocabulary is not None:
@@ -54,8 +54,8 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
 
 
 @contextmanager
-def _model_faults(spec: JobSpec) -> Iterator[None]:
-    """What transformers raises over a model's files, as a fault of the spec."""
+def model_faults(name: str) -> Iterator[None]:
+    """What transformers raises over a model's files, as a fault. :raises SpecError: with the model's name."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -65,4 +65,4 @@ def _model_faults(spec: JobSpec) -> Iterator[None]:
             )
         else:
             cause = one_line(error)
-        raise SpecError(f"model {spec.model.name!r} cannot be used: {cause}") from error
+        raise SpecError(f"model {name!r} cannot be used: {cause}") from error

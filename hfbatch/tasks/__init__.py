@@ -41,7 +41,7 @@ def named(name: str) -> tuple[type[Task], dict[str, Any]]:
         params = _load(known).params_of(name)
         if params is not None:
             return _load(known), params
-    raise SpecError(f"unknown task {name!r}; choose one of: auto, {', '.join(TASKS)}")
+    raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}")
 
 
 def _load(name: str) -> type[Task]:
