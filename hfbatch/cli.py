@@ -74,7 +74,7 @@ def run(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help="What to do; see `hfbatch tasks`.")],
+    task: Annotated[str, typer.Argument(help="What to do, see `hfbatch tasks`; or auto.")],
     input_: Annotated[str, typer.Argument(metavar="INPUT", help="Folder, file, glob or URL.")],
     output: Annotated[str, typer.Argument(help="Output folder or URL.")],
     model: Model,

@@ -92,7 +92,7 @@ class Task(ABC):
     general: ClassVar[bool] = True
     """Whether a model's class tells `task: auto` this task; False for special uses of models of another one."""
     takes: ClassVar[frozenset[str]] = frozenset({"text"})
-    """What a model without a head must read, to do the task: text, image, audio, video."""
+    """Of what a model without a head must read something, to do the task: text, image, audio, video."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 HEADLESS = ("AutoModel", "AutoModelForTextEncoding")
 """AutoClasses whose weights are a part of every model with a head."""
-MADE_FOR = ("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText")
-"""AutoClasses that tell what a model is for, where others, such as AutoModelForMaskedLM with BART, load it too."""
-WITHOUT_ENCODER = (
-    "AutoModelForZeroShotImageClassification",
-    "AutoModelForMaskGeneration",
-    "AutoModelForTextToWaveform",
+MADE_FOR = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForDocumentQuestionAnswering",
 )
-"""AutoClasses that for some models, such as CLIP, SAM and VITS, load the class that AutoModel loads."""
+"""AutoClasses that tell what a model is for, where others, such as AutoModelForMaskedLM with BART, load it too."""
+WITHOUT_ENCODER = ("AutoModelForMaskGeneration", "AutoModelForTextToWaveform")
+"""AutoClasses that for some models, such as SAM and VITS, load the class that AutoModel loads."""
 WITH_MASKED_LM = frozenset(
     f"{kind}ForPreTraining"
     for kind in ("Albert", "Bert", "BigBird", "Ernie", "FNet", "MegatronBert", "MobileBert", "RoCBert")
@@ -83,7 +83,9 @@ def fits(task: Task) -> bool:
     if config.model_type not in table:
         return False
     if task.auto_class in HEADLESS:
-        return not _is_whole(config) and task.takes <= _kinds(config.model_type)
+        return not _is_whole(config) and bool(task.takes & _kinds(config.model_type))
+    if task.auto_class == "AutoModelForSeq2SeqLM" and not getattr(config, "is_encoder_decoder", False):
+        return False  # models that listen are in that table too
     return all(_has_head(name, task.auto_class) for name in config.architectures or [])
 
 
@@ -99,7 +101,7 @@ def _has_head(architecture: str, auto_class: str) -> bool:
 
 
 def _is_whole(config: PretrainedConfig) -> bool:
-    """Whether what AutoModel loads does a task of its own, and so is no encoder of texts or pictures alone."""
+    """Whether what AutoModel loads does a task of its own, and is no encoder."""
     model = _table("AutoModel").get(config.model_type)
     return model is not None and any(_table(name).get(config.model_type) == model for name in WITHOUT_ENCODER)
 
