@@ -20,6 +20,7 @@ class ImageTask(PipelineTask):
     """Base of tasks that take one picture a row."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
     split_rows = 256
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
