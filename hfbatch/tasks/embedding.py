@@ -66,6 +66,7 @@ class Embedding(TextOrImageTask):
     """
 
     name = "embedding"
+    aliases = ("sentence-similarity",)
     summary = "One vector for each text or picture, for search, clustering and deduplication"
     auto_class = "AutoModel"
     outputs: ClassVar[Mapping[str, str]] = {"embedding": "fixed-size list of float32"}

@@ -38,6 +38,7 @@ class FeatureExtraction(Task):
     """The model's vector for each token, special tokens included."""
 
     name = "feature-extraction"
+    general = False
     summary = "A vector for each token of a text"
     auto_class = "AutoModel"
     inputs = (text_column("text"),)

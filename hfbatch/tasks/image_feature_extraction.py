@@ -29,6 +29,7 @@ class ImageFeatureExtraction(PixelTask):
     """The model's vector for each patch of a picture, or for the whole of it."""
 
     name = "image-feature-extraction"
+    general = False
     summary = "A vector for each patch of a picture, or one for the whole of it"
     auto_class = "AutoModel"
     outputs: ClassVar[Mapping[str, str]] = {

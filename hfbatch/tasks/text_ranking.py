@@ -24,6 +24,7 @@ class TextRanking(PipelineTask):
     """Scores of documents for a query, by a cross-encoder."""
 
     name = "text-ranking"
+    general = False
     summary = "How well each of some documents fits a query, by a cross-encoder"
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "hfbatch.tasks.parts.dropped.TextRankingPipeline"

@@ -29,6 +29,7 @@ class ZeroShotClassification(TextPipelineTask):
     """Labels named by the user, best first, for each text."""
 
     name = "zero-shot-classification"
+    general = False
     summary = "Scores of labels that you name, without training"
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "zero_shot_classification.ZeroShotClassificationPipeline"

@@ -27,6 +27,7 @@ class TextOrImageTask(Task):
 
     inputs = (text_column("text", required=False), replace(IMAGE, required=False))
     exclusive = ("text", "image")
+    takes = frozenset(exclusive)
 
     @cached_property
     def encodes(self) -> tuple[str, ...]:

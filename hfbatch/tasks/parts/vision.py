@@ -34,6 +34,7 @@ class ImageTask(PipelineTask):
     """Base of tasks that take one picture a row through their transformers pipeline."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
     split_rows = 256
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
@@ -45,6 +46,7 @@ class PixelTask(Task):
     """Base of tasks that run the model itself on pictures, many at a time."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
     split_rows = 256
 
     @cached_property
