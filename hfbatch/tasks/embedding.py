@@ -13,7 +13,7 @@ from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
-from hfbatch.tasks.parts.pixels import PLACES, names_in, size_of, sizes_of
+from hfbatch.tasks.parts.pixels import PLACES, names_in, run_by_shape, size_of, sizes_of
 from hfbatch.tasks.parts.pooling import apply_dense, load_dense, pool
 from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
 from hfbatch.tasks.parts.sight import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
@@ -289,7 +289,7 @@ class Embedding(TextOrImageTask):
         from torch.nn.functional import normalize
 
         if PLACES in batch:
-            found = self.pixels.run_by_shape(batch, model.dtype, lambda inputs: self._see(model, inputs))
+            found = run_by_shape(batch, model.dtype, lambda inputs: self._see(model, inputs))
             vectors = found["vectors"].float()
         elif "image" in self.encodes:
             vectors = encode_texts(model, batch).float()

@@ -23,7 +23,7 @@ from hfbatch.errors import SpecError, WorkerError
 from hfbatch.plan import make_plan
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.pixels import Pixels, as_arrays, can_stop_early
+from hfbatch.tasks.parts.pixels import Pixels, as_arrays, can_stop_early, run_by_shape
 from tests.cases.vision import LABELS, pictures
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.models.vision import tiny_vision
@@ -81,7 +81,8 @@ def test_bytes_made_numbers_are_what_the_image_processor_gives(kind: str, tmp_pa
     for row, image in enumerate(IMAGES[:4]):
         batch = pixels.collate(features, np.array([row]))
         assert batch["0/pixel_values"].dtype == np.uint8
-        found = pixels.to_floats(torch.from_numpy(batch["0/pixel_values"]))[0].numpy()
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        found = run_by_shape(tensors, torch.float32, dict)["pixel_values"][0].numpy()
         np.testing.assert_allclose(found, as_arrays(processor(image))["pixel_values"], rtol=0, atol=1e-5)
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from hfbatch.data.models import Model
 
-PIXELS, SHAPE, PLACES = "pixel_values", "/shape", "places"
+PIXELS, SHAPE = "pixel_values", "/shape"
+PLACES, SCALE, SHIFT = "places", "scale", "shift"
 EARLY = {"do_rescale": False, "do_normalize": False}
 TRIED_SIZES = ((37, 53), (400, 300), (260, 700))
 """Heights and widths of the pictures that a processor is tried on."""
@@ -39,10 +40,7 @@ def load_image_processor(model: Model) -> Any:
 
 
 class Pixels:
-    """A model's image processor in two halves.
-
-    :param model: where the image processor is.
-    """
+    """A model's image processor, as far as it works on bytes."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -74,7 +72,8 @@ class Pixels:
         """Rows of the same shapes as one array each, which `run_by_shape` runs one after the other.
 
         :returns: `0/pixel_values` [pictures, ...] and the like; `places` int64 [batch], the place in the batch of
-            the pictures of all arrays, in their order.
+            the pictures of all arrays, in their order; with bytes, `scale` and `shift`, see `scaling`. They are in
+            the batch since it is copied to the device while another one computes.
         """
         names = names_in(features)
         shapes = {name: features[name + SHAPE].take(pa.array(rows)).to_pylist() for name in names}
@@ -82,43 +81,37 @@ class Pixels:
         for place in range(len(rows)):
             alike[tuple(tuple(shapes[name][place]) for name in names)].append(place)
         batch: Batch = {PLACES: np.concatenate(list(alike.values())).astype(np.int64)}
+        if self.in_bytes:
+            batch[SCALE], batch[SHIFT] = scaling(self.processor)
         for group, (key, places) in enumerate(alike.items()):
             for name, shape in zip(names, key, strict=True):
                 batch[f"{group}/{name}"] = _stack(features[name], rows[places], shape)
         return batch
 
-    def to_floats(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Bytes rescaled and normalised as the processor does it: float32 [batch, channels, height, width]."""
-        import torch
 
-        scale, shift = (
-            torch.tensor(values, device=pixels.device).reshape(-1, 1, 1) for values in scaling(self.processor)
-        )
-        return pixels.float().mul_(scale).sub_(shift)
+def run_by_shape(
+    batch: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    run: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Calls run with the model inputs of each shape; returns its results in the batch's order.
 
-    def run_by_shape(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        dtype: torch.dtype,
-        run: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-    ) -> dict[str, torch.Tensor]:
-        """Calls run with the model inputs of each shape; returns its results in the batch's order.
-
-        :param batch: see `collate`.
-        :param dtype: of the inputs that are floating-point numbers.
-        :param run: model inputs to tensors of first dimension the pictures; ragged ones padded on the right.
-        """
-        groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-        for key, tensor in batch.items():
-            group, _, name = key.partition("/")
-            if name:
-                floats = self.to_floats(tensor) if name == PIXELS and self.in_bytes else tensor
-                groups[group][name] = floats.to(dtype) if floats.is_floating_point() else floats
-        parts = [run(inputs) for inputs in groups.values()]
-        if len(parts) == 1:
-            return parts[0]
-        back = batch[PLACES].argsort()
-        return {name: _join([part[name] for part in parts])[back] for name in parts[0]}
+    :param batch: see `Pixels.collate`.
+    :param dtype: of the inputs that are floating-point numbers.
+    :param run: model inputs to tensors of first dimension the pictures; ragged ones padded on the right.
+    """
+    groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in batch.items():
+        group, _, name = key.partition("/")
+        if name:
+            if name == PIXELS and SCALE in batch:
+                tensor = tensor.float().mul_(batch[SCALE]).sub_(batch[SHIFT])
+            groups[group][name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    parts = [run(inputs) for inputs in groups.values()]
+    if len(parts) == 1:
+        return parts[0]
+    back = batch[PLACES].argsort()
+    return {name: _join([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def names_in(features: pa.Table) -> list[str]:
@@ -135,15 +128,15 @@ def sizes_of(features: pa.Table) -> np.ndarray:
 
 def size_of(batch: Batch) -> int:
     """What `sizes_of` says of all pictures in a batch together."""
-    return sum(int(array.size) for name, array in batch.items() if name != PLACES)
+    return sum(int(array.size) for name, array in batch.items() if "/" in name)
 
 
-def scaling(processor: Any) -> tuple[list[float], list[float]]:
-    """What bytes are multiplied with, then what is taken away, for each channel or for all."""
+def scaling(processor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What bytes are multiplied with, then what is taken away, to rescale and normalise: float32 [channels or 1, 1, 1]."""
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    mean, std = np.atleast_1d(mean).astype(np.float64), np.atleast_1d(std).astype(np.float64)
-    return (factor / std).tolist(), (mean / std).tolist()
+    mean, std = (np.array(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
+    return (factor / std).astype(np.float32), (mean / std).astype(np.float32)
 
 
 def can_stop_early(processor: Any) -> bool:
@@ -161,7 +154,7 @@ def _same_early(processor: Any, pixels: np.ndarray) -> bool:
 
     try:
         whole, early = (as_arrays(processor(Image.fromarray(pixels), **options)) for options in ({}, EARLY))
-        scale, shift = (np.array(values).reshape(-1, 1, 1) for values in scaling(processor))
+        scale, shift = scaling(processor)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return False
     if list(whole) != list(early) or early.get(PIXELS, np.empty(0)).dtype != np.uint8:

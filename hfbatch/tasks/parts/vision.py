@@ -13,7 +13,7 @@ import pyarrow as pa
 from hfbatch.data.media import is_file_like, to_image
 from hfbatch.tasks.base import Batch, Features, InputColumn, Task
 from hfbatch.tasks.parts.pipeline import PipelineTask
-from hfbatch.tasks.parts.pixels import Pixels, size_of, sizes_of
+from hfbatch.tasks.parts.pixels import Pixels, run_by_shape, size_of, sizes_of
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class PixelTask(Task):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`outputs` of pictures of the same shape at a time."""
-        return self.pixels.run_by_shape(batch, model.dtype, lambda inputs: self.run(model, inputs))
+        return run_by_shape(batch, model.dtype, lambda inputs: self.run(model, inputs))
 
     @abstractmethod
     def run(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -99,5 +99,5 @@ def shapes_of(
     batch = pixels.collate(pixels.features([Image.new("RGB", (64, 64))]), np.zeros(1, np.int64))
     inputs = {name: torch.from_numpy(array).to("meta") for name, array in batch.items()}
     with torch.inference_mode():
-        found = pixels.run_by_shape(inputs, model.dtype, lambda inputs: run(model, inputs))
+        found = run_by_shape(inputs, model.dtype, lambda inputs: run(model, inputs))
     return {name: tuple(tensor.shape) for name, tensor in found.items()}
