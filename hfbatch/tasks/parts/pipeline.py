@@ -89,7 +89,7 @@ class PipelineTask(Task):
             if wanted is False:
                 continue
             options: dict[str, Any] = {"trust_remote_code": self.model.trust_remote_code}
-            if name == "image_processor":
+            if name in ("image_processor", "processor"):
                 options["backend"] = "pil"  # the same pixels on every machine; torchvision is no dependency
             try:
                 if name == "tokenizer":
@@ -97,6 +97,8 @@ class PipelineTask(Task):
                     found[name].model_max_length = self.limit or NO_LIMIT
                 else:
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
+                if name == "processor" and hasattr(found[name], "tokenizer"):
+                    found[name].tokenizer.model_max_length = self.limit or NO_LIMIT
             except (OSError, ValueError):
                 if wanted:  # others are for some models of the task alone
                     raise

@@ -1,0 +1,75 @@
+"""What tasks over pictures with text share, and the pipelines of those that transformers does not have.
+
+They have the steps of its `Pipeline`, so that the adapter runs them as it runs all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.image_utils import load_image
+from transformers.pipelines.base import Pipeline
+
+if TYPE_CHECKING:
+    from hfbatch.tasks.base import Task
+
+
+def architecture_faults(task: Task, fits: Collection[str], instead: str) -> list[str]:
+    """The fault of a model whose class is none of those that do the task.
+
+    :param fits: names of model classes.
+    :param instead: what to use, for the error.
+    """
+    classes = task.config.architectures or [task.config.model_type]
+    remote = task.model.trust_remote_code and task.auto_class in (
+        getattr(task.config, "auto_map", None) or {}
+    )
+    if remote or any(name in fits for name in classes):
+        return []
+    return [
+        f"model {task.model.name!r} is a {', '.join(classes)}, which cannot do {task.name}; use {instead}"
+    ]
+
+
+class VisualQuestionAnsweringPipeline(Pipeline):
+    """Answers to questions about pictures, chosen by a classifier or written by a model that generates.
+
+    Source: the documented use of ViltForQuestionAnswering and BlipForQuestionAnswering, and the pipeline of
+    transformers 4: the sigmoid of each answer's logit is its score; a written answer has none.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = False
+    _pipeline_calls_generate = True
+    _non_generation_params = ("top_k",)
+    _default_generation_config = None
+
+    def _sanitize_parameters(
+        self, top_k: int = 5, **generation: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The picture with the question, cut to the model's limit."""
+        picture, question = load_image(row["image"]), row["question"]
+        return dict(self.processor(images=picture, text=question, truncation=True, return_tensors="pt"))
+
+    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+        if self.model.can_generate():
+            options = self._prepare_generate_kwargs({}, return_dict_in_generate=False)
+            return {"tokens": self.model.generate(**model_inputs, **options)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # ViLT shuffles the patches of a picture, which moves the last bits
+            return {"logits": self.model(**model_inputs)["logits"]}
+
+    def postprocess(self, output: Any, top_k: int) -> list[dict[str, Any]]:
+        """Answers with their scores, best first."""
+        if "tokens" in output:
+            answer = self.processor.decode(output["tokens"][0], skip_special_tokens=True)
+            return [{"answer": answer.strip(), "score": None}]
+        scores, places = output["logits"][0].sigmoid().sort(descending=True, stable=True)
+        names = self.model.config.id2label
+        pairs = zip(places[:top_k].tolist(), scores[:top_k].tolist(), strict=True)
+        return [{"answer": names[place], "score": score} for place, score in pairs]

@@ -1,0 +1,57 @@
+"""Models that see and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests.models.text import labels_of, wordpiece_tokenizer
+
+SQUARE = {"height": 32, "width": 32}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def tiny_vilt(folder: str | Path, id2label: Mapping[int, str], seed: int = 0, **config: Any) -> str:
+    """A ViLT that chooses among answers. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(40)
+    pixels = transformers.ViltImageProcessorPil(size={"shortest_edge": 32}, size_divisor=8)
+    settings = {
+        **SIZES,
+        "image_size": 32,
+        "patch_size": 8,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.3,
+    }
+    names = labels_of(id2label)
+    torch.manual_seed(seed)
+    model = transformers.ViltForQuestionAnswering(
+        transformers.ViltConfig(vocab_size=len(tokenizer), **names, **{**settings, **config})
+    )
+    return save_with(folder, model, transformers.ViltProcessor(pixels, tokenizer))
+
+
+def tiny_blip(folder: str | Path, head: str, seed: int = 0) -> str:
+    """A BLIP that writes: `QuestionAnswering` or `ConditionalGeneration`. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64)
+    text = {
+        **SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "encoder_hidden_size": 32,
+        "projection_dim": 32, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
+        "initializer_range": 0.5,
+    }  # fmt: skip
+    vision = {**SIZES, "image_size": 32, "patch_size": 8, "projection_dim": 32, "initializer_range": 0.5}
+    torch.manual_seed(seed)
+    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=32)
+    model = getattr(transformers, f"BlipFor{head}")(config)
+    pixels = transformers.BlipImageProcessorPil(size=SQUARE)
+    return save_with(folder, model, transformers.BlipProcessor(pixels, tokenizer))
+
+
+def save_with(folder: str | Path, model: transformers.PreTrainedModel, processor: Any) -> str:
+    """Writes model and processor into folder. :returns: the folder."""
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
