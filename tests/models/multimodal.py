@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AddedToken
 
 from tests.models.text import labels_of, wordpiece_tokenizer
 
@@ -55,3 +56,43 @@ def save_with(folder: str | Path, model: transformers.PreTrainedModel, processor
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
+
+
+def tiny_layoutlm(folder: str | Path, seed: int = 0, **config: Any) -> str:
+    """A LayoutLM that finds answers among words with boxes. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64)
+    torch.manual_seed(seed)
+    settings = {
+        **SIZES,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
+    model = transformers.LayoutLMForQuestionAnswering(transformers.LayoutLMConfig(**settings, **config))
+    return save_with(folder, model, tokenizer)
+
+
+def tiny_donut(folder: str | Path, seed: int = 0) -> str:
+    """A Donut: a Swin that sees and a BART that writes marked answers. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64, eos_token="[SEP]")
+    marks = ["<s_docvqa>", "<s_question>", "</s_question>", "<s_answer>", "</s_answer>"]
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in marks])
+    swin = transformers.DonutSwinConfig(
+        image_size=[32, 32], patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4,
+        initializer_range=0.3,
+    )  # fmt: skip
+    bart = transformers.MBartConfig(
+        vocab_size=len(tokenizer), d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32,
+        max_position_embeddings=64, add_cross_attention=True, is_decoder=True, init_std=0.7, pad_token_id=0,
+        eos_token_id=3, bos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(swin, bart)
+    model = transformers.VisionEncoderDecoderModel(config)
+    for part in (model.config, model.generation_config):
+        part.pad_token_id, part.eos_token_id, part.decoder_start_token_id = 0, 3, 2
+    model.generation_config.forced_eos_token_id = (
+        len(tokenizer) - 1
+    )  # every answer ends, at last with its mark
+    pixels = transformers.DonutImageProcessorPil(size=SQUARE)
+    return save_with(folder, model, transformers.DonutProcessor(pixels, tokenizer))

@@ -1,16 +1,18 @@
-"""What tasks over pictures with text share, and the pipelines of those that transformers does not have.
+"""What tasks over pictures with text share, and pipelines that transformers does not have or that need a change.
 
 They have the steps of its `Pipeline`, so that the adapter runs them as it runs all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
+from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline
 
 if TYPE_CHECKING:
     from hfbatch.tasks.base import Task
@@ -73,3 +75,44 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         names = self.model.config.id2label
         pairs = zip(places[:top_k].tolist(), scores[:top_k].tolist(), strict=True)
         return [{"answer": names[place], "score": score} for place, score in pairs]
+
+
+class DocumentPipeline(DocumentQuestionAnsweringPipeline):
+    """The pipeline of transformers, with what is a row's own packed apart, so that windows of one shape run together.
+
+    A Donut's attentions, which nobody reads, are not asked for.
+    """
+
+    OWN = ("p_mask", "word_ids", "words")
+
+    def preprocess(self, row: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
+        """Windows over the words, each with the question before it; or the picture with the prompt of Donut."""
+        if "word_boxes" in row:
+            self._require_room(row, options)
+        for step in super().preprocess(row, **options):
+            step.pop("output_attentions", None)
+            own = json.dumps({name: step.pop(name) for name in self.OWN})
+            yield {**step, "own": own}
+
+    def _require_room(self, row: dict[str, Any], options: dict[str, Any]) -> None:
+        """:raises ValueError: where windows could not move on: the tokenizer panics there, which ends its process."""
+        width = options.get("max_seq_len") or self.tokenizer.model_max_length
+        stride = options.get("doc_stride") or min(width // 2, 256)
+        question = self.tokenizer(row["question"].split(), is_split_into_words=True)["input_ids"]
+        room = width - len(question) - 1
+        if room <= stride:
+            raise ValueError(
+                f"the question leaves {max(room, 0)} of {width} tokens for the words, but windows share {stride}; "
+                "shorten it, or set params.doc_stride lower"
+            )
+
+    def _forward(self, model_inputs: Any, **options: Any) -> dict[str, Any]:
+        own = model_inputs.pop("own")
+        outputs = super()._forward(model_inputs, **options)
+        kept = ("sequences", "start_logits", "end_logits", "attention_mask", "is_last")
+        return {**{name: outputs[name] for name in kept if name in outputs}, "own": own}
+
+    def postprocess(self, steps: list[Any], top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
+        """The best answers over all windows."""
+        whole = [{**step, **json.loads(step["own"])} for step in steps]
+        return super().postprocess(whole, top_k=top_k, **options)
