@@ -96,3 +96,24 @@ def tiny_donut(folder: str | Path, seed: int = 0) -> str:
     )  # every answer ends, at last with its mark
     pixels = transformers.DonutImageProcessorPil(size=SQUARE)
     return save_with(folder, model, transformers.DonutProcessor(pixels, tokenizer))
+
+
+def tiny_tapas(folder: str | Path, aggregations: Mapping[int, str] | None = None, seed: int = 0) -> str:
+    """A TAPAS that chooses cells of a table and how to put them together. :returns: its folder."""
+    vocabulary = sorted(wordpiece_tokenizer().get_vocab().items(), key=lambda one: one[1])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*(piece for piece, _ in vocabulary), "[EMPTY]"]))
+    tokenizer = transformers.TapasTokenizer(
+        str(folder / "vocab.txt"), cell_trim_length=-1, model_max_length=96, drop_rows_to_fit=True
+    )
+    config = transformers.TapasConfig(
+        **SIZES, vocab_size=len(tokenizer), max_position_embeddings=96, type_vocab_sizes=[3, 64, 64, 2, 64, 64, 10],
+        num_aggregation_labels=len(aggregations or {}), aggregation_labels=aggregations, initializer_range=0.3,
+        no_aggregation_label_index=0 if aggregations else None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.TapasForQuestionAnswering(config)
+    with torch.no_grad():
+        model.output_bias.add_(1.5)  # so that most tables have cells to choose
+    return save_with(folder, model, tokenizer)

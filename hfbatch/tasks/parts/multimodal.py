@@ -10,9 +10,11 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pandas import DataFrame
 from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline
+from transformers.pipelines.table_question_answering import TableQuestionAnsweringPipeline
 
 if TYPE_CHECKING:
     from hfbatch.tasks.base import Task
@@ -116,3 +118,20 @@ class DocumentPipeline(DocumentQuestionAnsweringPipeline):
         """The best answers over all windows."""
         whole = [{**step, **json.loads(step["own"])} for step in steps]
         return super().postprocess(whole, top_k=top_k, **options)
+
+
+class TablePipeline(TableQuestionAnsweringPipeline):
+    """The pipeline of transformers, with tables that travel between processes: as JSON, columns of strings."""
+
+    def preprocess(self, row: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """The question with the table's cells; rows that do not fit are dropped, then ends of cells."""
+        made = super().preprocess({"table": DataFrame(row["table"]), "query": row["question"]}, **options)
+        return {**made, "table": json.dumps(row["table"])}
+
+    def _forward(self, model_inputs: Any, **options: Any) -> dict[str, Any]:
+        made = super()._forward(model_inputs, **options)
+        return {**made, "outputs": made["outputs"].to_tuple()[:2]}
+
+    def postprocess(self, made: Any) -> dict[str, Any]:
+        """The cells that answer, and how to put them together."""
+        return super().postprocess({**made, "table": DataFrame(json.loads(made["table"]))})
