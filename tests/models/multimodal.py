@@ -10,9 +10,11 @@ import torch
 import transformers
 from transformers import AddedToken
 
-from tests.models.text import labels_of, wordpiece_tokenizer
+from tests.models.text import bytes_tokenizer, labels_of, wordpiece_tokenizer
 
 SQUARE = {"height": 32, "width": 32}
+ENDS = [3, *range(40, 70)]
+"""Tokens that end a text of models that end one every few tokens."""
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -117,3 +119,70 @@ def tiny_tapas(folder: str | Path, aggregations: Mapping[int, str] | None = None
     with torch.no_grad():
         model.output_bias.add_(1.5)  # so that most tables have cells to choose
     return save_with(folder, model, tokenizer)
+
+
+def tiny_git(folder: str | Path, seed: int = 0) -> str:
+    """A GIT that continues a caption. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64, model_input_names=["input_ids", "attention_mask"])
+    vision = {**SIZES, "image_size": 32, "patch_size": 8, "initializer_range": 0.3}
+    config = transformers.GitConfig(
+        vision_config=vision, **SIZES, vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.3,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    pixels = transformers.CLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE)
+    return save_with(
+        folder, transformers.GitForCausalLM(config), transformers.GitProcessor(pixels, tokenizer)
+    )
+
+
+def tiny_trocr(folder: str | Path, seed: int = 0) -> str:
+    """A ViT that sees and a TrOCR that writes; tokenizer and image processor apart. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64)
+    vit = transformers.ViTConfig(**SIZES, image_size=32, patch_size=8, initializer_range=0.3)
+    trocr = transformers.TrOCRConfig(
+        vocab_size=len(tokenizer), d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64,
+        max_position_embeddings=64, init_std=0.4, cross_attention_hidden_size=32,
+    )  # fmt: skip
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit, trocr)
+    torch.manual_seed(seed)
+    model = transformers.VisionEncoderDecoderModel(config)
+    for part in (model.config, model.generation_config):
+        part.pad_token_id, part.eos_token_id, part.decoder_start_token_id = 0, ENDS, 2
+    transformers.ViTImageProcessorPil(size=SQUARE).save_pretrained(folder)
+    return save_with(folder, model, tokenizer)
+
+
+SEEING_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<{{ part['type'] }}>{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if not loop.last or message['role'] != 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Chats whose messages are strings or lists of typed parts."""
+
+
+def tiny_llava(folder: str | Path, chat: bool = True, seed: int = 0) -> str:
+    """A LLaVA: a CLIP that sees and a Llama that writes. :returns: its folder."""
+    tokenizer = bytes_tokenizer(256, pad_token="<pad>", additional_special_tokens=["<image>"])
+    vision = transformers.CLIPVisionConfig(**SIZES, image_size=32, patch_size=8, initializer_range=0.3)
+    text = transformers.LlamaConfig(
+        **SIZES, num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    token = tokenizer.convert_tokens_to_ids("<image>")
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=token, image_seq_length=16
+    )
+    torch.manual_seed(seed)
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE), tokenizer, patch_size=8,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=SEEING_TEMPLATE if chat else None,
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [2, *ENDS]
+    return save_with(folder, model, processor)

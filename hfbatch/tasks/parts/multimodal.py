@@ -5,16 +5,21 @@ They have the steps of its `Pipeline`, so that the adapter runs them as it runs 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pandas import DataFrame
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline
+from transformers.pipelines.image_text_to_text import Chat, ImageTextToTextPipeline, ReturnType
 from transformers.pipelines.table_question_answering import TableQuestionAnsweringPipeline
+
+from hfbatch.tasks.parts.sampling import GumbelNoise, warpers
 
 if TYPE_CHECKING:
     from hfbatch.tasks.base import Task
@@ -135,3 +140,78 @@ class TablePipeline(TableQuestionAnsweringPipeline):
     def postprocess(self, made: Any) -> dict[str, Any]:
         """The cells that answer, and how to put them together."""
         return super().postprocess({**made, "table": DataFrame(json.loads(made["table"]))})
+
+
+def drawn(pipe: Pipeline, seeds: torch.Tensor | None) -> dict[str, Any]:
+    """Arguments of generate with which the likeliest token is a random draw; none where there are no seeds.
+
+    :param seeds: int64 [rows].
+    """
+    if seeds is None:
+        return {}
+    config = copy.deepcopy(pipe.model.generation_config)
+    config.update(**pipe._generate_kwargs)
+    choose = LogitsProcessorList([*warpers(config, seeds.device), GumbelNoise(seeds, 0)])
+    return {"do_sample": False, "logits_processor": choose}
+
+
+class CaptionPipeline(Pipeline):
+    """What a model writes for a picture without a prompt.
+
+    Source: the documented use of BLIP, GIT and TrOCR for captions, and the pipeline of transformers 4.
+    """
+
+    _load_tokenizer = _load_image_processor = True
+    _load_processor = _load_feature_extractor = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._generation_defaults.pop("pad_token_id", None)  # BLIP's generate sets its own
+
+    def _sanitize_parameters(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {}, {}, {}
+
+    def preprocess(self, picture: Any) -> dict[str, Any]:
+        """The picture's pixels, or patches."""
+        return dict(self.image_processor(images=load_image(picture), return_tensors="pt"))
+
+    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+        chosen = drawn(self, model_inputs.pop("seed", None))
+        return {"tokens": self.model.generate(**model_inputs, **self._prepare_generate_kwargs(chosen))}
+
+    def postprocess(self, made: Any) -> str:
+        """The tokens as text."""
+        return self.tokenizer.decode(made["tokens"][0], skip_special_tokens=True)
+
+
+class PromptPipeline(Pipeline):
+    """What a pipeline of transformers over prompts and chats needs to be taken apart; goes before it."""
+
+    def preprocess(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Tokens of the prompt or chat with its media; the prompt itself stays here."""
+        return {**super().preprocess(self.inputs_of(row)), "text": ""}
+
+    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+        chosen = drawn(self, model_inputs.pop("seed", None))
+        return super()._forward(model_inputs, generate_kwargs=chosen)
+
+
+class ImagePromptPipeline(PromptPipeline, ImageTextToTextPipeline):
+    """The pipeline of transformers, for the new text alone."""
+
+    def inputs_of(self, row: dict[str, Any]) -> Any:
+        """A row as the pipeline takes it."""
+        if "messages" in row:
+            return Chat(row["messages"])
+        images = row["image"]
+        return (
+            {"images": images if len(images) > 1 else images[0], "text": row["text"]}
+            if images
+            else row["text"]
+        )
+
+    def postprocess(self, made: Any) -> str:
+        """The new text."""
+        return super().postprocess(made, return_type=ReturnType.NEW_TEXT)[0]["generated_text"]
