@@ -13,7 +13,7 @@ from pydantic import Field
 from hfbatch.data.media import to_image
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.pipeline import PipelineTask
-from hfbatch.tasks.parts.text import is_words, length_limit, text_column
+from hfbatch.tasks.parts.text import is_words, length_faults, length_limit, text_column
 from hfbatch.tasks.parts.vision import IMAGE
 
 ANSWER = pa.struct(
@@ -121,6 +121,7 @@ class DocumentQuestionAnswering(PipelineTask):
         width, limit = self.params.max_seq_len, length_limit(self.tokenizer, self.config)
         if width and limit and width > limit:
             faults.append(f"params.max_seq_len {width} is more than the model's {limit} tokens")
+        faults += length_faults(self.max_length, self.tokenizer, self.config)
         return faults or super().check()
 
     def column_faults(self, present: set[str]) -> list[str]:

@@ -23,7 +23,6 @@ class ImageToText(WritingTask):
     """A caption of each picture, or what is written in it, by a model that takes no prompt."""
 
     name = "image-to-text"
-    aliases = ("image-captioning",)
     summary = "A caption of a picture, or the text in it, by a model such as BLIP, GIT or TrOCR"
     auto_class = "AutoModelForImageTextToText"
     pipeline = "hfbatch.tasks.parts.multimodal.CaptionPipeline"

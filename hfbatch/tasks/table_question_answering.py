@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hfbatch.tasks.base import Example, Histogram, InputColumn
 from hfbatch.tasks.parts.pipeline import PipelineTask
-from hfbatch.tasks.parts.text import is_text, list_lengths, text_column
+from hfbatch.tasks.parts.text import is_text, length_limit, list_lengths, text_column
 
 PLACES = pa.list_(pa.struct([("row", pa.int32()), ("column", pa.int32())]))
 
@@ -33,7 +33,6 @@ class TableQuestionAnswering(PipelineTask):
     """
 
     name = "table-question-answering"
-    aliases = ("table-qa",)
     summary = "The cells of a table that answer a question, by a TAPAS model"
     auto_class = "AutoModelForTableQuestionAnswering"
     pipeline = "hfbatch.tasks.parts.multimodal.TablePipeline"
@@ -58,11 +57,15 @@ class TableQuestionAnswering(PipelineTask):
     )
 
     def check(self) -> list[str]:
-        """The fault of a model that is no TAPAS for question answering."""
+        """Faults: a model that is no TAPAS for question answering, and a length beyond the model's."""
         from hfbatch.tasks.parts.multimodal import architecture_faults
 
         instead = "a TAPAS for question answering; transformers 5 has no tokenizer for TAPEX"
-        return architecture_faults(self, ("TapasForQuestionAnswering",), instead) or super().check()
+        faults = architecture_faults(self, ("TapasForQuestionAnswering",), instead)
+        limit = length_limit(self.tokenizer, self.config)
+        if not faults and self.max_length and limit and self.max_length > limit:
+            faults.append(f"batch.max_length {self.max_length} is more than the model's {limit} tokens")
+        return faults or super().check()
 
     def output_fields(self) -> list[pa.Field]:
         """`answer`, `coordinates`, `cells` and `aggregator`."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from hfbatch.data.media import to_image
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.parts.pipeline import PipelineTask
-from hfbatch.tasks.parts.text import text_column
+from hfbatch.tasks.parts.text import length_faults, text_column
 from hfbatch.tasks.parts.vision import IMAGE
 
 ANSWER = pa.struct([("answer", pa.string()), ("score", pa.float32())])
@@ -71,6 +71,7 @@ class VisualQuestionAnswering(PipelineTask):
                 f"model {self.model.name!r} reads {drawn} patches of a picture, drawn at random; "
                 "set max_image_length to -1 in its config.json"
             )
+        faults += length_faults(self.max_length, self.tokenizer, self.config)
         return faults or super().check()
 
     def output_fields(self) -> list[pa.Field]:

@@ -186,3 +186,28 @@ def tiny_llava(folder: str | Path, chat: bool = True, seed: int = 0) -> str:
     model = transformers.LlavaForConditionalGeneration(config)
     model.generation_config.eos_token_id = [2, *ENDS]
     return save_with(folder, model, processor)
+
+
+def tiny_qwen2_audio(folder: str | Path, seed: int = 0) -> str:
+    """A Qwen2-Audio: a Whisper encoder that hears two seconds and a Qwen2 that writes. :returns: its folder."""
+    marks = ["<audio>", "<|audio_bos|>", "<|audio_eos|>"]
+    tokenizer = bytes_tokenizer(512, pad_token="<pad>", additional_special_tokens=marks)
+    audio = {
+        "num_mel_bins": 16, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "d_model": 32,
+        "max_source_positions": 100, "initializer_range": 0.3, "model_type": "qwen2_audio_encoder",
+    }  # fmt: skip
+    text = {
+        **SIZES, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 512,
+        "initializer_range": 0.3, "model_type": "qwen2",
+    }  # fmt: skip
+    config = transformers.Qwen2AudioConfig(
+        audio_config=audio, text_config=text, audio_token_index=tokenizer.convert_tokens_to_ids("<audio>")
+    )
+    torch.manual_seed(seed)
+    model = transformers.Qwen2AudioForConditionalGeneration(config)
+    model.generation_config.update(pad_token_id=0, bos_token_id=1, eos_token_id=[2, *ENDS])
+    processor = transformers.Qwen2AudioProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2), tokenizer,
+        chat_template=SEEING_TEMPLATE, audio_token="<audio>",
+    )  # fmt: skip
+    return save_with(folder, model, processor)

@@ -18,7 +18,7 @@ from tests.models.text import CORPUS, tiny_bert
 from tests.tasks.drive import features_of, make, measured, run
 from tests.tasks.test_pipeline_tasks import assert_alike
 
-KIND: type[Task] = task_class("table-qa")
+KIND: type[Task] = task_class("table-question-answering")
 WAYS = {0: "NONE", 1: "SUM", 2: "COUNT"}
 ASKED = ["who reads the river?", "how many numbers?", "what does not forget at 10:45 on Monday?"]
 
@@ -83,9 +83,11 @@ def test_what_is_no_table_is_an_error(tmp_path: Path) -> None:
 
 
 def test_models_of_other_tasks_are_refused(tmp_path: Path) -> None:
-    (fault,) = make(KIND, tiny_bert(tmp_path)).check()
+    (fault,) = make(KIND, tiny_bert(tmp_path / "bert")).check()
     assert "BertForSequenceClassification" in fault
     assert "TAPAS" in fault
+    (fault,) = make(KIND, tiny_tapas(tmp_path / "tapas"), max_length=97).check()
+    assert "max_length 97" in fault
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

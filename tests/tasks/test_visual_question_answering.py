@@ -76,9 +76,10 @@ def test_models_and_params_of_other_tasks_are_refused(tmp_path: Path) -> None:
     assert "BlipForConditionalGeneration" in fault
     assert "image-text-to-text" in fault
     folder = tiny_vilt(tmp_path / "b", ANSWERS, max_image_length=4)
-    several = make(kind, folder, num_beams=2).check()
+    several = make(kind, folder, 41, num_beams=2).check()
     assert [text for text in several if "num_beams" in text]
     assert [text for text in several if "4 patches" in text]
+    assert [text for text in several if "max_length 41" in text]
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
 
+from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 from hfbatch.tasks.parts.chats import filled, is_typed_chat
+from hfbatch.tasks.parts.sampling import row_seeds
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
 from tests.models.text import tiny_bert
-from tests.tasks.drive import features_of, make, measured, run
+from tests.tasks.drive import features_of, load, make, measured, run
 from tests.tasks.test_pipeline_tasks import pictures
 
 CAPTION, PROMPT = task_class("image-to-text"), task_class("image-text-to-text")
@@ -146,6 +150,30 @@ def test_a_row_samples_the_same_in_any_batch_and_by_its_place(tmp_path: Path, ki
     assert texts_of(likeliest, columns) == texts_of(make(kind, folder, **SHORT), columns)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0, "top_k": 8, "top_p": 0.9}])
+def test_sampling_draws_from_the_softmax_of_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
+    folder, rows = tiny_trocr(tmp_path), 4000
+    task = make(CAPTION, folder, do_sample=True, max_new_tokens=1, **options)
+    one = features_of(task, {"image": FILES[:1]}).table["inputs"][0]
+    places = pa.table({"file": ["a.parquet"] * rows, "row": range(rows)})
+    table = pa.table({"inputs": [one.as_py()] * rows, "seed": row_seeds(0, places)})
+    model = load(task)
+    drawn: Counter[str] = Counter()
+    for start in range(0, rows, 1000):
+        outputs = task.forward(model, task.collate(table, np.arange(start, start + 1000), 1))
+        drawn.update(task.postprocess(to_arrow(outputs, {}), {})[0].to_pylist())
+    pixels, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    chosen = {"do_sample": True, "output_scores": True, "return_dict_in_generate": True, **options}
+    inputs = pixels(images=shown(FILES[0]), return_tensors="pt")
+    expected: Counter[str] = Counter()
+    for token, share in enumerate(
+        model.generate(**inputs, max_new_tokens=1, **chosen).scores[0][0].softmax(0)
+    ):
+        expected[tokenizer.decode([2, token], skip_special_tokens=True)] += float(share)
+    assert sum(share > 0.01 for share in expected.values()) > 4
+    assert sum(abs(drawn[text] / rows - expected[text]) for text in drawn | expected) / 2 < 0.05
+
+
 def test_models_and_params_that_do_not_fit_are_refused(tmp_path: Path, llava: str) -> None:
     trocr = tiny_trocr(tmp_path / "a")
     assert "image-to-text" in make(PROMPT, trocr).check()[0]
@@ -153,6 +181,7 @@ def test_models_and_params_that_do_not_fit_are_refused(tmp_path: Path, llava: st
     assert "BertForSequenceClassification" in make(PROMPT, tiny_bert(tmp_path / "b")).check()[0]
     several = make(CAPTION, trocr, temperature=0.5).check()
     assert "temperature" in several[0]
+    assert "batch.max_length" in make(CAPTION, trocr, 8).check()[0]
     assert "3 beams cannot sample" in make(CAPTION, trocr, do_sample=True, num_beams=3).check()[0]
 
 

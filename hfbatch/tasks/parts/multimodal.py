@@ -14,6 +14,7 @@ import torch
 from pandas import DataFrame
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.image_utils import load_image
+from transformers.pipelines import any_to_any
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline
 from transformers.pipelines.image_text_to_text import Chat, ImageTextToTextPipeline, ReturnType
@@ -151,6 +152,7 @@ def drawn(pipe: Pipeline, seeds: torch.Tensor | None) -> dict[str, Any]:
         return {}
     config = copy.deepcopy(pipe.model.generation_config)
     config.update(**pipe._generate_kwargs)
+    config.top_k = 50 if config.top_k is None else config.top_k  # as generate fills in
     choose = LogitsProcessorList([*warpers(config, seeds.device), GumbelNoise(seeds, 0)])
     return {"do_sample": False, "logits_processor": choose}
 
@@ -193,9 +195,9 @@ class PromptPipeline(Pipeline):
         """Tokens of the prompt or chat with its media; the prompt itself stays here."""
         return {**super().preprocess(self.inputs_of(row)), "text": ""}
 
-    def _forward(self, model_inputs: Any) -> dict[str, Any]:
+    def _forward(self, model_inputs: Any, **options: Any) -> dict[str, Any]:
         chosen = drawn(self, model_inputs.pop("seed", None))
-        return super()._forward(model_inputs, generate_kwargs=chosen)
+        return super()._forward(model_inputs, **{**options, "generate_kwargs": chosen})
 
 
 class ImagePromptPipeline(PromptPipeline, ImageTextToTextPipeline):
@@ -215,3 +217,22 @@ class ImagePromptPipeline(PromptPipeline, ImageTextToTextPipeline):
     def postprocess(self, made: Any) -> str:
         """The new text."""
         return super().postprocess(made, return_type=ReturnType.NEW_TEXT)[0]["generated_text"]
+
+
+class AnyPromptPipeline(PromptPipeline, any_to_any.AnyToAnyPipeline):
+    """The pipeline of transformers, for new text alone."""
+
+    def __init__(self, **options: Any) -> None:
+        Pipeline.__init__(self, **options)  # its own asks for torchvision, which pictures do not need
+
+    def inputs_of(self, row: dict[str, Any]) -> Any:
+        """A row as the pipeline takes it."""
+        if "messages" in row:
+            return any_to_any.Chat(row["messages"])
+        given = {"images": row.get("image") or None, "audio": row.get("audio") or None}
+        return {"text": row["text"], "videos": None, **given}
+
+    def postprocess(self, made: Any, **options: Any) -> str:
+        """The new text."""
+        (record,) = super().postprocess(made, **{**options, "return_type": any_to_any.ReturnType.NEW_TEXT})
+        return record["generated_text"]

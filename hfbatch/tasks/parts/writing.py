@@ -30,7 +30,7 @@ IMAGES = InputColumn(
 MESSAGES = InputColumn(
     "messages",
     is_typed_chat,
-    "list<struct<role, content>>, content a string or list<struct<type, text, image>>",
+    "list<struct<role, content>>, content a string or list<struct<type, text, ...>> of parts with their files",
     required=False,
 )
 
@@ -89,6 +89,8 @@ class WritingTask(PipelineTask):
         beams = self.params.num_beams or self.model_defaults.num_beams or 1
         if beams > 1 and self.sampling:
             faults.append(f"{beams} beams cannot sample; set params.num_beams=1 or params.do_sample=false")
+        if self.max_length is not None:
+            faults.append(f"batch.max_length: {self.name} reads rows whole; leave it out")
         return faults or super().check()
 
     def notes(self) -> list[str]:
