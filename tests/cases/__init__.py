@@ -1,5 +1,5 @@
 """Every task with a tiny model, rows, and transformers' own answers."""
 
-from tests.cases import audio, text, vision
+from tests.cases import audio, multimodal, text, vision
 
-CASES = {**text.CASES, **vision.CASES, **audio.CASES}
+CASES = {**text.CASES, **vision.CASES, **audio.CASES, **multimodal.CASES}

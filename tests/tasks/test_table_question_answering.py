@@ -40,9 +40,8 @@ def answers(found: dict[str, Any]) -> tuple[Any, ...]:
     return found["answer"], places, found["cells"], found.get("aggregator")
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("ways", [None, WAYS], ids=["cells", "aggregations"])
-def test_cells_and_aggregators(tmp_path: Path, ways: dict[int, str] | None, size: int) -> None:
+def test_cells_and_aggregators(tmp_path: Path, ways: dict[int, str] | None) -> None:
     folder = tiny_tapas(tmp_path, ways)
     task = make(KIND, folder)
     assert task.check() == []
@@ -50,7 +49,8 @@ def test_cells_and_aggregators(tmp_path: Path, ways: dict[int, str] | None, size
     expected = [answers(oracle(table=one, query=asked)) for one, asked in zip(TABLES, QUESTIONS, strict=True)]
     assert len({row[0] for row in expected}) > 8
     assert len({row[3] for row in expected}) == (2 if ways else 1)
-    assert_alike(run(task, ROWS, size), expected)
+    for size in (1, 8):
+        assert_alike(run(task, ROWS, size), expected)
     assert features_of(task, ROWS).truncated == 2
     assert measured(task, ROWS).tolist() == [len(row[2]) for row in expected]
 

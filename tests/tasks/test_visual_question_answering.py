@@ -15,7 +15,7 @@ from transformers import AutoProcessor, BlipForQuestionAnswering, ViltForQuestio
 from hfbatch.tasks import task_class
 from tests.models.multimodal import tiny_blip, tiny_vilt
 from tests.tasks.drive import features_of, make, measured, run
-from tests.tasks.test_pipeline_tasks import pictures
+from tests.tasks.test_pipeline_tasks import assert_alike, pictures
 
 ANSWERS = {k: f"answer {k}" for k in range(7)}
 FILES = pictures(22)
@@ -31,43 +31,41 @@ def oracle_inputs(folder: str, file: bytes, question: str, limit: int) -> tuple[
     )
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_a_classifier_gives_the_sigmoid_of_each_answer(tmp_path: Path, size: int) -> None:
+def test_a_classifier_gives_the_sigmoid_of_each_answer(tmp_path: Path) -> None:
     folder = tiny_vilt(tmp_path, ANSWERS)
     task = make(task_class("vqa"), folder, top_k=3)
     assert task.check() == []
-    found = run(task, {"image": FILES, "question": QUESTIONS}, size)["answers"].to_pylist()
     model = ViltForQuestionAnswering.from_pretrained(folder).eval()
-    for got, file, question in zip(found, FILES, QUESTIONS, strict=True):
+    expected = []
+    for file, question in zip(FILES, QUESTIONS, strict=True):
         _, inputs = oracle_inputs(folder, file, question, 40)
         with torch.inference_mode():
             scores = model(**inputs).logits[0].sigmoid()
         best = scores.argsort(descending=True)[:3].tolist()
-        assert [one["answer"] for one in got] == [ANSWERS[place] for place in best]
-        np.testing.assert_allclose([one["score"] for one in got], scores[best], atol=1e-4)
-    assert len({row[0]["answer"] for row in found}) > 3
-    assert features_of(task, {"image": FILES, "question": QUESTIONS}).truncated == 1
-    np.testing.assert_allclose(
-        measured(task, {"image": FILES[:3], "question": QUESTIONS[:3]}),
-        [row[0]["score"] for row in found[:3]],
-        atol=1e-4,
-    )
+        expected.append(([{"answer": ANSWERS[place], "score": float(scores[place])} for place in best],))
+    assert len({row[0][0]["answer"] for row in expected}) > 3
+    columns = {"image": FILES, "question": QUESTIONS}
+    for size in (1, 8):
+        assert_alike(run(task, columns, size), expected)
+    assert features_of(task, columns).truncated == 1
+    np.testing.assert_allclose(measured(task, columns), [row[0][0]["score"] for row in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "max_new_tokens": 6}])
-def test_a_model_that_writes_gives_its_answer(tmp_path: Path, options: dict[str, Any], size: int) -> None:
+def test_a_model_that_writes_gives_its_answer(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = tiny_blip(tmp_path, "QuestionAnswering")
     task = make(task_class("visual-question-answering"), folder, **options)
     assert task.check() == []
-    found = run(task, {"image": FILES, "question": QUESTIONS}, size)["answers"].to_pylist()
     model = BlipForQuestionAnswering.from_pretrained(folder).eval()
-    for got, file, question in zip(found, FILES, QUESTIONS, strict=True):
+    expected = []
+    for file, question in zip(FILES, QUESTIONS, strict=True):
         processor, inputs = oracle_inputs(folder, file, question, 64)
-        expected = processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True)
-        assert got == [{"answer": expected.strip(), "score": None}]
-    assert len({row[0]["answer"] for row in found}) > 5
-    assert len({len(row[0]["answer"].split()) for row in found}) > 1
+        answer = processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True)
+        expected.append(([{"answer": answer.strip(), "score": None}],))
+    assert len({row[0][0]["answer"] for row in expected}) > 5
+    assert len({len(row[0][0]["answer"].split()) for row in expected}) > 1
+    for size in (1, 8):
+        assert_alike(run(task, {"image": FILES, "question": QUESTIONS}, size), expected)
 
 
 def test_models_and_params_of_other_tasks_are_refused(tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ class CaptionPipeline(Pipeline):
 class PromptPipeline(Pipeline):
     """What a pipeline of transformers over prompts and chats needs to be taken apart; goes before it."""
 
-    def preprocess(self, row: dict[str, Any]) -> dict[str, Any]:
+    def preprocess(self, row: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Tokens of the prompt or chat with its media; the prompt itself stays here."""
-        return {**super().preprocess(self.inputs_of(row)), "text": ""}
+        return {**super().preprocess(self.inputs_of(row), **options), "text": ""}
 
     def _forward(self, model_inputs: Any, **options: Any) -> dict[str, Any]:
         chosen = drawn(self, model_inputs.pop("seed", None))
@@ -224,6 +224,11 @@ class AnyPromptPipeline(PromptPipeline, any_to_any.AnyToAnyPipeline):
 
     def __init__(self, **options: Any) -> None:
         Pipeline.__init__(self, **options)  # its own asks for torchvision, which pictures do not need
+
+    def preprocess(self, row: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """What the base makes; sound beside a prompt comes at the model's rate."""
+        heard = {"sampling_rate": self.feature_extractor.sampling_rate} if row.get("audio") else {}
+        return super().preprocess(row, **options, **heard)
 
     def inputs_of(self, row: dict[str, Any]) -> Any:
         """A row as the pipeline takes it."""

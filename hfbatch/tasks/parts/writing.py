@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -115,7 +116,7 @@ class WritingTask(PipelineTask):
         from hfbatch.tasks.parts.sampling import row_seeds
 
         seeds = pa.array(row_seeds(self.seed, places), pa.int64())
-        return Features(made.table.append_column("seed", seeds), made.truncated)
+        return replace(made, table=made.table.append_column("seed", seeds))
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """The rows' model inputs as they are, each with its seed."""
