@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,9 +37,21 @@ class AnyToAny(PromptedTask):
         {"max_new_tokens": 32},
     )
 
+    @cached_property
+    def model_class(self) -> type[Any] | None:
+        """The class that loads the model; None for one with code of its own."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+        return MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(self.config), None)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The kinds of media that the model takes."""
+        known = getattr(self.model_class, "input_modalities", self.media)
+        return tuple(kind for kind in self.media if kind in known)
+
     def check(self) -> list[str]:
         """Faults: a model of another task, or one that writes more than text, and params that contradict each other."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING as CLASSES
         from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as NAMES
 
         from hfbatch.tasks.parts.multimodal import architecture_faults
@@ -47,8 +60,7 @@ class AnyToAny(PromptedTask):
         faults = architecture_faults(self, fits, "one such as Qwen2-Audio or LLaVA")
         if faults:
             return faults
-        known = CLASSES.get(type(self.config), None)
-        more = sorted(set(known.output_modalities if known else ()) - {"text"})
+        more = sorted(set(getattr(self.model_class, "output_modalities", ())) - {"text"})
         if more:
             return [
                 f"model {self.model.name!r} makes {' and '.join(more)} too; use one that writes text alone, "
@@ -58,11 +70,10 @@ class AnyToAny(PromptedTask):
 
     def column_faults(self, present: set[str]) -> list[str]:
         """What the base finds, and media that the model does not take."""
-        takes = self.skeleton.model.input_modalities
-        strange = [kind for kind in self.media if kind in present and kind not in takes]
+        strange = [kind for kind in self.media if kind in present and kind not in self.readable]
         if strange:
             return [
-                f"model {self.model.name!r} takes {', '.join(takes)}, not {' and '.join(strange)}; "
+                f"model {self.model.name!r} takes {', '.join(('text', *self.readable))}, not {' and '.join(strange)}; "
                 "choose another model, or rename the column"
             ]
         return super().column_faults(present)
@@ -75,9 +86,8 @@ class AnyToAny(PromptedTask):
     @property
     def openers(self) -> dict[str, Any]:
         """What decodes each kind of media that the model takes."""
-        takes = self.skeleton.model.input_modalities
         known = {"image": self.open_image, "audio": self.open_sound}
-        return {kind: opener for kind, opener in known.items() if kind in takes}
+        return {kind: known[kind] for kind in self.readable}
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a recording is longer than the model hears at a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,7 +137,7 @@ class DocumentQuestionAnswering(PipelineTask):
             return [
                 "columns 'words' and 'boxes' come together; use --column words=COLUMN --column boxes=COLUMN"
             ]
-        if "image" in present and find_spec("pytesseract"):
+        if "image" in present and find_spec("pytesseract") and which("tesseract"):
             return []
         return [
             f"model {self.model.name!r} reads words and boxes; use --column words=COLUMN --column boxes=COLUMN, "

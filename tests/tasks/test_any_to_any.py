@@ -90,7 +90,9 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) ->
     assert "not image" in task.column_faults({"messages", "image"})[0]
     with pytest.raises(ValueError, match="'image'"):
         features_of(task, {"messages": [typed(0, FILES[0])]})
-    assert "BertForSequenceClassification" in make(KIND, tiny_bert(tmp_path / "bert")).check()[0]
+    bert = make(KIND, tiny_bert(tmp_path / "bert"))
+    assert "BertForSequenceClassification" in bert.check()[0]
+    assert "no chat template" in bert.column_faults({"messages"})[0]
     omni = Qwen2_5OmniConfig(architectures=["Qwen2_5OmniForConditionalGeneration"])
     omni.save_pretrained(tmp_path / "omni")
     assert "makes audio too" in make(KIND, str(tmp_path / "omni")).check()[0]

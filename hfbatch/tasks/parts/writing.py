@@ -150,7 +150,7 @@ class PromptedTask(WritingTask):
                 f"input has {state} of 'text' and 'messages'; name the one to read: "
                 "--column text=COLUMN or --column messages=COLUMN"
             ]
-        if "messages" in asked and not getattr(self.processors["processor"], "chat_template", None):
+        if "messages" in asked and not self.chat_template:
             return [
                 f"model {self.model.name!r} has no chat template, so it cannot read messages; "
                 "give prompts with --column text=COLUMN"
@@ -158,6 +158,14 @@ class PromptedTask(WritingTask):
         if "text" in asked and not present & set(self.media):
             return [f"input has a text, but no {' or '.join(self.media)}; use --column image=COLUMN"]
         return []
+
+    @property
+    def chat_template(self) -> Any:
+        """The template of the model's processor; None if there is none."""
+        try:
+            return getattr(self.processors.get("processor"), "chat_template", None)
+        except (OSError, ValueError):  # which check tells
+            return None
 
     def open_image(self, value: Any) -> Any:
         """A picture, decoded: upright and in RGB, as transformers loads it."""
