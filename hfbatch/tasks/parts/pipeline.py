@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit, text_column
@@ -135,11 +136,12 @@ class PipelineTask(Task):
             return self._on_device
 
     def check(self) -> list[str]:
-        """Faults: a model or params that the pipeline refuses."""
+        """Faults: a model or params that the pipeline refuses, or a library that it lacks."""
         try:
             _ = self.skeleton
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return [f"model {self.model.name!r} cannot do {self.name} with these params: {error}"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            cause = one_line(error)
+            return [f"model {self.model.name!r} cannot do {self.name} with these params: {cause}"]
         return []
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
