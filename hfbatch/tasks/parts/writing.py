@@ -164,7 +164,7 @@ class PromptedTask(WritingTask):
         """The template of the model's processor; None if there is none."""
         try:
             return getattr(self.processors.get("processor"), "chat_template", None)
-        except (OSError, ValueError):  # which check tells
+        except (OSError, ValueError, ImportError):  # which check tells
             return None
 
     def open_image(self, value: Any) -> Any:
