@@ -104,7 +104,7 @@ def test_a_class_unknown_to_transformers_and_none_at_all_are_let_through(tmp_pat
     cls = task_class("fill-mask")
     for architectures in (["BertForSomethingNew"], []):
         assert fits(cls(model_of(tmp_path, "Bert", *architectures), cls.Params()))
-    with pytest.raises(SpecError, match="do not tell one task; it can do: .*fill-mask"):
+    with pytest.raises(SpecError, match=r"do not tell one task; it can do: .*fill-mask"):
         infer(model_of(tmp_path, "Bert"))
 
 
