@@ -10,19 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
-from hfbatch.tasks.parts.text import (
-    collate_text,
-    flatten,
-    length_faults,
-    length_limit,
-    list_lengths,
-    padding_id,
-    require_tokens,
-    run_text,
-    text_column,
-    tokenize,
-)
+from hfbatch.tasks.base import Example, Features, Histogram, Params
+from hfbatch.tasks.parts.encoder import EncoderTask
+from hfbatch.tasks.parts.text import flatten, length_faults, require_tokens, run_text, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +31,7 @@ class TextClassificationParams(Params):
     """What turns logits into scores; default goes by the model's problem type and number of labels."""
 
 
-class TextClassification(Task):
+class TextClassification(EncoderTask):
     """The best labels of each text, with their scores."""
 
     name = "text-classification"
@@ -60,11 +50,6 @@ class TextClassification(Task):
     params: TextClassificationParams
 
     @cached_property
-    def limit(self) -> int | None:
-        """Most tokens of a row."""
-        return self.max_length or length_limit(self.tokenizer, self.config)
-
-    @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
         return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
@@ -73,11 +58,6 @@ class TextClassification(Task):
     def count(self) -> int:
         """How many labels a row gets."""
         return min(self.params.top_k or len(self.labels), len(self.labels))
-
-    @cached_property
-    def pad_id(self) -> int:
-        """The id of padding tokens."""
-        return padding_id(self.tokenizer, self.config)
 
     @cached_property
     def function(self) -> str:
@@ -115,22 +95,11 @@ class TextClassification(Task):
         pairs = columns["text_pair"].to_pylist() if "text_pair" in columns else None
         return require_tokens(tokenize(self.tokenizer, columns["text"].to_pylist(), pairs, self.limit))
 
-    def lengths(self, features: pa.Table) -> np.ndarray:
-        """Tokens of each row."""
-        return list_lengths(features["input_ids"])
-
-    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Rows padded on the right."""
-        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
-
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
         import torch
 
-        text_config = model.config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            # Causal models score the last token that is not padding, and find it by this id.
-            text_config.pad_token_id = self.pad_id
+        self.set_pad_id(model)
         logits = run_text(model, batch).logits.float()
         match self.function:
             case "softmax":

@@ -85,12 +85,23 @@ def tokenize(
 
     :param return_token_type_ids: give `token_type_ids` too, where the tokenizer's model takes them.
     """
-    encode = _encode_fast if _is_plain(tokenizer) else _encode
-    columns, truncated = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
+    columns, cut = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
     if not return_token_type_ids:
         columns.pop("token_type_ids", None)
     table = pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
-    return Features(table, truncated)
+    return Features(table, sum(cut))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    pairs: list[str] | None = None,
+    max_length: int | None = None,
+    add_special_tokens: bool = True,
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
+    """What `tokenize` makes a table of: `input_ids` and the like, and whether each text was cut."""
+    how = _encode_fast if is_plain(tokenizer) else _encode
+    return how(tokenizer, texts, pairs, max_length, add_special_tokens)
 
 
 def require_tokens(features: Features) -> Features:
@@ -100,7 +111,7 @@ def require_tokens(features: Features) -> Features:
     return features
 
 
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether nothing but the Rust tokenizer has a part in encoding."""
     from transformers import TokenizersBackend
 
@@ -115,7 +126,7 @@ def _encode_fast(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
     """Calls the Rust tokenizer itself: twice as fast as through transformers, which copies each row."""
     rust = tokenizer.backend_tokenizer
     rust.no_padding()
@@ -129,7 +140,7 @@ def _encode_fast(
     columns = {"input_ids": [row.ids for row in rows]}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = [row.type_ids for row in rows]
-    return columns, sum(bool(row.overflowing) for row in rows)
+    return columns, [bool(row.overflowing) for row in rows]
 
 
 def _encode(
@@ -138,18 +149,20 @@ def _encode(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, list[list[int]]], list[bool]]:
     """Tokenizers with Python code of their own; of full rows, those cut are found by encoding them uncut."""
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     if not texts:
-        return {"input_ids": []}, 0
+        return {"input_ids": []}, []
     encoded = tokenizer(texts, pairs, truncation=max_length is not None, max_length=max_length, **options)
     columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
     full = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) == max_length]
-    if not full:
-        return columns, 0
-    again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
-    return columns, sum(len(ids) > int(max_length or 0) for ids in again["input_ids"])
+    cut = [False] * len(texts)
+    if full:
+        again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
+        for row, ids in zip(full, again["input_ids"], strict=True):
+            cut[row] = len(ids) > int(max_length or 0)
+    return columns, cut
 
 
 def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
