@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.text import flatten, list_lengths
+from hfbatch.tasks.parts.text import flatten, list_lengths, lists_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def fold(outputs: pa.Table, row: np.ndarray) -> pa.Table:
     :param row: of each window, int64 [windows], not decreasing.
     """
     counts = np.unique(row, return_counts=True)[1]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    lists = [pa.ListArray.from_arrays(offsets, flatten(column)) for column in outputs.columns]
+    lists = [lists_of(flatten(column), counts) for column in outputs.columns]
     return pa.table(lists, names=outputs.column_names)
 
 

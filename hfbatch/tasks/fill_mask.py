@@ -14,7 +14,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
 from hfbatch.tasks.parts.heads import logits_at, narrow_head
-from hfbatch.tasks.parts.text import encode, flatten, list_lengths, pad, text_column, tokenize
+from hfbatch.tasks.parts.text import encode, flatten, list_lengths, lists_of, pad, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +116,7 @@ class FillMask(EncoderTask):
             raise ValueError(
                 f"No mask_token ({self.tokenizer.mask_token}) among the {self.limit or ''} tokens of the text"
             )
-        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-        masks = pa.ListArray.from_arrays(offsets, pa.array(hits - starts[row], pa.int32()))
+        masks = lists_of(pa.array(hits - starts[row], pa.int32()), counts)
         return Features(made.table.append_column("masks", masks), made.truncated)
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
@@ -173,9 +172,7 @@ class FillMask(EncoderTask):
             pa.array(filled, pa.string()),
         ]
         fills = pa.StructArray.from_arrays(values, fields=list(FILLED))
-        inner = pa.ListArray.from_arrays(pa.array(np.arange(len(token) + 1) * size, pa.int32()), fills)
-        outer = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-        return [pa.ListArray.from_arrays(outer, inner)]
+        return [lists_of(lists_of(fills, np.full(len(token), size)), counts)]
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best token for the first mask of each row."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
-from hfbatch.tasks.parts.text import flatten, list_lengths, pad, run_text, text_column, tokenize
+from hfbatch.tasks.parts.text import flatten, list_lengths, lists_of, pad, run_text, text_column, tokenize
 from hfbatch.tasks.parts.windows import TOKENS, encode_windows, nest
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class QuestionAnswering(EncoderTask):
 
     def _windows(self, questions: list[str], contexts: list[str], stride: int) -> pa.Table:
         """Features of rows whose windows overlap by the same number of tokens."""
-        encoded, counts = encode_windows(
+        encoded, owner = encode_windows(
             self.tokenizer,
             questions,
             contexts,
@@ -116,7 +116,7 @@ class QuestionAnswering(EncoderTask):
             starts.append([offset[0] if within else OUTSIDE for offset, within in pairs])
             ends.append([offset[1] for offset in offsets])
         columns = {name: encoded[name] for name in TOKENS if name in encoded} | {"start": starts, "end": ends}
-        return pa.table({name: nest(values, counts) for name, values in columns.items()})
+        return pa.table({name: nest(values, np.bincount(owner)) for name, values in columns.items()})
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Token ids and places padded on the right."""
@@ -155,20 +155,7 @@ class QuestionAnswering(EncoderTask):
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """The best spans over all windows of each row, with their text."""
-        windows = list_lengths(outputs["none"])
-        row = np.repeat(np.arange(len(windows)), windows * self.params.top_k)
-        spans = [flatten(outputs[name]).flatten().flatten().to_numpy() for name in ("score", "start", "end")]
-        found = [values[spans[0] > 0] for values in (row, *spans)]
-        if self.params.handle_impossible_answer:
-            starts = np.cumsum(windows) - windows
-            empty = np.minimum.reduceat(flatten(outputs["none"]).flatten().to_numpy(), starts)
-            lacking = np.arange(len(windows))
-        else:
-            lacking = np.setdiff1d(np.arange(len(windows)), found[0])
-            empty = np.zeros(len(lacking))
-        nowhere = np.zeros(len(lacking), np.int32)
-        found = [np.concatenate(both) for both in zip(found, (lacking, empty, nowhere, nowhere), strict=True)]
-        row, score, start, end = rank_spans(found, self.params.top_k)
+        row, score, start, end = rank_spans(self._candidates(outputs), self.params.top_k)
         contexts = columns["context"].to_pylist()
         places = zip(row.tolist(), start.tolist(), end.tolist(), strict=True)
         texts = [contexts[at][first:last] for at, first, last in places]
@@ -176,8 +163,23 @@ class QuestionAnswering(EncoderTask):
             [pa.array(score, pa.float32()), pa.array(start), pa.array(end), pa.array(texts, pa.string())],
             fields=list(ANSWER),
         )
-        ends = np.cumsum(np.bincount(row, minlength=len(windows)))
-        return [pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), answers)]
+        return [lists_of(answers, np.bincount(row, minlength=len(outputs)))]
+
+    def _candidates(self, outputs: pa.Table) -> list[np.ndarray]:
+        """Row, score, start and end of every span found; an empty one where it competes or a row has no other."""
+        windows = list_lengths(outputs["none"])
+        row = np.repeat(np.arange(len(windows)), windows * self.params.top_k)
+        spans = [flatten(outputs[name]).flatten().flatten().to_numpy() for name in ("score", "start", "end")]
+        found = [values[spans[0] > 0] for values in (row, *spans)]
+        if self.params.handle_impossible_answer:
+            rows = np.arange(len(windows))
+            none = flatten(outputs["none"]).flatten().to_numpy()
+            score = np.minimum.reduceat(none, np.cumsum(windows) - windows)
+        else:
+            rows = np.setdiff1d(np.arange(len(windows)), found[0])
+            score = np.zeros(len(rows))
+        nowhere = np.zeros(len(rows), np.int32)
+        return [np.append(found[k], more) for k, more in enumerate((rows, score, nowhere, nowhere))]
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best answer of each row."""

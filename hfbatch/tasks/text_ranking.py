@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
-from hfbatch.tasks.parts.text import encode, flatten, is_words, list_lengths, run_text, text_column
+from hfbatch.tasks.parts.text import encode, flatten, is_words, list_lengths, lists_of, run_text, text_column
 from hfbatch.tasks.parts.windows import TOKENS, any_of, nest
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class TextRanking(EncoderTask):
         scores = flatten(outputs["score"]).flatten().to_numpy()
         documents = list_lengths(columns["documents"])
         real = np.repeat(documents > 0, np.maximum(documents, 1))
-        offsets = pa.array(np.concatenate([[0], np.cumsum(documents)]), pa.int32())
-        return [pa.ListArray.from_arrays(offsets, pa.array(scores[real]))]
+        return [lists_of(pa.array(scores[real]), documents)]
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """The best score of each row; 0 where there is no document."""

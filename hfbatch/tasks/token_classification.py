@@ -22,11 +22,20 @@ from hfbatch.tasks.parts.entities import (
     without_overlaps,
     words_of,
 )
-from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, run_text, text_column, tokenize
+from hfbatch.tasks.parts.text import (
+    flatten,
+    is_words,
+    list_lengths,
+    lists_of,
+    run_text,
+    text_column,
+    tokenize,
+)
 from hfbatch.tasks.parts.windows import TOKENS, encode_windows, nest
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BatchEncoding
 
 OVER_WORDS = ("first", "average", "max")
 """Strategies that give all tokens of a word one label."""
@@ -87,10 +96,8 @@ class TokenClassification(EncoderTask):
         faults = super().check()
         if faults:
             return faults
-        stride, room = (
-            self.params.stride,
-            self.limit and self.limit - self.tokenizer.num_special_tokens_to_add(),
-        )
+        stride = self.params.stride
+        room = self.limit and self.limit - self.tokenizer.num_special_tokens_to_add()
         if stride is not None and self.strategy == "none":
             faults.append("params.stride needs an aggregation; set params.aggregation_strategy to simple")
         if stride is not None and room and stride >= room:
@@ -118,14 +125,14 @@ class TokenClassification(EncoderTask):
         return [pa.field("entities", pa.list_(pa.struct([*head, ("word", pa.string()), *numbers])))]
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Tokens of each text or list of words: one window, or with a stride as many as it takes.
+        """Tokens of each text or list of words, with their places: one window, or with a stride as many as it takes.
 
         :raises ValueError: for a text without any token.
         """
         words = columns["words"].to_pylist() if "words" in columns else None
         if not self.tokenizer.is_fast:
             return self._without_offsets(columns, words)
-        encoded, counts = encode_windows(
+        encoded, owner = encode_windows(
             self.tokenizer,
             columns["text"].to_pylist() if words is None else words,
             is_split_into_words=words is not None,
@@ -133,31 +140,30 @@ class TokenClassification(EncoderTask):
             max_length=self.limit,
             stride=self.params.stride or 0,
         )
-        chosen = np.arange(counts.sum())
+        chosen = np.arange(len(owner))
         if self.params.stride is None:
-            chosen = np.cumsum(counts) - counts
-        offsets = [np.array(encoded["offset_mapping"][k], np.int32).reshape(-1, 2) for k in chosen]
-        if words is not None:
-            offsets = [
-                place + self._word_starts(words[row], encoded.word_ids(k))
-                for place, k, row in zip(
-                    offsets, chosen, np.asarray(encoded["overflow_to_sample_mapping"])[chosen], strict=True
-                )
-            ]
+            chosen = np.flatnonzero(np.diff(owner, prepend=-1))
+        places = [self._places(encoded, k, words and words[owner[k]]) for k in chosen.tolist()]
         values = {name: [encoded[name][k] for k in chosen] for name in TOKENS if name in encoded}
         if not all(values["input_ids"]):
             raise ValueError("the text gives no token with this tokenizer; filter empty texts out")
-        values["special"] = [encoded["special_tokens_mask"][k] for k in chosen]
-        values |= {"start": [place[:, 0] for place in offsets], "end": [place[:, 1] for place in offsets]}
-        kept = counts if self.params.stride is not None else np.ones(len(counts), np.int64)
+        values["special"] = [encoded["special_tokens_mask"][k] for k in chosen.tolist()]
+        values |= {"start": [place[:, 0] for place in places], "end": [place[:, 1] for place in places]}
+        kept = np.bincount(owner[chosen])
         table = pa.table({name: nest(lists, kept) for name, lists in values.items()})
-        return Features(table, int((counts > kept).sum()))
+        return Features(table, int((np.bincount(owner) > kept).sum()))
 
-    def _word_starts(self, words: list[str], word_ids: list[int | None]) -> np.ndarray:
-        """Where the word of each token begins in the joined words, int32 [tokens, 1]; 0 for special tokens."""
+    def _places(self, encoded: BatchEncoding, window: int, words: list[str] | None) -> np.ndarray:
+        """First character of each token and one behind its last, int32 [tokens, 2].
+
+        :param words: where the text is given as words; characters count in the words joined.
+        """
+        places = np.array(encoded["offset_mapping"][window], np.int32).reshape(-1, 2)
+        if words is None:
+            return places
         sizes = np.array([len(word) + len(self.params.delimiter) for word in words], np.int32)
         starts = np.append(np.cumsum(sizes) - sizes, 0).astype(np.int32)
-        return starts[[-1 if word is None else word for word in word_ids]][:, None]
+        return places + starts[[-1 if word is None else word for word in encoded.word_ids(window)]][:, None]
 
     def _without_offsets(self, columns: Mapping[str, pa.Array], words: list[list[str]] | None) -> Features:
         """Tokens alone, from a tokenizer written in Python."""
@@ -182,7 +188,7 @@ class TokenClassification(EncoderTask):
 
         scores = run_text(model, batch).logits.float().softmax(-1)
         mask = batch.get("attention_mask")
-        length = torch.full(scores.shape[:1], scores.shape[1]) if mask is None else mask.sum(1)
+        length = mask.sum(1) if mask is not None else scores.new_full(scores.shape[:1], scores.shape[1])
         found = {"length": length.to(torch.int32)}
         if self.strategy == "average":
             return {"score": scores.contiguous(), **found}
@@ -270,8 +276,7 @@ class TokenClassification(EncoderTask):
             columns.append(column)
         (field,) = self.output_fields()
         entities = pa.StructArray.from_arrays(columns, fields=list(field.type.value_type))
-        ends = np.cumsum(np.bincount(tokens.row[first], minlength=len(windows)))
-        return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), entities)
+        return lists_of(entities, np.bincount(tokens.row[first], minlength=len(windows)))
 
     def _without_overlaps(self, tokens: Tokens, units: Spans, found: Spans, windows: np.ndarray) -> Spans:
         """Where texts have several windows, what two of them found counts once."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
-from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, run_text, text_column
+from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, lists_of, run_text, text_column
 from hfbatch.tasks.parts.windows import TOKENS, any_of, nest, pair_up
 
 if TYPE_CHECKING:
@@ -122,10 +122,12 @@ class ZeroShotClassification(EncoderTask):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`logits` of contradiction and entailment, float32 [batch, 2]."""
+        import torch
+
         self.set_pad_id(model)
         logits = run_text(model, batch).logits.float()
         against = -1 if self.entailment == 0 else 0
-        return {"logits": logits[:, [against, self.entailment]]}
+        return {"logits": torch.stack([logits[:, against], logits[:, self.entailment]], dim=1)}
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Labels and scores, best first; of equal scores the later label, as in the pipeline."""
@@ -139,9 +141,8 @@ class ZeroShotClassification(EncoderTask):
         score = np.where(self.params.multi_label | (counts == 1)[row], alone, shared).astype(np.float32)
         order = np.lexsort((-np.arange(len(row)), -score, row))
         names = [name for labels in self.labels_of(columns) for name in labels]
-        offsets = pa.array(np.append(starts, len(row)), pa.int32())
-        columns_out = pa.array(names, pa.string()).take(pa.array(order)), pa.array(score[order])
-        return [pa.ListArray.from_arrays(offsets, values) for values in columns_out]
+        best = pa.array(names, pa.string()).take(pa.array(order)), pa.array(score[order])
+        return [lists_of(values, counts) for values in best]
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,6 +168,11 @@ def _encode(
 def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Number of items of each list, int64 [rows]."""
     return np.diff(offsets_of(flatten(column)))
+
+
+def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArray:
+    """Values as lists, one for each row. :param counts: how many each row has."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
 
 
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.parts.text import encode, is_plain
+from hfbatch.tasks.parts.text import encode, is_plain, lists_of
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -26,9 +26,7 @@ def nest(values: Iterable[Sequence[Any]], counts: Sequence[int] | np.ndarray) ->
 
     :param counts: windows of each row.
     """
-    windows = pa.array(list(values), pa.list_(pa.int32()))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), windows)
+    return lists_of(pa.array(list(values), pa.list_(pa.int32())), counts)
 
 
 def any_of(windows: Sequence[bool], counts: np.ndarray) -> int:
@@ -43,14 +41,13 @@ def encode_windows(
 
     :param texts: strings, or lists of words with `is_split_into_words`.
     :param options: `truncation`, `max_length`, `stride` and others of the tokenizer, which must be a fast one.
-    :returns: tokens of all windows in order, with offsets; and the number of windows of each text, int64.
+    :returns: tokens of all windows in order, with offsets; and the text that each is of, int64 [windows].
     """
     encoded = tokenizer(
         texts, pairs, return_overflowing_tokens=True, return_offsets_mapping=True,
         return_special_tokens_mask=True, return_attention_mask=False, verbose=False, **options,
     )  # fmt: skip
-    owner = np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
-    return encoded, np.bincount(owner, minlength=len(texts))
+    return encoded, np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
 
 
 @dataclass(frozen=True)
