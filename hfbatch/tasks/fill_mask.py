@@ -56,15 +56,10 @@ class FillMask(EncoderTask):
     @cached_property
     def targets(self) -> dict[str, int | None]:
         """The words to choose among, with the token that stands for each; None for one without any."""
-        known, found = self.tokenizer.get_vocab(), {}
-        for word in self.params.targets or []:
-            first = (
-                [known[word]]
-                if word in known
-                else encode(self.tokenizer, [word], None, None, False)[0]["input_ids"][0][:1]
-            )
-            found[word] = first[0] if first else None
-        return found
+        known, words = self.tokenizer.get_vocab(), self.params.targets or []
+        pieces = encode(self.tokenizer, words, add_special_tokens=False)[0]["input_ids"]
+        firsts = (next(iter(ids), None) for ids in pieces)
+        return {word: known.get(word, first) for word, first in zip(words, firsts, strict=True)}
 
     @cached_property
     def target_ids(self) -> list[int] | None:
@@ -88,17 +83,12 @@ class FillMask(EncoderTask):
 
     def notes(self) -> list[str]:
         """Targets that another token stands for."""
-        known = self.tokenizer.get_vocab()
-        names = {word: token for word, token in self.targets.items() if word not in known}
-        return [
-            f"target {word!r} is no token of the model: "
-            + (
-                "it is left out"
-                if token is None
-                else f"{self.tokenizer.convert_ids_to_tokens(token)!r} stands for it"
-            )
-            for word, token in names.items()
-        ]
+        known, notes = self.tokenizer.get_vocab(), []
+        for word, token in self.targets.items():
+            if word not in known:
+                instead = "nothing" if token is None else repr(self.tokenizer.convert_ids_to_tokens(token))
+                notes.append(f"target {word!r} is no token of the model: {instead} stands for it")
+        return notes
 
     def output_fields(self) -> list[pa.Field]:
         """`fills`: for each mask of the row, the tokens that the pipeline returns."""
@@ -113,9 +103,7 @@ class FillMask(EncoderTask):
         row = np.searchsorted(starts, hits, side="right") - 1
         counts = np.bincount(row, minlength=len(ids))
         if counts.min() == 0:
-            raise ValueError(
-                f"No mask_token ({self.tokenizer.mask_token}) among the {self.limit or ''} tokens of the text"
-            )
+            raise ValueError(f"No mask_token ({self.tokenizer.mask_token}) in what the model reads of the text")
         masks = lists_of(pa.array(hits - starts[row], pa.int32()), counts)
         return Features(made.table.append_column("masks", masks), made.truncated)
 

@@ -63,6 +63,8 @@ class Round:
     theirs_in_all: float
     same: float
     """Share of rows whose answers are the same."""
+    details: dict[str, Any]
+    """Of hfbatch's report."""
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -128,9 +130,10 @@ def measure(task: str, model: Path, source: Path, rows: int, folder: Path) -> Ro
     pairs = zip(found.to_pylist(), json.loads(answers.read_text(encoding="utf8")), strict=True)
     same = sum(alike(got, expected) for got, expected in pairs) / rows
     shutil.rmtree(out)
+    told = {key: ours.answer[key] for key in ("seconds", "batch_size", "padding", "stages")}
     return Round(
         ours.answer["rates"]["rows_per_s"], rows / ours.seconds, rows / theirs.answer["job_s"],
-        rows / theirs.seconds, same,
+        rows / theirs.seconds, same, told,
     )  # fmt: skip
 
 
