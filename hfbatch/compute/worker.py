@@ -72,7 +72,7 @@ def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
     """
     cls = task_class(spec.task)
     task = cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
-    task.root = root
+    task.root, task.tokenizer_changes = root, spec.tokenizer
     return task
 
 
@@ -109,6 +109,8 @@ class Worker:
             self._threads,
             model.trust_remote_code,
             self.task.concurrent,
+            self.task.vocabulary,
+            self.task.seed,
         )
 
     def propose(self, features: pa.Table) -> Settled:

@@ -1,7 +1,8 @@
-"""Bytes, paths and Hugging Face's `Image` and `Audio` structs to pictures and sound. Knows nothing of models."""
+"""Bytes, paths and Hugging Face's `Image`, `Audio` and `Video` structs to pictures, sound and frames. Knows nothing of models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -99,3 +100,32 @@ def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
     if not len(samples):
         raise ValueError("there are no samples in it")
     return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)
+
+
+def to_video(value: Any, frames: Sequence[int], root: str = "") -> np.ndarray:
+    """Frames of a video, RGB: uint8 [frames, height, width, 3].
+
+    :param value: see `file_bytes`; whatever the FFmpeg of PyAV reads.
+    :param frames: the numbers of the frames to take, ascending, from 0.
+    :raises ValueError: if it is no video that can be read, or it ends before the last of the frames.
+    """
+    import av
+
+    data = file_bytes(value, root)
+    wanted, taken, count = set(frames), [], 0
+    try:
+        # A playlist could name other files and addresses, which a row must not be able to open.
+        with av.open(BytesIO(data), container_options={"protocol_whitelist": "none"}) as container:
+            if not container.streams.video:
+                raise ValueError(f"there are no pictures in it ({len(data):,} bytes)")
+            for frame in container.decode(video=0):
+                if count in wanted:
+                    taken.append(frame.to_ndarray(format="rgb24"))
+                count += 1
+                if count > frames[-1]:
+                    break
+    except av.FFmpegError as error:
+        raise ValueError(f"not a video that can be read ({len(data):,} bytes): {error.strerror}") from error
+    if count <= frames[-1]:
+        raise ValueError(f"the video has {count:,} of the first {frames[-1] + 1:,} frames, which are needed")
+    return np.stack(taken)

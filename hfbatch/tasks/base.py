@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.spec import Section
+from hfbatch.spec import Section, TokenizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,13 @@ class Features:
 
     table: pa.Table
     """One row for each input row, in input order: `input_ids` and the like as list<int32>."""
-    truncated: int = 0
-    """How many rows were cut to the length limit."""
+    cut: np.ndarray | None = None
+    """Which rows were cut to the length limit, bool [rows]; None for none of them."""
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut to the length limit."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class Task(ABC):
     """One line for `hfbatch tasks`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that the task goes by."""
+    general: ClassVar[bool] = True
+    """Whether a model's class tells `task: auto` this task; False for special uses of models of another one."""
+    takes: ClassVar[frozenset[str]] = frozenset({"text"})
+    """Of what a model without a head must read something, to do the task: text, image, audio, video."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]
@@ -116,6 +125,14 @@ class Task(ABC):
         self.seed = seed
         self.root = ""
         """Folder that paths in the rows are relative to."""
+        self.tokenizer_changes = TokenizerSpec()
+        self.added_tokens = 0
+        """How many tokens these changes added; known once the tokenizer is loaded."""
+
+    @classmethod
+    def params_of(cls, name: str) -> dict[str, Any] | None:
+        """The params that a name of the task stands for; None for a name that is not one of its own."""
+        return {} if name in (cls.name, *cls.aliases) else None
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -127,11 +144,30 @@ class Task(ABC):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
+        return self.load_tokenizer()
+
+    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+        """The model's tokenizer with the changes that the spec asks for.
+
+        :param options: further arguments of `AutoTokenizer.from_pretrained`.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.model.folder, trust_remote_code=self.model.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.model.folder, trust_remote_code=self.model.trust_remote_code, **options
         )
+        before = len(tokenizer)
+        change_tokenizer(tokenizer, self.tokenizer_changes)
+        self.added_tokens = len(tokenizer) - before
+        return tokenizer
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the model needs embeddings for, where the spec adds some; else None."""
+        if self.tokenizer_changes == TokenizerSpec():
+            return None
+        size = len(self.tokenizer)
+        return size if self.added_tokens else None
 
     def check(self) -> list[str]:
         """What keeps this model and these params from doing the task; called once, before work starts."""
@@ -213,3 +249,13 @@ class Task(ABC):
         :param outputs: what forward returned.
         :param columns: what postprocess made of it, of the same rows or fewer.
         """
+
+
+def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
+    """Makes changes to a tokenizer; tokens that it has already keep their ids."""
+    if changes.special_tokens:
+        tokenizer.add_special_tokens(dict(changes.special_tokens))
+    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
+    tokenizer.add_tokens(list(changes.add_tokens))
+    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
+    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side

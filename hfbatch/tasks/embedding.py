@@ -57,6 +57,7 @@ class Embedding(Task):
     """One vector for each text."""
 
     name = "embedding"
+    aliases = ("sentence-similarity",)
     summary = "One vector for each text, for search, clustering and deduplication"
     auto_class = "AutoModel"
     inputs = (text_column("text"),)

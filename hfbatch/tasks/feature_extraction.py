@@ -40,6 +40,7 @@ class FeatureExtraction(EncoderTask):
     """The model's vector for each token, special tokens included."""
 
     name = "feature-extraction"
+    general = False
     summary = "A vector for each token of a text, of the layers you choose; attentions too"
     auto_class = "AutoModel"
     inputs = (text_column("text"),)

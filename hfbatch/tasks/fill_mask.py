@@ -14,7 +14,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
 from hfbatch.tasks.parts.heads import logits_at, narrow_head
-from hfbatch.tasks.parts.text import encode, flatten, list_lengths, lists_of, pad, text_column, tokenize
+from hfbatch.tasks.parts.text import flatten, list_lengths, lists_of, pad, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class FillMask(EncoderTask):
     def targets(self) -> dict[str, int | None]:
         """The words to choose among, with the token that stands for each; None for one without any."""
         known, words = self.tokenizer.get_vocab(), self.params.targets or []
-        pieces = encode(self.tokenizer, words, add_special_tokens=False)[0]["input_ids"]
+        pieces = tokenize(self.tokenizer, words, add_special_tokens=False).table["input_ids"].to_pylist()
         firsts = (next(iter(ids), None) for ids in pieces)
         return {word: known.get(word, first) for word, first in zip(words, firsts, strict=True)}
 
@@ -103,9 +103,11 @@ class FillMask(EncoderTask):
         row = np.searchsorted(starts, hits, side="right") - 1
         counts = np.bincount(row, minlength=len(ids))
         if counts.min() == 0:
-            raise ValueError(f"No mask_token ({self.tokenizer.mask_token}) in what the model reads of the text")
+            raise ValueError(
+                f"No mask_token ({self.tokenizer.mask_token}) in what the model reads of the text"
+            )
         masks = lists_of(pa.array(hits - starts[row], pa.int32()), counts)
-        return Features(made.table.append_column("masks", masks), made.truncated)
+        return Features(made.table.append_column("masks", masks), made.cut)
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Token ids padded on the right, and the places of masks, `count` of them in each row."""

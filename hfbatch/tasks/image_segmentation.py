@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.data.media import to_png
 from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.parts.masks import MaskFormat, mask_type, pack_mask
 from hfbatch.tasks.parts.text import list_lengths
 from hfbatch.tasks.parts.vision import ImageTask
 
-SEGMENTS = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("mask", pa.binary())]))
 LOADERS = {
     "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
     "ForInstanceSegmentation": "AutoModelForUniversalSegmentation",
@@ -34,6 +33,8 @@ class ImageSegmentationParams(Params):
     """From which value on a pixel belongs to a mask."""
     overlap_mask_area_threshold: float | None = Field(default=None, ge=0, le=1)
     """Parts of a mask smaller than this share of it are dropped."""
+    mask_format: MaskFormat = "png"
+    """How masks are written: png, white where the mask holds; or rle, COCO's uncompressed run lengths."""
 
 
 class ImageSegmentation(ImageTask):
@@ -48,11 +49,14 @@ class ImageSegmentation(ImageTask):
         "patch_offsets",
     )  # fmt: skip
     outputs: ClassVar[Mapping[str, str]] = {
-        "segments": "list<struct<score, label, mask>>, masks as PNG in the picture's size, white where it holds"
+        "segments": "list<struct<score, label, mask>>, masks in the picture's size: a PNG, white where it holds, or "
+        "struct<size, counts> with mask_format: rle"
     }
     Params = ImageSegmentationParams
     histogram = Histogram("segments", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example({"image": ["street.jpg"]}, {"subtask": "semantic"})
+
+    params: ImageSegmentationParams
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -61,13 +65,24 @@ class ImageSegmentation(ImageTask):
             if any(name.endswith(end) for name in architectures):
                 self.auto_class = loader
 
+    def options(self) -> dict[str, Any]:
+        """Of the params, those that the pipeline takes."""
+        options = super().options()
+        options.pop("mask_format")
+        return options
+
     def output_fields(self) -> list[pa.Field]:
         """`segments`: a list of structs; `score` is null for semantic ones."""
-        return [pa.field("segments", SEGMENTS)]
+        mask = mask_type(self.params.mask_format)
+        segment = pa.struct([("score", pa.float32()), ("label", pa.string()), ("mask", mask)])
+        return [pa.field("segments", pa.list_(segment))]
 
     def answer(self, result: Any) -> tuple[Any, ...]:
-        """Masks as PNG."""
-        return ([{**segment, "mask": to_png(segment["mask"])} for segment in result],)
+        """Masks in the format that is asked for."""
+        form = self.params.mask_format
+        return (
+            [{**segment, "mask": pack_mask(np.asarray(segment["mask"]) > 0, form)} for segment in result],
+        )
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Segments of each row."""

@@ -13,6 +13,7 @@ class Summarization(Seq2SeqTask):
     """A summary of each text."""
 
     name = "summarization"
+    general = False
     summary = "A summary of a text, by an encoder-decoder model"
     outputs: ClassVar[Mapping[str, str]] = {"summary_text": "string"}
     EXAMPLE = Example({"text": ["A long report about the weather of the north."]}, {"max_new_tokens": 40})

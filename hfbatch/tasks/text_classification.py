@@ -12,14 +12,10 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
-from hfbatch.tasks.parts.text import flatten, length_faults, require_tokens, run_text, text_column, tokenize
+from hfbatch.tasks.parts.text import flatten, require_tokens, run_text, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
-
-HEAD = "ForSequenceClassification"
-OTHER_TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation"}
-"""What models with another head can do, by the end of their class's name; the rest can do embedding."""
 
 
 class TextClassificationParams(Params):
@@ -69,20 +65,6 @@ class TextClassification(EncoderTask):
         if self.config.problem_type == "multi_label_classification" or self.config.num_labels == 1:
             return "sigmoid"
         return "softmax"
-
-    def check(self) -> list[str]:
-        """Faults: a model without a classification head, and a length beyond the model's."""
-        faults = []
-        for architecture in self.config.architectures or []:
-            if HEAD not in architecture:
-                other = next(
-                    (task for end, task in OTHER_TASKS.items() if architecture.endswith(end)), "embedding"
-                )
-                faults.append(
-                    f"model {self.model.name!r} is a {architecture}, which has no classification head, so that its "
-                    f"scores would be random; use a model of a class ...{HEAD}, or task {other}"
-                )
-        return faults + length_faults(self.max_length, self.tokenizer, self.config)
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""

@@ -82,6 +82,7 @@ class TextGeneration(Task):
         """Keep what was asked, prompt or messages, before the answer (true, also if null), or the answer alone."""
 
     name = "text-generation"
+    aliases = ("conversational",)
     summary = "Continue prompts or answer chats with a causal language model"
     auto_class = "AutoModelForCausalLM"
     outputs: ClassVar[Mapping[str, str]] = {
@@ -105,14 +106,7 @@ class TextGeneration(Task):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, which cuts long prompts from the left."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self.model.folder,
-            trust_remote_code=self.model.trust_remote_code,
-            truncation_side="left",
-            padding_side="left",
-        )
+        return self.load_tokenizer(truncation_side="left", padding_side="left")
 
     @cached_property
     def model_defaults(self) -> GenerationConfig:
@@ -256,7 +250,7 @@ class TextGeneration(Task):
             from hfbatch.tasks.parts.sampling import row_seeds
 
             table = table.append_column("seed", pa.array(row_seeds(self.seed, places), pa.int64()))
-        return Features(table, made.truncated)
+        return Features(table, made.cut)
 
     def _render(self, messages: pa.Array) -> list[str]:
         """Each chat as the template writes it; one that ends with the assistant stays open."""

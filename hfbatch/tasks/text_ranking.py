@@ -10,8 +10,17 @@ import pyarrow as pa
 
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
-from hfbatch.tasks.parts.text import encode, flatten, is_words, list_lengths, lists_of, run_text, text_column
-from hfbatch.tasks.parts.windows import TOKENS, any_of, nest
+from hfbatch.tasks.parts.text import (
+    flatten,
+    is_words,
+    list_lengths,
+    lists_of,
+    require_tokens,
+    run_text,
+    text_column,
+    tokenize,
+)
+from hfbatch.tasks.parts.windows import TOKENS, any_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +41,7 @@ class TextRanking(EncoderTask):
     """
 
     name = "text-ranking"
+    general = False
     summary = "How well each of some documents fits a query, by a cross-encoder"
     auto_class = "AutoModelForSequenceClassification"
     inputs = (text_column("query"), InputColumn("documents", is_words, "list<string>"))
@@ -61,11 +71,10 @@ class TextRanking(EncoderTask):
         queries = [
             query for query, row in zip(columns["query"].to_pylist(), documents, strict=True) for _ in row
         ]
-        tokens, cut = encode(self.tokenizer, queries, pairs, self.limit)
-        if not all(tokens["input_ids"]):
-            raise ValueError("query and document give no token with this tokenizer; filter empty texts out")
-        table = pa.table({name: nest(values, counts) for name, values in tokens.items()})
-        return Features(table, any_of(cut, counts))
+        made = require_tokens(tokenize(self.tokenizer, queries, pairs, self.limit))
+        names = made.table.column_names
+        table = pa.table({name: lists_of(flatten(made.table[name]), counts) for name in names})
+        return Features(table, any_of(made.cut, counts))
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32 [batch]."""

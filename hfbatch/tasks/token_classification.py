@@ -151,7 +151,7 @@ class TokenClassification(EncoderTask):
         values |= {"start": [place[:, 0] for place in places], "end": [place[:, 1] for place in places]}
         kept = np.bincount(owner[chosen])
         table = pa.table({name: nest(lists, kept) for name, lists in values.items()})
-        return Features(table, int((np.bincount(owner) > kept).sum()))
+        return Features(table, np.bincount(owner) > kept)
 
     def _places(self, encoded: BatchEncoding, window: int, words: list[str] | None) -> np.ndarray:
         """First character of each token and one behind its last, int32 [tokens, 2].
@@ -175,8 +175,8 @@ class TokenClassification(EncoderTask):
             self.tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True) for row in ids
         ]
         one = np.ones(len(ids), np.int64)
-        nested = {name: nest(made.table[name].to_pylist(), one) for name in made.table.column_names}
-        return Features(pa.table({**nested, "special": nest(special, one)}), made.truncated)
+        nested = {name: lists_of(flatten(made.table[name]), one) for name in made.table.column_names}
+        return Features(pa.table({**nested, "special": nest(special, one)}), made.cut)
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The best label of each token and its score; for strategy average the scores of all labels.

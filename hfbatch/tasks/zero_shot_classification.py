@@ -23,7 +23,7 @@ class ZeroShotClassificationParams(Params):
     """The labels, and how they are put to the model."""
 
     candidate_labels: list[str] | None = Field(default=None, min_length=1)
-    """The labels to choose among; null where each row brings its own in the column `candidate_labels`."""
+    """The labels to choose among; a column `candidate_labels` goes before it."""
     hypothesis_template: str = "This example is {}."
     """The sentence that the model judges, with the label in place of {}."""
     multi_label: bool = False
@@ -37,6 +37,7 @@ class ZeroShotClassification(EncoderTask):
     """
 
     name = "zero-shot-classification"
+    general = False
     summary = "Scores of labels that you name, without training"
     auto_class = "AutoModelForSequenceClassification"
     inputs = (
@@ -84,15 +85,12 @@ class ZeroShotClassification(EncoderTask):
         return ["the model's config names no class that begins with entail; its last class is taken"]
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """Faults: labels from nowhere, or from two places."""
-        where = "params.candidate_labels", "the column 'candidate_labels'"
-        if self.params.candidate_labels is None and "candidate_labels" not in present:
-            return [f"task {self.name} has no labels; set {where[0]} or give {where[1]}"]
-        if self.params.candidate_labels is not None and "candidate_labels" in present:
-            return [
-                f"labels come from both {where[0]} and {where[1]}; leave the first out or rename the column"
-            ]
-        return []
+        """A fault where nobody names labels."""
+        if self.params.candidate_labels or "candidate_labels" in present:
+            return []
+        return [
+            "params.candidate_labels: no labels to choose among; name some, or give a column candidate_labels"
+        ]
 
     def output_fields(self) -> list[pa.Field]:
         """`labels` and `scores`, lists of one length."""
@@ -100,9 +98,9 @@ class ZeroShotClassification(EncoderTask):
 
     def labels_of(self, columns: Mapping[str, pa.Array]) -> list[list[str]]:
         """The labels of each row."""
-        if self.params.candidate_labels is not None:
-            return [self.params.candidate_labels] * len(columns["text"])
-        return columns["candidate_labels"].to_pylist()
+        if "candidate_labels" in columns:
+            return columns["candidate_labels"].to_pylist()
+        return [self.params.candidate_labels or []] * len(columns["text"])
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Tokens of each text with each of its labels; only the text is cut to the length limit.

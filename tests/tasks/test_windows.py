@@ -184,17 +184,18 @@ def test_each_row_brings_its_own_labels(tmp_path: Path, several: bool, size: int
     assert features_of(task, columns).truncated == 2
 
 
-def test_labels_come_from_one_place(tmp_path: Path) -> None:
+def test_labels_have_to_come_from_somewhere(tmp_path: Path) -> None:
     folder = tiny_bert_for(tmp_path, "SequenceClassification", id2label=TAGS)
     task = make(task_class("zero-shot-classification"), folder, hypothesis_template="no place for it")
     (fault,) = task.check()
     assert "hypothesis_template" in fault
     assert "its last class" in task.notes()[0]
-    assert "has no labels" in task.column_faults({"text"})[0]
+    assert "no labels" in task.column_faults({"text"})[0]
     assert task.column_faults({"text", "candidate_labels"}) == []
     fixed = make(task_class("zero-shot-classification"), folder, candidate_labels=["a"])
     assert fixed.column_faults({"text"}) == []
-    assert "from both" in fixed.column_faults({"text", "candidate_labels"})[0]
+    assert fixed.labels_of({"text": ["x"]}) == [["a"]]
+    assert fixed.labels_of({"text": ["x"], "candidate_labels": pa.array([["b"]])}) == [["b"]]
     for labels in ([], ["a", None]):
         with pytest.raises(ValueError, match="at least one candidate label"):
             features_of(task, {"text": ["x"], "candidate_labels": [labels]})

@@ -22,6 +22,7 @@ class AudioTask(PipelineTask):
     """Base of tasks that take one recording a row."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (AUDIO,)
+    takes = frozenset({"audio"})
     split_rows = 256
 
     @property

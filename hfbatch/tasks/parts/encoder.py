@@ -33,22 +33,8 @@ class EncoderTask(Task):
         return padding_id(self.tokenizer, self.config)
 
     def check(self) -> list[str]:
-        """Faults: a model that the task's AutoClass does not take, and a length beyond the model's."""
-        return self.model_faults() or length_faults(self.max_length, self.tokenizer, self.config)
-
-    def model_faults(self) -> list[str]:
-        """The fault of a model that cannot be built with the task's head; it is tried without weights."""
-        import torch
-        import transformers
-
-        try:
-            with torch.device("meta"):
-                getattr(transformers, self.auto_class).from_config(
-                    self.config, trust_remote_code=self.model.trust_remote_code
-                )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return [f"model {self.model.name!r} cannot do {self.name}: {error}"]
-        return []
+        """The fault of a length beyond the model's."""
+        return length_faults(self.max_length, self.tokenizer, self.config)
 
     def lengths(self, features: pa.Table) -> np.ndarray:
         """Tokens of each row, in all of its windows, or of each window apart."""

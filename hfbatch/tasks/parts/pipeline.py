@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
+from hfbatch.data.filesystem import one_line
+from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task, change_tokenizer
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit, text_column
 
@@ -97,6 +98,8 @@ class PipelineTask(Task):
                     found[name].model_max_length = self.limit or NO_LIMIT
                 else:
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
+                    if getattr(found[name], "tokenizer", None) is not None:
+                        change_tokenizer(found[name].tokenizer, self.tokenizer_changes)
             except (OSError, ValueError):
                 if wanted:  # others are for some models of the task alone
                     raise
@@ -133,26 +136,27 @@ class PipelineTask(Task):
             return self._on_device
 
     def check(self) -> list[str]:
-        """Faults: a model or params that the pipeline refuses."""
+        """Faults: a model or params that the pipeline refuses, or a library that it lacks."""
         try:
             _ = self.skeleton
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return [f"model {self.model.name!r} cannot do {self.name} with these params: {error}"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            cause = one_line(error)
+            return [f"model {self.model.name!r} cannot do {self.name} with these params: {cause}"]
         return []
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Model inputs of each row as bytes, in the column `inputs`, and their number of elements, `cost`."""
         pipe = self.skeleton
         options = {**pipe._preprocess_params, **self.preprocess_options(columns)}
-        packed, costs, cut = [], [], 0
+        packed, costs, cut = [], [], []
         for row in self.rows(columns):
             made = pipe.preprocess(row, **copy.deepcopy(options))
             steps = [made] if isinstance(made, Mapping) else list(made)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
-            cut += self.is_cut(row, steps)
+            cut.append(self.is_cut(row, steps))
         table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
-        return Features(pa.table(table), cut)
+        return Features(pa.table(table), np.array(cut, bool))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated on its way into model inputs."""

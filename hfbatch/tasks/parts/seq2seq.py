@@ -123,13 +123,7 @@ class Seq2SeqTask(Task):
         return config
 
     def check(self) -> list[str]:
-        """Faults: a model that is no encoder-decoder, and a length beyond the model's."""
-        if not getattr(self.config, "is_encoder_decoder", False):
-            kind = ", ".join(self.config.architectures or [self.config.model_type])
-            return [
-                f"model {self.model.name!r} is a {kind}, which is no encoder-decoder; "
-                "use a model such as T5 or BART, or task text-generation"
-            ]
+        """Faults: a length beyond the model's."""
         return length_faults(self.max_length, self.tokenizer, self.config)
 
     def notes(self) -> list[str]:

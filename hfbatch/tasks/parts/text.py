@@ -85,23 +85,12 @@ def tokenize(
 
     :param return_token_type_ids: give `token_type_ids` too, where the tokenizer's model takes them.
     """
+    encode = _encode_fast if is_plain(tokenizer) else _encode
     columns, cut = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
     if not return_token_type_ids:
         columns.pop("token_type_ids", None)
     table = pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
-    return Features(table, sum(cut))
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    pairs: list[str] | None = None,
-    max_length: int | None = None,
-    add_special_tokens: bool = True,
-) -> tuple[dict[str, list[list[int]]], list[bool]]:
-    """What `tokenize` makes a table of: `input_ids` and the like, and whether each text was cut."""
-    how = _encode_fast if is_plain(tokenizer) else _encode
-    return how(tokenizer, texts, pairs, max_length, add_special_tokens)
+    return Features(table, cut)
 
 
 def require_tokens(features: Features) -> Features:
@@ -126,7 +115,7 @@ def _encode_fast(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, list[list[int]]], list[bool]]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Calls the Rust tokenizer itself: twice as fast as through transformers, which copies each row."""
     rust = tokenizer.backend_tokenizer
     rust.no_padding()
@@ -140,7 +129,7 @@ def _encode_fast(
     columns = {"input_ids": [row.ids for row in rows]}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = [row.type_ids for row in rows]
-    return columns, [bool(row.overflowing) for row in rows]
+    return columns, np.array([bool(row.overflowing) for row in rows], bool)
 
 
 def _encode(
@@ -149,19 +138,18 @@ def _encode(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, list[list[int]]], list[bool]]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Tokenizers with Python code of their own; of full rows, those cut are found by encoding them uncut."""
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     if not texts:
-        return {"input_ids": []}, []
+        return {"input_ids": []}, np.zeros(0, bool)
     encoded = tokenizer(texts, pairs, truncation=max_length is not None, max_length=max_length, **options)
     columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
     full = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) == max_length]
-    cut = [False] * len(texts)
+    cut = np.zeros(len(texts), bool)
     if full:
         again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
-        for row, ids in zip(full, again["input_ids"], strict=True):
-            cut[row] = len(ids) > int(max_length or 0)
+        cut[full] = [len(ids) > int(max_length or 0) for ids in again["input_ids"]]
     return columns, cut
 
 

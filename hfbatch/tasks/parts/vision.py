@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -19,7 +19,8 @@ DETECTED = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), 
 class ImageTask(PipelineTask):
     """Base of tasks that take one picture a row."""
 
-    inputs = (IMAGE,)
+    inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
     split_rows = 256
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.parts.text import encode, is_plain, lists_of
+from hfbatch.tasks.parts.text import is_plain, lists_of, tokenize
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -29,9 +29,11 @@ def nest(values: Iterable[Sequence[Any]], counts: Sequence[int] | np.ndarray) ->
     return lists_of(pa.array(list(values), pa.list_(pa.int32())), counts)
 
 
-def any_of(windows: Sequence[bool], counts: np.ndarray) -> int:
-    """How many rows have a window of which something is true. :param counts: windows of each row, none 0."""
-    return int(np.logical_or.reduceat(np.asarray(windows, bool), np.cumsum(counts) - counts).sum())
+def any_of(windows: Sequence[bool] | np.ndarray | None, counts: np.ndarray) -> np.ndarray | None:
+    """Which rows have a window of which something is true, bool [rows]. :param counts: windows of each, none 0."""
+    if windows is None:
+        return None
+    return np.logical_or.reduceat(np.asarray(windows, bool), np.cumsum(counts) - counts)
 
 
 def encode_windows(
@@ -104,8 +106,11 @@ def pair_up(
         return _pair_up_again(tokenizer, texts, partners, max_length)
     template = PairTemplate.of(tokenizer)
     known = list(dict.fromkeys(other for row in partners for other in row))
-    firsts = encode(tokenizer, texts, add_special_tokens=False)[0]["input_ids"]
-    others = dict(zip(known, encode(tokenizer, known, add_special_tokens=False)[0]["input_ids"], strict=True))
+    firsts, seconds = (
+        tokenize(tokenizer, some, add_special_tokens=False).table["input_ids"].to_pylist()
+        for some in (texts, known)
+    )
+    others = dict(zip(known, seconds, strict=True))
     ids, types, cut = [], [], []
     for first, row in zip(firsts, partners, strict=True):
         for second in (others[other] for other in row):

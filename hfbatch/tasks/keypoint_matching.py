@@ -1,0 +1,69 @@
+"""Task keypoint-matching: which points of two pictures show the same place. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.data.media import to_image
+from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.parts.pipeline import PipelineTask
+from hfbatch.tasks.parts.text import list_lengths
+from hfbatch.tasks.parts.vision import IMAGE
+
+POINT = pa.struct([("x", pa.int32()), ("y", pa.int32())])
+MATCHES = pa.list_(
+    pa.struct([("keypoint_image_0", POINT), ("keypoint_image_1", POINT), ("score", pa.float32())])
+)
+
+
+class KeypointMatchingParams(Params):
+    """Which matches to return."""
+
+    threshold: float = Field(default=0.0, ge=0, le=1)
+    """Matches of this score or a lower one are left out."""
+
+
+class KeypointMatching(PipelineTask):
+    """The points that two pictures have in common, best match first."""
+
+    name = "keypoint-matching"
+    summary = "Points of two pictures that show the same place, by a model such as SuperGlue"
+    auto_class = "AutoModelForKeypointMatching"
+    pipeline = "hfbatch.tasks.parts.pictures.KeypointMatchingPipeline"
+    batched = False
+    keeps = ("mask", "matches", "matching_scores", "keypoints", "sizes")
+    inputs = (replace(IMAGE, name="image_0"), replace(IMAGE, name="image_1"))
+    outputs: ClassVar[Mapping[str, str]] = {
+        "matches": "list<struct<keypoint_image_0: struct<x, y>, keypoint_image_1: struct<x, y>, score>>, "
+        "best first, x and y in pixels of the picture"
+    }
+    Params = KeypointMatchingParams
+    split_rows = 64
+    histogram = Histogram("matches", (0.0, *(float(2**k) for k in range(12))))
+    EXAMPLE = Example({"image_0": ["tower_left.jpg"], "image_1": ["tower_right.jpg"]}, {"threshold": 0.2})
+
+    def notes(self) -> list[str]:
+        """How exact the points are."""
+        return [
+            "points are as exact as the model's dtype: float32 places them on a pixel, bfloat16 on one of about "
+            "256 places of a picture's side (model.dtype: float32)"
+        ]
+
+    def output_fields(self) -> list[pa.Field]:
+        """`matches`: a list of structs with the keys that the transformers pipeline returns."""
+        return [pa.field("matches", MATCHES)]
+
+    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
+        """Pairs of pictures, decoded one by one."""
+        for pair in zip(columns["image_0"], columns["image_1"], strict=True):
+            yield tuple(to_image(value.as_py(), self.root) for value in pair)
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """Matches of each row."""
+        return list_lengths(columns[0])

@@ -1,0 +1,100 @@
+"""Every task gives transformers' own answer for each row, as a job over Parquet, whatever the batches and workers.
+
+The oracle runs each row alone: the pipeline where transformers has one, else the documented use of the class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+
+import hfbatch
+from hfbatch.tasks import TASKS, task_class
+from hfbatch.verify import verify_output
+from tests.cases import CASES
+from tests.cases.case import Case, near
+from tests.jobs.tools import make_spec, read_output, read_rejects
+from tests.models.video import film_file, moving
+from tests.tasks.drive import make, run
+
+NULL, UNREADABLE = 7, 9
+
+
+def test_every_task_has_a_case() -> None:
+    assert set(CASES) == set(TASKS)
+
+
+def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """The case's rows as two shards, one of them null and one unreadable. :returns: the rows, by id."""
+    rows = [dict(zip(case.rows, values, strict=True)) for values in zip(*case.rows.values(), strict=True)]
+    assert len(rows) >= 20
+    first = next(iter(case.rows))
+    rows[NULL][first] = None
+    if case.unreadable is not None:
+        rows[UNREADABLE][first] = case.unreadable
+    arrays = {name: pa.array([row[name] for row in rows], case.types.get(name)) for name in case.rows}
+    table = pa.table({"id": range(len(rows)), **arrays})
+    folder.mkdir()
+    pq.write_table(table[:12], folder / "a.parquet")
+    pq.write_table(table[12:], folder / "b.parquet")
+    return rows
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    model = case.build(tmp_path / "model")
+    rows = write_rows(case, tmp_path / "in")
+    bad = [NULL] if case.unreadable is None else [NULL, UNREADABLE]
+    answer = case.oracle(model)
+    expected = {k: answer(row) for k, row in enumerate(rows) if k not in bad}
+    assert len({repr(one) for one in expected.values()}) > 5, "the oracle says the same of most rows"
+
+    for size, workers in ((1, 1), (8, 2)):
+        out = tmp_path / f"out-{size}-{workers}"
+        spec = make_spec(
+            name, model, tmp_path / "in", out, params=dict(case.params), batch={"size": size},
+            workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
+        )  # fmt: skip
+        result = hfbatch.run(spec, quiet=True)
+        assert result.exit_code == 0, result.message
+        assert verify_output(str(out)) == []
+        assert [reject["id"] for reject in read_rejects(out)] == bad
+        found = {row.pop("id"): row for row in read_output(out).to_pylist()}
+        assert list(found) == list(expected)
+        for k, want in expected.items():
+            assert near(found[k], want), (k, found[k], want)
+
+
+def make_file(path: Path) -> None:
+    """A picture, sound or video, by the ending of its name."""
+    random = np.random.default_rng(len(path.name))
+    if path.suffix in (".jpg", ".png"):
+        Image.fromarray(random.integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+    elif path.suffix in (".wav", ".flac"):
+        soundfile.write(path, random.normal(0, 0.1, 16_000), 16_000)
+    elif path.suffix == ".mp4":
+        path.write_bytes(film_file(moving(12, 0)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_example_of_a_task_runs(tmp_path: Path, name: str) -> None:
+    kind = task_class(name)
+    task = make(kind, CASES[name].build(tmp_path / "model"), **kind.EXAMPLE.params)
+    task.root = str(tmp_path)
+    for values in kind.EXAMPLE.rows.values():
+        for value in values:
+            if isinstance(value, str) and value.split(".")[-1].isalnum():
+                make_file(tmp_path / value)
+    assert task.check() == []
+    table = run(task, kind.EXAMPLE.rows)
+    assert len(table) == len(next(iter(kind.EXAMPLE.rows.values())))
+    assert table.schema.names == [name for name in kind.outputs if name in table.schema.names]

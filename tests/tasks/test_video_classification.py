@@ -1,0 +1,116 @@
+"""Labels of videos are those of the transformers pipeline, row for row, whatever the batch and the file."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from hfbatch.data.media import to_video
+from hfbatch.tasks import task_class
+from tests.models.video import NAMES, film_file, moving, tiny_videomae
+from tests.tasks.drive import features_of, make, run
+from tests.tasks.test_audio_tasks import file_of, tone
+
+KINDS = [("mpeg4", "mp4"), ("libvpx-vp9", "webm"), ("ffv1", "matroska"), ("mpeg4", "avi")]
+FILMS = [
+    film_file(moving(12 + k % 5, k, 32 + 8 * (k % 3), 32 + 4 * (k % 2)), *KINDS[k % len(KINDS)])
+    for k in range(21)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_videomae(tmp_path_factory.mktemp("videomae"))
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 9}, {"frame_sampling_rate": 3, "function_to_apply": "sigmoid", "top_k": 2}, {"num_frames": 4}],
+    ids=["first", "every third", "four"],
+)
+def test_labels_are_those_of_the_pipeline(
+    folder: str, tmp_path: Path, options: dict[str, Any], size: int
+) -> None:
+    task = make(task_class("video-classification"), folder, **options)
+    assert task.check() == []
+    found = run(task, {"video": FILMS}, size).to_pylist()
+    oracle = pipeline("video-classification", folder, device="cpu", **options)
+    best = set()
+    for k, (got, film) in enumerate(zip(found, FILMS, strict=True)):
+        (tmp_path / f"{k}").write_bytes(film)
+        expected = oracle(str(tmp_path / f"{k}"))
+        assert got["label"] == [one["label"] for one in expected]
+        np.testing.assert_allclose(got["score"], [one["score"] for one in expected], atol=1e-4)
+        best.add(got["label"][0])
+    assert len(best) > 1
+    assert len(found[0]["label"]) == min(options.get("top_k", 5), len(NAMES))
+
+
+def test_frames_are_those_that_were_written() -> None:
+    film = moving(9, 3)
+    read = to_video(film_file(film, "ffv1", "matroska"), [0, 4, 8])
+    assert (read.shape, read.dtype) == ((3, 32, 48, 3), np.uint8)
+    assert (
+        np.abs(read.astype(int) - film[[0, 4, 8]]).mean() < 20
+    )  # half of the colours' places go in YUV 4:2:0
+    everything = to_video(film_file(film, "ffv1", "matroska"), range(9))
+    np.testing.assert_array_equal(read, everything[[0, 4, 8]])
+
+
+def test_videos_come_as_bytes_paths_and_structs(folder: str, tmp_path: Path) -> None:
+    kind = task_class("video-classification")
+    task = make(kind, folder, **kind.EXAMPLE.params)
+    task.root = str(tmp_path)
+    names = kind.EXAMPLE.rows["video"]
+    for name, film in zip(names, FILMS, strict=False):
+        (tmp_path / name).write_bytes(film)
+    columns = [FILMS[:2], names, [{"bytes": film, "path": None} for film in FILMS[:2]]]
+    first, *others = [run(task, {"video": column}).to_pylist() for column in columns]
+    assert others == [first] * 2
+
+
+def png() -> bytes:
+    target = BytesIO()
+    Image.new("RGB", (32, 32)).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [
+        (b"", "neither bytes nor a path|not a video"),
+        (b"A goal in the last minute. " * 20, "not a video"),
+        (FILMS[0][: len(FILMS[0]) // 2], "no pictures in it|not a video"),
+        (film_file(moving(3, 0)), "has 3 of the first 8 frames"),
+        (png(), "has 1 of the first 8 frames"),
+        (file_of(tone(0.2, 440)), "no pictures in it"),
+    ],
+    ids=["empty", "text", "truncated", "short", "picture", "sound"],
+)
+def test_what_is_no_video_of_enough_frames_is_an_error(folder: str, file: bytes, fault: str) -> None:
+    task = make(task_class("video-classification"), folder, frame_sampling_rate=2)
+    with pytest.raises(ValueError, match=fault):
+        features_of(task, {"video": [file]})
+
+
+def test_a_row_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.mp4").write_bytes(FILMS[0])
+    assert len(to_video("secret.mp4", [0], str(tmp_path))) == 1
+    with pytest.raises(ValueError, match="not a video"):
+        to_video(b"ffconcat version 1.0\nfile secret.mp4\n", [0])
+
+
+def test_without_the_decoder_the_check_tells_the_pip_command(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfbatch.tasks.video_classification.find_spec", lambda name: None)
+    (fault,) = make(task_class("video-classification"), folder).check()
+    assert "pip install 'hfbatch[video]'" in fault
