@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, pipeline
 
 from hfbatch.compute.calibrate import choose_batch_size
 from hfbatch.compute.predictor import BatchStats, Predictor
+from hfbatch.compute.prepare import POSITION, postprocess, preprocess
 from hfbatch.compute.windows import unfold
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.tasks import task_class
@@ -29,7 +30,7 @@ from tests.models.text import (
     wordpiece_tokenizer,
 )
 from tests.tasks.drive import features_of, make, run
-from tests.tasks.test_pipeline_tasks import NLI, TAGS, assert_alike
+from tests.tasks.test_pipeline_tasks import LABELS, NLI, TAGS, assert_alike, near
 
 ODD = ["naïve café, 北京 and 😀 smile", "a  b   c", "RIVER-side, can't!"]
 TEXTS = [*CORPUS[:8], " ".join(CORPUS[8:20]), *ODD, "river " * 90, *CORPUS[30:37], "x"]
@@ -100,6 +101,49 @@ def test_batches_of_windows_are_chosen_and_ordered_freely(tmp_path: Path) -> Non
         for left, right in zip(one["answers"], other["answers"], strict=True):
             assert left == {**right, "score": pytest.approx(left["score"], abs=1e-6)} or right == left
             assert abs(left["score"] - right["score"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "columns", "params", "rejected"),
+    [
+        ("question-answering", "QuestionAnswering", ("question", "context"), {"max_seq_len": 30}, [2, 4]),
+        ("token-classification", "TokenClassification", ("text",), {"aggregation_strategy": "max"}, [2]),
+        (
+            "zero-shot-classification",
+            "SequenceClassification",
+            ("text",),
+            {"candidate_labels": LABELS},
+            [2, 5],
+        ),
+        ("fill-mask", "MaskedLM", ("text",), {}, [0, 1, 2, 4, 5, 6]),
+    ],
+)
+def test_rows_that_cannot_be_read_are_rejected_and_the_others_keep_their_place(
+    tmp_path: Path,
+    name: str,
+    head: str,
+    columns: tuple[str, ...],
+    params: dict[str, Any],
+    rejected: list[int],
+) -> None:
+    texts = ["dawn", "the river", None, "a [MASK]", "what " * 60, "", "night"]
+    labels = None if head == "QuestionAnswering" else NLI
+    task = make(task_class(name), tiny_bert_for(tmp_path, head, id2label=labels), **params)
+    arrays = {column: pa.array(texts) for column in columns}
+    places = pa.table({"file": ["a"] * 7, "row": range(7)})
+    prepared = preprocess(task, arrays, places)
+    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    features = prepared.features.drop_columns([POSITION])
+    found = Predictor(task, engine, 4).predict(features)
+    positions = prepared.features[POSITION].to_numpy()[found.kept]
+    outputs = found.outputs.append_column(POSITION, pa.array(positions))
+    kept, answers, failures = postprocess(task, task.output_fields(), outputs, arrays)
+    assert failures == []
+    assert sorted(one.position for one in prepared.rejects) == rejected
+    assert kept.tolist() == [row for row in range(7) if row not in rejected]
+    good = {column: [texts[row] for row in kept] for column in columns}
+    for got, alone in zip(answers, run(task, good, 1).columns, strict=True):
+        assert near(got.to_pylist(), alone.to_pylist())
 
 
 @pytest.mark.parametrize("words", [False, True])
