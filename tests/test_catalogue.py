@@ -40,9 +40,13 @@ def test_the_list_holds_every_task_in_full_and_is_plain_json() -> None:
     assert json.loads(json.dumps(found)) == found
     (zero_shot,) = [task for task in found if task["name"] == "zero-shot-classification"]
     params = zero_shot["params"]
-    assert (params["candidate_labels"]["required"], params["candidate_labels"]["default"]) == (True, None)
     assert (params["multi_label"]["required"], params["multi_label"]["default"]) == (False, False)
-    assert zero_shot["inputs"] == [{"name": "text", "type": "string", "required": True}]
+    assert zero_shot["inputs"] == [
+        {"name": "text", "type": "string", "required": True},
+        {"name": "candidate_labels", "type": "list<string>", "required": False},
+    ]
+    params = describe_task("zero-shot-image-classification")["params"]
+    assert (params["candidate_labels"]["required"], params["candidate_labels"]["default"]) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_the_list_holds_every_task_in_full_and_is_plain_json() -> None:
     [
         ("ner", "also called ner"),
         ("translation_en_to_de", "also called translation_xx_to_yy"),
-        ("zero-shot-classification", "needed"),
+        ("zero-shot-image-classification", "needed"),
     ],
 )
 def test_a_task_is_shown_with_its_other_names_and_what_it_needs(name: str, shown: str) -> None:

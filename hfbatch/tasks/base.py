@@ -108,6 +108,14 @@ class Task(ABC):
     """Whether a CPU does best with one batch on each core; False where a batch takes many small steps."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Outputs whose second dimension differs from row to row, and the output that holds its length."""
+    windows: ClassVar[tuple[str, ...]] = ()
+    """Features with a list for each row, an item for each of its windows, of which there is at least one.
+
+    Windows are what a task batches whose rows may take several calls of the model, such as pieces of a long
+    text: collate and forward see windows of all rows side by side, and postprocess gets a list for each row.
+    """
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Features that postprocess reads beside what forward returned."""
     EXAMPLE: ClassVar[Example]
 
     def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
@@ -207,11 +215,14 @@ class Task(ABC):
 
     @abstractmethod
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text."""
+        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text.
+
+        :param features: rows, or windows apart from each other.
+        """
 
     @abstractmethod
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Gathers rows into padded arrays.
+        """Gathers rows, or windows apart from each other, into padded arrays.
 
         :param rows: positions in features, int64 [batch].
         :param multiple: the padded length is a multiple of this.
@@ -236,6 +247,7 @@ class Task(ABC):
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Turns what forward returned, one row for each input row in input order, into `output_fields()`.
 
+        :param outputs: a column for each output, of lists over a row's windows where there are any, and `carried`.
         :param columns: the task's input columns of the same rows.
         """
 

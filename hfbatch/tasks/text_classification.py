@@ -10,20 +10,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
+from hfbatch.tasks.base import Example, Features, Histogram, Params
+from hfbatch.tasks.parts.encoder import EncoderTask
 from hfbatch.tasks.parts.labels import best_labels, label_names, named_lists, score_function
-from hfbatch.tasks.parts.text import (
-    collate_text,
-    flatten,
-    length_faults,
-    length_limit,
-    list_lengths,
-    padding_id,
-    require_tokens,
-    run_text,
-    text_column,
-    tokenize,
-)
+from hfbatch.tasks.parts.text import flatten, require_tokens, run_text, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +28,7 @@ class TextClassificationParams(Params):
     """What turns logits into scores; default goes by the model's problem type and number of labels."""
 
 
-class TextClassification(Task):
+class TextClassification(EncoderTask):
     """The best labels of each text, with their scores."""
 
     name = "text-classification"
@@ -57,11 +47,6 @@ class TextClassification(Task):
     params: TextClassificationParams
 
     @cached_property
-    def limit(self) -> int | None:
-        """Most tokens of a row."""
-        return self.max_length or length_limit(self.tokenizer, self.config)
-
-    @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
         return label_names(self.config)
@@ -72,19 +57,10 @@ class TextClassification(Task):
         return min(self.params.top_k or len(self.labels), len(self.labels))
 
     @cached_property
-    def pad_id(self) -> int:
-        """The id of padding tokens."""
-        return padding_id(self.tokenizer, self.config)
-
-    @cached_property
     def function(self) -> str:
         """What turns logits into scores: softmax, sigmoid or none, by the rule of transformers' pipeline."""
         asked = self.params.function_to_apply
         return score_function(self.config) if asked == "default" else asked
-
-    def check(self) -> list[str]:
-        """Faults: a length beyond the model's."""
-        return length_faults(self.max_length, self.tokenizer, self.config)
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""
@@ -97,20 +73,9 @@ class TextClassification(Task):
         pairs = columns["text_pair"].to_pylist() if "text_pair" in columns else None
         return require_tokens(tokenize(self.tokenizer, columns["text"].to_pylist(), pairs, self.limit))
 
-    def lengths(self, features: pa.Table) -> np.ndarray:
-        """Tokens of each row."""
-        return list_lengths(features["input_ids"])
-
-    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Rows padded on the right."""
-        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
-
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
-        text_config = model.config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            # Causal models score the last token that is not padding, and find it by this id.
-            text_config.pad_token_id = self.pad_id
+        self.set_pad_id(model)
         best = best_labels(run_text(model, batch).logits, self.function, self.count)
         return {name: found[:, 0] for name, found in best.items()} if self.params.top_k == 1 else best
 

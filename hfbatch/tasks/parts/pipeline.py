@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task, change_tokenizer
+from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
 from hfbatch.tasks.parts.packing import dump, load
-from hfbatch.tasks.parts.text import flatten, length_limit, text_column
+from hfbatch.tasks.parts.text import flatten, length_limit
 
 if TYPE_CHECKING:
     import torch
@@ -63,10 +63,6 @@ class PipelineTask(Task):
     def options(self) -> dict[str, Any]:
         """The pipeline's keyword arguments: those of the params that are not null."""
         return {name: value for name, value in self.params.model_dump().items() if value is not None}
-
-    def preprocess_options(self, columns: Mapping[str, pa.Array]) -> dict[str, Any]:
-        """Further options of the pipeline's preprocess, where they depend on which inputs there are."""
-        return {}
 
     def answer(self, result: Any) -> tuple[Any, ...]:
         """A row's output columns, as plain values, from what the pipeline returned for it; one column takes it whole."""
@@ -148,10 +144,9 @@ class PipelineTask(Task):
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Model inputs of each row as bytes, in the column `inputs`, and their number of elements, `cost`."""
         pipe = self.skeleton
-        options = {**pipe._preprocess_params, **self.preprocess_options(columns)}
         packed, costs, cut = [], [], []
         for row in self.rows(columns):
-            made = pipe.preprocess(row, **copy.deepcopy(options))
+            made = pipe.preprocess(row, **copy.deepcopy(pipe._preprocess_params))
             steps = [made] if isinstance(made, Mapping) else list(made)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
@@ -217,25 +212,6 @@ class PipelineTask(Task):
             answers.append(self.answer(result))
         fields = self.output_fields()
         return [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
-
-
-class TextPipelineTask(PipelineTask):
-    """Base of tasks that take one text a row."""
-
-    inputs: ClassVar[tuple[InputColumn, ...]] = (text_column("text"),)
-
-    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
-        """Texts."""
-        yield from columns["text"].to_pylist()
-
-    def whole(self, row: Any) -> int:
-        """Tokens of a row that nobody truncates."""
-        return len(self.tokenizer(row, verbose=False)["input_ids"])
-
-    def is_cut(self, row: Any, steps: list[Any]) -> bool:
-        """Whether a row's tokens fill the limit and there are more of them."""
-        full = self.limit is not None and steps[0]["input_ids"].shape[-1] >= self.limit
-        return full and self.whole(row) > (self.limit or 0)
 
 
 class LabelTask(PipelineTask):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def tokenize(
 
     :param return_token_type_ids: give `token_type_ids` too, where the tokenizer's model takes them.
     """
-    encode = _encode_fast if _is_plain(tokenizer) else _encode
+    encode = _encode_fast if is_plain(tokenizer) else _encode
     columns, cut = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
     if not return_token_type_ids:
         columns.pop("token_type_ids", None)
@@ -100,7 +100,7 @@ def require_tokens(features: Features) -> Features:
     return features
 
 
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether nothing but the Rust tokenizer has a part in encoding."""
     from transformers import TokenizersBackend
 
@@ -156,6 +156,11 @@ def _encode(
 def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Number of items of each list, int64 [rows]."""
     return np.diff(offsets_of(flatten(column)))
+
+
+def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArray:
+    """Values as lists, one for each row. :param counts: how many each row has."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
 
 
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
