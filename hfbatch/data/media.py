@@ -98,4 +98,6 @@ def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
         samples = samples.mean(axis=1)
     if not len(samples):
         raise ValueError("there are no samples in it")
+    if not np.isfinite(samples).all():
+        raise ValueError("some samples are not finite numbers")
     return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)

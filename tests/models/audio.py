@@ -1,4 +1,4 @@
-"""Models that hear."""
+"""Models that hear and speak."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,21 +15,79 @@ from tests.models.text import labels_of
 
 
 def tiny_wav2vec2(
-    folder: str | Path, architecture: str, id2label: Mapping[int, str] | None = None, seed: int = 0
+    folder: str | Path,
+    architecture: str,
+    id2label: Mapping[int, str] | None = None,
+    seed: int = 0,
+    masks: bool = False,
+    **options: Any,
 ) -> str:
-    """A Wav2Vec2 of 16 kHz; for CTC with a tokenizer of characters. :returns: its folder."""
+    """A Wav2Vec2 of 16 kHz; for CTC with a tokenizer of characters.
+
+    :param masks: whether it is of the kind that attention masks are for, as the large ones are.
+    :param options: more of the config.
+    :returns: its folder.
+    """
     folder = Path(folder)
     letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *string.ascii_uppercase]
-    config = transformers.Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=len(letters),
-        conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, pad_token_id=0,
-        classifier_proj_size=32, initializer_range=0.3, **(labels_of(id2label) if id2label else {}),
-    )  # fmt: skip
+    small: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "vocab_size": len(letters), "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4, "pad_token_id": 0, "classifier_proj_size": 32,
+        "initializer_range": 0.3, "feat_extract_norm": "layer" if masks else "group",
+        "do_stable_layer_norm": masks, **(labels_of(id2label) if id2label else {}),
+    }  # fmt: skip
     torch.manual_seed(seed)
-    model = getattr(transformers, architecture)(config)
+    model = getattr(transformers, architecture)(transformers.Wav2Vec2Config(**{**small, **options}))
     model.eval().save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masks).save_pretrained(folder)
     if architecture.endswith("CTC"):
         (folder / "vocab.json").write_text(json.dumps({letter: k for k, letter in enumerate(letters)}))
         transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    return str(folder)
+
+
+def whisper_tokenizer(seconds: int = 2) -> transformers.WhisperTokenizer:
+    """Letters and a space, Whisper's special tokens, and a token for every 0.02 seconds."""
+    vocabulary = {letter: k for k, letter in enumerate(["Ġ", *string.ascii_lowercase])}
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    names = ("startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "notimestamps")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in names]})
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(50 * seconds + 1)])
+    return tokenizer
+
+
+def tiny_whisper(folder: str | Path, seconds: int = 2, seed: int = 0, english_only: bool = False) -> str:
+    """A Whisper that hears so many seconds at a time, of two languages or of English alone. :returns: its folder."""
+    tokenizer = whisper_tokenizer(seconds)
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
+        "startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "notimestamps", "endoftext"
+    )}  # fmt: skip
+    end, start = ids["endoftext"], ids["startoftranscript"]
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80,
+        max_source_positions=50 * seconds, max_target_positions=64, init_std=0.7, pad_token_id=end,
+        bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    with torch.no_grad():  # so that it seldom writes a timestamp unasked
+        model.model.decoder.embed_tokens.weight[ids["notimestamps"] :] *= 0.3
+    languages = {} if english_only else {
+        "lang_to_id": {f"<|{name}|>": ids[name] for name in ("en", "de")},
+        "task_to_id": {name: ids[name] for name in ("translate", "transcribe")},
+    }  # fmt: skip
+    model.generation_config = transformers.GenerationConfig(
+        decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, bos_token_id=end, max_length=20,
+        is_multilingual=not english_only, no_timestamps_token_id=ids["notimestamps"],
+        prev_sot_token_id=ids["startofprev"], alignment_heads=[[0, 1], [1, 2]], return_timestamps=False,
+        **languages,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(chunk_length=seconds).save_pretrained(folder)
     return str(folder)

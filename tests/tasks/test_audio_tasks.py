@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import soundfile
 import soxr
 from transformers import pipeline
 
@@ -17,24 +14,9 @@ from hfbatch.data.media import to_sound
 from hfbatch.tasks import task_class
 from tests.models.audio import tiny_wav2vec2
 from tests.tasks.drive import features_of, make, run
+from tests.tasks.sounds import RATE, file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
-RATE = 16_000
-
-
-def tone(seconds: float, pitch: float, rate: int = RATE) -> np.ndarray:
-    """A tone that fades, with a little noise: float32 [samples]."""
-    time = np.arange(int(seconds * rate)) / rate
-    noise = np.random.default_rng(int(pitch)).normal(0, 0.02, len(time))
-    return (0.5 * np.sin(2 * np.pi * pitch * time) * np.exp(-time) + noise).astype(np.float32)
-
-
-def file_of(samples: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
-    target = BytesIO()
-    soundfile.write(target, samples, rate, format=kind, **({"subtype": "FLOAT"} if kind == "WAV" else {}))
-    return target.getvalue()
-
-
 SOUNDS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
 
 
@@ -49,30 +31,6 @@ def test_audio_classification(tmp_path: Path, size: int) -> None:
         expected = oracle(sound)
         assert got["label"] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"], [one["score"] for one in expected], atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [1, 8])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"return_timestamps": "word"}, {"chunk_length_s": 0.2, "stride_length_s": 0.04}],
-    ids=["whole", "words", "windows"],
-)
-def test_speech_recognition_by_a_ctc_model(tmp_path: Path, options: dict[str, Any], size: int) -> None:
-    folder = tiny_wav2vec2(tmp_path, "Wav2Vec2ForCTC")
-    task = make(task_class("automatic-speech-recognition"), folder, **options)
-    assert task.check() == []
-    found = run(task, {"audio": [file_of(sound) for sound in SOUNDS]}, size).to_pylist()
-    oracle = pipeline("automatic-speech-recognition", folder, device="cpu", **options)
-    expected = [oracle(sound.copy()) for sound in SOUNDS]
-    assert len({one["text"] for one in expected}) > 5
-    assert [one["text"] for one in found] == [one["text"] for one in expected]
-    if "return_timestamps" in options:
-        for got, want in zip(found, expected, strict=True):
-            assert [piece["text"] for piece in got["chunks"]] == [piece["text"] for piece in want["chunks"]]
-            times = [time for piece in want["chunks"] for time in piece["timestamp"]]
-            np.testing.assert_allclose(
-                [t for piece in got["chunks"] for t in piece["timestamp"]], times, atol=1e-4
-            )
 
 
 def test_sound_comes_in_many_files(tmp_path: Path) -> None:
