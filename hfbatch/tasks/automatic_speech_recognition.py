@@ -84,8 +84,10 @@ class SpeechRecognition(AudioTask):
         self.is_whisper = kind == "whisper"
         self.generates = self.auto_class != "AutoModelForCTC"
         self.concurrent = not self.generates
-        # Seconds of words come from attention that Whisper scales over all steps of the batch.
-        self.batched = not (self.is_whisper and params.return_timestamps == "word")
+        # Seconds of words come from attention that Whisper scales over all steps of the batch, and a transducer
+        # goes on to write in a row that has ended before others.
+        words = self.is_whisper and params.return_timestamps == "word"
+        self.batched = not words and self.auto_class != "AutoModelForTDT"
 
     @cached_property
     def defaults(self) -> GenerationConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.models.text import labels_of
 
@@ -90,4 +91,54 @@ def tiny_whisper(folder: str | Path, seconds: int = 2, seed: int = 0, english_on
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformers.WhisperFeatureExtractor(chunk_length=seconds).save_pretrained(folder)
+    return str(folder)
+
+
+def letter_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A token for each letter, joined without spaces."""
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    letters = {letter: k for k, letter in enumerate([*special.values(), *string.ascii_lowercase])}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def tiny_moonshine(folder: str | Path, seed: int = 0) -> str:
+    """An encoder-decoder over samples. :returns: its folder."""
+    tokenizer = letter_tokenizer()
+    config = transformers.MoonshineConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, encoder_num_hidden_layers=1,
+        decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        initializer_range=0.5, decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.MoonshineForConditionalGeneration(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+def tiny_parakeet(folder: str | Path, seed: int = 0) -> str:
+    """A transducer of tokens and durations. :returns: its folder."""
+    tokenizer = letter_tokenizer()
+    blank = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<blank>"]})
+    config = transformers.ParakeetTDTConfig(
+        vocab_size=blank + 1, decoder_hidden_size=32, num_decoder_layers=1, pad_token_id=0, blank_token_id=blank,
+        initializer_range=0.5,
+        encoder_config={
+            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
+            "subsampling_conv_channels": 8, "initializer_range": 0.5,
+        },
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.ParakeetForTDT(config).eval()
+    model.generation_config.decoder_start_token_id = blank
+    model.generation_config.suppress_tokens = [blank + 1 + k for k in range(len(config.durations))]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.ParakeetFeatureExtractor().save_pretrained(folder)
     return str(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from hfbatch.tasks import task_class
 from hfbatch.tasks.automatic_speech_recognition import SpeechRecognition
-from tests.models.audio import tiny_wav2vec2, tiny_whisper
+from tests.models.audio import tiny_moonshine, tiny_parakeet, tiny_wav2vec2, tiny_whisper
 from tests.tasks.drive import features_of, load, make, measured, run
 from tests.tasks.sounds import chirp, file_of
 
@@ -130,6 +130,18 @@ def test_whisper_gives_the_text_of_each_recording(
 )
 def test_whisper_reads_long_recordings(whisper: str, params: dict[str, Any]) -> None:
     assert_equal_to_pipeline(whisper, LONG, params, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("build", "generate"),
+    [(tiny_moonshine, {"num_beams": 2, "max_new_tokens": 9}), (tiny_parakeet, {"max_new_tokens": 20})],
+    ids=["moonshine", "parakeet"],
+)
+def test_other_models_that_generate_give_the_text_of_each_recording(
+    tmp_path: Path, build: Callable[[Path], str], generate: dict[str, Any]
+) -> None:
+    sounds = [chirp(0.5 + 0.05 * (k % 5), 100 + 140 * k) for k in range(21)]
+    assert_equal_to_pipeline(build(tmp_path), sounds, {}, generate)
 
 
 def test_whisper_runs_a_batch_at_once(whisper: str) -> None:
