@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.parts.audio import AudioTask
+from hfbatch.tasks.parts.audio import AudioTask, width_of
 from hfbatch.tasks.parts.decoding import read_defaults
 from hfbatch.tasks.parts.pipeline import Inputs
 
@@ -176,10 +176,14 @@ class SpeechRecognition(AudioTask):
     def is_padded(self, step: Mapping[str, Any]) -> bool:
         """Whether a step may be padded: also one that Whisper reads window by window, up to where its mask ends."""
         if self.is_whisper:
-            return step["input_features"].shape[-1] > self.processors["feature_extractor"].nb_max_frames
+            return width_of(step) > self.processors["feature_extractor"].nb_max_frames
         return super().is_padded(step)
 
-    def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+    def kin_of(self, step: Mapping[str, Any]) -> Any:
+        """Names alone for what Whisper reads window by window: rows that have ended leave the batch."""
+        return tuple(step) if self.is_whisper and self.is_padded(step) else super().kin_of(step)
+
+    def compute(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Tokens of each step, with where it lies in its recording."""
         import torch
 
@@ -188,7 +192,7 @@ class SpeechRecognition(AudioTask):
             inputs["stride"] = [row["stride"] for row in rows]
         made = pipe.forward(inputs, **pipe._forward_params)
         if len(rows) > 1 and self.is_padded(rows[0]) and not self.generates:
-            samples = torch.tensor([row["attention_mask"].shape[-1] for row in rows])
+            samples = torch.tensor([width_of(row) for row in rows])
             frames = pipe.model._get_feat_extract_output_lengths(samples).tolist()
         else:
             frames = [made["tokens"].shape[-1]] * len(rows)

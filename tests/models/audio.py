@@ -23,7 +23,7 @@ def tiny_wav2vec2(
     masks: bool = False,
     **options: Any,
 ) -> str:
-    """A Wav2Vec2 of 16 kHz; for CTC with a tokenizer of characters.
+    """A Wav2Vec2 of 16 kHz, or one of its family; for CTC with a tokenizer of characters.
 
     :param masks: whether it is of the kind that attention masks are for, as the large ones are.
     :param options: more of the config.
@@ -39,7 +39,8 @@ def tiny_wav2vec2(
         "do_stable_layer_norm": masks, **(labels_of(id2label) if id2label else {}),
     }  # fmt: skip
     torch.manual_seed(seed)
-    model = getattr(transformers, architecture)(transformers.Wav2Vec2Config(**{**small, **options}))
+    kind = getattr(transformers, architecture)
+    model = kind(kind.config_class(**{**small, **options}))
     model.eval().save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masks).save_pretrained(folder)
     if architecture.endswith("CTC"):

@@ -18,6 +18,8 @@ from tests.tasks.sounds import RATE, file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
 SOUNDS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
+LENGTHS = [tone(0.3 + 0.007 * (k % 7), 100 + 40 * k) for k in range(21)]
+"""Recordings of which some are padded to the length of others."""
 
 
 @pytest.mark.parametrize("size", [1, 8])
@@ -31,6 +33,24 @@ def test_audio_classification(tmp_path: Path, size: int) -> None:
         expected = oracle(sound)
         assert got["label"] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"], [one["score"] for one in expected], atol=1e-4)
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["group-norm", "layer-norm"])
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat"])
+def test_padding_does_not_change_scores(tmp_path: Path, family: str, masks: bool) -> None:
+    folder = tiny_wav2vec2(tmp_path, f"{family}ForSequenceClassification", NAMES, masks=masks)
+    task = make(task_class("audio-classification"), folder)
+    assert task.masks
+    files = {"audio": [file_of(sound) for sound in LENGTHS]}
+    found, alone = (run(task, files, size).to_pylist() for size in (8, 1))
+    oracle = pipeline("audio-classification", folder, device="cpu")
+    for together, by_itself, sound in zip(found, alone, LENGTHS, strict=True):
+        expected = oracle(sound)
+        assert together["label"] == by_itself["label"] == [one["label"] for one in expected]
+        scores = [one["score"] for one in expected]
+        np.testing.assert_allclose(by_itself["score"], scores, atol=1e-5)
+        np.testing.assert_allclose(together["score"], scores, atol=1e-4)
+    assert len({round(row["score"][0], 3) for row in found}) > 5
 
 
 def test_sound_comes_in_many_files(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""What tasks over sound share."""
+"""What tasks over sound share: decoding recordings, and batches of recordings of different lengths."""
 
 from __future__ import annotations
 
+import math
 from collections import UserDict
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -13,14 +15,23 @@ from hfbatch.data.media import is_sound_like, to_sound
 from hfbatch.tasks.base import Batch, InputColumn
 from hfbatch.tasks.parts.pipeline import Inputs, PipelineTask, cost_of, join
 
+if TYPE_CHECKING:
+    import torch
+
 AUDIO = InputColumn(
     "audio",
     is_sound_like,
     "binary, string (path or URL), struct<bytes, path> or struct<array, sampling_rate>",
 )
 MASKING = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
-"""Models over samples that see nothing behind the end of a recording where a mask says so, provided that they
-normalise each frame by itself (`feat_extract_norm: layer`), not each channel over the whole recording."""
+"""Models over samples that see nothing behind the end of a recording where a mask says so, but for the norm of
+each channel over the whole recording that some of them have (`feat_extract_norm: group`), see `normalise_rows`."""
+SEES_PADDING = ("add_adapter", "conv_pos_batch_norm")
+"""Options of theirs with which they do see it."""
+WIDEST = 1.1
+"""The longest recording of a batch, in lengths of the shortest: padding is computed in vain."""
+SAMPLES: ContextVar[list[int] | None] = ContextVar("SAMPLES", default=None)
+"""Samples of each row of the batch that this thread computes, where some are padded."""
 
 
 class AudioTask(PipelineTask):
@@ -40,8 +51,8 @@ class AudioTask(PipelineTask):
     @cached_property
     def masks(self) -> bool:
         """Whether padding that a mask hides leaves the model's answer as it is."""
-        kind, norm = self.config.model_type, getattr(self.config, "feat_extract_norm", "")
-        return kind in MASKING and norm == "layer"
+        sees = any(getattr(self.config, name, False) for name in SEES_PADDING)
+        return self.config.model_type in MASKING and not sees
 
     @cached_property
     def shortest(self) -> int:
@@ -63,17 +74,42 @@ class AudioTask(PipelineTask):
                 raise ValueError(f"the recording has {len(samples)} samples, the model needs {self.shortest}")
             yield samples
 
+    def over(self, model: Any) -> Any:
+        """The pipeline over a model that normalises each row of a batch by itself."""
+        if self.masks and self.config.feat_extract_norm == "group":
+            norm = model.base_model.feature_extractor.conv_layers[0].layer_norm
+            norm.register_forward_hook(normalise_rows(self.config.conv_kernel[0], self.config.conv_stride[0]))
+        return super().over(model)
+
     def is_padded(self, step: Mapping[str, Any]) -> bool:
         """Whether a step may be padded to the length of another."""
-        return self.masks and "attention_mask" in step and cost_of(step) >= self.shortest
+        return self.masks and cost_of(step) >= self.shortest
 
     def kin_of(self, step: Mapping[str, Any]) -> Any:
-        """Names alone for steps that are padded, else shapes too."""
-        return tuple(step) if self.is_padded(step) else super().kin_of(step)
+        """Names and about the same length for steps that may be padded, else shapes too."""
+        if not self.is_padded(step):
+            return super().kin_of(step)
+        return tuple(step), int(math.log(cost_of(step), WIDEST))
 
     def together(self, rows: list[Inputs]) -> Inputs:
-        """Rows end to end, padded with zeros that the mask hides."""
-        return join(pad(rows)) if self.is_padded(rows[0]) else join(rows)
+        """Rows end to end, padded with zeros that a mask hides."""
+        widths = [width_of(row) for row in rows]
+        if len(set(widths)) == 1:
+            return join(rows)
+        return join([pad(row, max(widths)) for row in rows])
+
+    def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Model outputs of each step, of which the model knows where it ends."""
+        widths = [width_of(row) for row in rows]
+        token = SAMPLES.set(widths if len(set(widths)) > 1 else None)
+        try:
+            return self.compute(pipe, rows)
+        finally:
+            SAMPLES.reset(token)
+
+    def compute(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Model outputs of steps that are kin."""
+        return super()._run(pipe, rows)
 
     def padded_size(self, batch: Batch) -> int:
         """Samples or frames that the device computes."""
@@ -82,14 +118,41 @@ class AudioTask(PipelineTask):
         return max(costs) * len(costs) if all(map(self.is_padded, steps)) else sum(costs)
 
 
-def pad(rows: list[Inputs]) -> list[Inputs]:
-    """Rows with zeros behind all tensors, up to the longest: the last dimension is time."""
+def width_of(step: Mapping[str, Any]) -> int:
+    """Samples or frames of a step: the last dimension of its first tensor."""
+    import torch
+
+    return next((value.shape[-1] for value in step.values() if isinstance(value, torch.Tensor)), 0)
+
+
+def pad(step: Inputs, width: int) -> Inputs:
+    """A step with zeros behind all tensors, up to width, and a mask that tells where they begin."""
     import torch
     from torch.nn.functional import pad as pad_tensor
 
-    def padded(value: Any) -> Any:
-        """A tensor made as long as the longest mask."""
-        return pad_tensor(value, (0, longest - value.shape[-1])) if isinstance(value, torch.Tensor) else value
+    known = width_of(step)
+    padded = UserDict({"attention_mask": torch.ones(1, known, dtype=torch.long), **step})
+    for key, value in padded.items():
+        if isinstance(value, torch.Tensor):
+            padded[key] = pad_tensor(value, (0, width - value.shape[-1]))
+    return padded
 
-    longest = max(row["attention_mask"].shape[-1] for row in rows)
-    return [UserDict({key: padded(value) for key, value in row.items()}) for row in rows]
+
+def normalise_rows(kernel: int, stride: int) -> Any:
+    """A hook that has a norm over time leave out the padding of each row of SAMPLES.
+
+    :param kernel: samples of a frame of the layer that the norm belongs to.
+    :param stride: samples from one frame to the next.
+    """
+
+    def hook(norm: torch.nn.GroupNorm, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Replaces what the norm made of [batch, channels, frames]."""
+        samples = SAMPLES.get()
+        if samples is None:
+            return output
+        for k, count in enumerate(samples):
+            frames = (count - kernel) // stride + 1
+            output[k : k + 1, :, :frames] = norm.forward(inputs[0][k : k + 1, :, :frames])
+        return output
+
+    return hook
