@@ -61,20 +61,27 @@ def whisper_tokenizer(seconds: int = 2) -> transformers.WhisperTokenizer:
     return tokenizer
 
 
-def tiny_whisper(folder: str | Path, seconds: int = 2, seed: int = 0, english_only: bool = False) -> str:
-    """A Whisper that hears so many seconds at a time, of two languages or of English alone. :returns: its folder."""
+def tiny_whisper(
+    folder: str | Path, seconds: int = 2, seed: int = 0, english_only: bool = False, **options: Any
+) -> str:
+    """A Whisper that hears so many seconds at a time, of two languages or of English alone.
+
+    :param options: more of the config.
+    :returns: its folder.
+    """
     tokenizer = whisper_tokenizer(seconds)
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in (
         "startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "notimestamps", "endoftext"
     )}  # fmt: skip
     end, start = ids["endoftext"], ids["startoftranscript"]
-    config = transformers.WhisperConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80,
-        max_source_positions=50 * seconds, max_target_positions=64, init_std=0.7, pad_token_id=end,
-        bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )  # fmt: skip
+    small: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 1, "decoder_layers": 2,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "num_mel_bins": 80, "max_source_positions": 50 * seconds, "max_target_positions": 64, "init_std": 0.7,
+        "pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start,
+        "suppress_tokens": None, "begin_suppress_tokens": None,
+    }  # fmt: skip
+    config = transformers.WhisperConfig(**{**small, **options})
     torch.manual_seed(seed)
     model = transformers.WhisperForConditionalGeneration(config).eval()
     with torch.no_grad():  # so that it seldom writes a timestamp unasked
