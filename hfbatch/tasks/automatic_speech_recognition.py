@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -106,12 +105,6 @@ class SpeechRecognition(AudioTask):
         if self.generates:
             options["generate_kwargs"] = {**generation, "do_sample": False}
         return options
-
-    def over(self, model: Any) -> Any:
-        """The pipeline over a model, which has its files' settings of generation even without weights."""
-        if self.generates:
-            model.generation_config = copy.deepcopy(self.defaults)
-        return super().over(model)
 
     def check(self) -> list[str]:
         """Faults: params that the model has no use for, and values that it does not know."""

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.models.text import labels_of
+from tests.models.text import labels_of, wordpiece_tokenizer
 
 
 def tiny_wav2vec2(
@@ -149,4 +149,120 @@ def tiny_parakeet(folder: str | Path, seed: int = 0) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformers.ParakeetFeatureExtractor().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vits(folder: str | Path, speakers: int = 1, seed: int = 0) -> str:
+    """A VITS that speaks letters at 16 kHz. :returns: its folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = ["<pad>", "<unk>", " ", ".", *string.ascii_lowercase]
+    (folder / "vocab.json").write_text(json.dumps({letter: k for k, letter in enumerate(letters)}))
+    tokenizer = transformers.VitsTokenizer(str(folder / "vocab.json"), phonemize=False)
+    tokenizer.save_pretrained(folder)
+    config = transformers.VitsConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
+        flow_size=16, spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
+        depth_separable_num_layers=1, duration_predictor_filter_channels=16, duration_predictor_num_flows=1,
+        prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+        initializer_range=0.3, num_speakers=speakers, speaker_embedding_size=8 if speakers > 1 else 0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.VitsModel(config).eval().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_speecht5(folder: str | Path, seed: int = 0) -> tuple[str, str]:
+    """A SpeechT5 for voices of 8 numbers, and a vocoder at 16 kHz. :returns: their folders."""
+    folder = Path(folder)
+    tokenizer = letter_tokenizer()
+    config = transformers.SpeechT5Config(
+        vocab_size=len(tokenizer), hidden_size=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_layers=1, decoder_ffn_dim=16, decoder_attention_heads=2, num_mel_bins=8,
+        speech_decoder_prenet_units=16, speaker_embedding_dim=8, speech_decoder_postnet_layers=2,
+        speech_decoder_postnet_units=16, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.SpeechT5ForTextToSpeech(config).eval().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    sound = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8, upsample_initial_channel=16, upsample_rates=[4, 4], upsample_kernel_sizes=[8, 8],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], initializer_range=0.3,
+    )  # fmt: skip
+    transformers.SpeechT5HifiGan(sound).eval().save_pretrained(folder / "vocoder")
+    return str(folder / "model"), str(folder / "vocoder")
+
+
+def tiny_musicgen(folder: str | Path, seed: int = 0) -> str:
+    """A MusicGen of two codebooks at 16 kHz. :returns: its folder."""
+    tokenizer = letter_tokenizer()
+    config = transformers.MusicgenConfig(
+        text_encoder=transformers.T5Config(
+            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+        ).to_dict(),
+        audio_encoder=transformers.EncodecConfig(
+            target_bandwidths=[8.0], sampling_rate=16_000, hidden_size=8, num_filters=4, upsampling_ratios=[4, 4],
+            codebook_size=16, codebook_dim=8, num_lstm_layers=1, kernel_size=3, last_kernel_size=3,
+        ).to_dict(),
+        decoder=transformers.MusicgenDecoderConfig(
+            vocab_size=16, max_position_embeddings=64, num_hidden_layers=1, ffn_dim=16, num_attention_heads=2,
+            hidden_size=16, num_codebooks=2, pad_token_id=16, bos_token_id=16, initializer_factor=0.5,
+        ).to_dict(),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.MusicgenForConditionalGeneration(config).eval()
+    for layer in model.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_()
+    model.generation_config.update(
+        decoder_start_token_id=16,
+        pad_token_id=16,
+        bos_token_id=16,
+        do_sample=True,
+        guidance_scale=2.0,
+        max_length=24,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_clap(folder: str | Path, fusion: bool = False, seed: int = 0) -> str:
+    """A CLAP of 16 kHz that hears a second.
+
+    :param fusion: whether it takes longer recordings whole and in parts, not a part alone.
+    :returns: its folder.
+    """
+    tokenizer = wordpiece_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    config = transformers.ClapConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "projection_dim": 8, "pad_token_id": 0, "initializer_factor": 20.0,
+        },
+        audio_config={
+            "spec_size": 64, "num_mel_bins": 64, "patch_embeds_hidden_size": 8, "hidden_size": 16, "window_size": 4,
+            "depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2, "projection_dim": 8,
+            "enable_fusion": fusion, "initializer_factor": 20.0,
+        },
+        projection_dim=8, initializer_factor=20.0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.ClapModel(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.ClapFeatureExtractor(
+        feature_size=64, sampling_rate=16_000, hop_length=320, max_length_s=1, fft_window_size=512,
+        frequency_max=8_000, truncation="fusion" if fusion else "rand_trunc",
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def tiny_spectrogram_transformer(folder: str | Path, id2label: Mapping[int, str], seed: int = 0) -> str:
+    """An AST of 16 kHz that hears half a second. :returns: its folder."""
+    config = transformers.ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=48,
+        num_mel_bins=32, initializer_range=0.5, **labels_of(id2label),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.ASTForAudioClassification(config).eval().save_pretrained(folder)
+    transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=48).save_pretrained(folder)
     return str(folder)

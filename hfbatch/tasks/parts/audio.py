@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hfbatch.data.media import is_sound_like, to_sound
 from hfbatch.tasks.base import Batch, InputColumn
-from hfbatch.tasks.parts.pipeline import Inputs, PipelineTask, cost_of, join
+from hfbatch.tasks.parts.pipeline import Inputs, LabelTask, PipelineTask, cost_of, join
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +116,23 @@ class AudioTask(PipelineTask):
         steps = [step for row in batch["rows"] for step in row]
         costs = [cost_of(step) for step in steps]
         return max(costs) * len(costs) if all(map(self.is_padded, steps)) else sum(costs)
+
+
+class SoundLabelTask(LabelTask, AudioTask):
+    """Base of tasks that return labels of a recording, some of which hear no more than its beginning or a part."""
+
+    def is_cut(self, row: Any, steps: list[Any]) -> bool:
+        """Whether a recording is longer than what the model hears of it."""
+        return self.longest is not None and len(row) > self.longest
+
+    @cached_property
+    def longest(self) -> int | None:
+        """Samples that the feature extractor keeps; None for those that keep all."""
+        extractor = self.processors["feature_extractor"]
+        if self.config.model_type == "audio-spectrogram-transformer":  # frames of 25 ms, one every 10 ms
+            return self.rate // 40 + (extractor.max_length - 1) * (self.rate // 100)
+        known = (getattr(extractor, name, None) for name in ("n_samples", "nb_max_samples"))
+        return next((int(samples) for samples in known if samples), None)
 
 
 def width_of(step: Mapping[str, Any]) -> int:

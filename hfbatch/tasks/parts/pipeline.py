@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
+from hfbatch.tasks.parts.decoding import read_defaults
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit, text_column
 
@@ -117,6 +118,8 @@ class PipelineTask(Task):
             model = getattr(transformers, self.auto_class).from_config(
                 self.config, trust_remote_code=self.model.trust_remote_code
             )
+        if model.can_generate():
+            model.generation_config = read_defaults(self.model, self.config)
         return self.over(model)
 
     def over(self, model: Any) -> Any:
@@ -136,7 +139,7 @@ class PipelineTask(Task):
         """Faults: a model or params that the pipeline refuses."""
         try:
             _ = self.skeleton
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             return [f"model {self.model.name!r} cannot do {self.name} with these params: {error}"]
         return []
 
