@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Example
+from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS
 from hfbatch.tasks.parts.seq2seq import Seq2SeqParams, Seq2SeqTask
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Translation(Seq2SeqTask):
     Params: ClassVar[type[base.Params]] = TranslationParams
     name = "translation"
     summary = "A translation of a text, by an encoder-decoder model of two or many languages"
-    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
+    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string", **EXTRA_OUTPUTS}
     EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
 
     params: TranslationParams
