@@ -211,6 +211,8 @@ def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task
     try:
         task = build_task(spec, model)
         faults += task.check()
+        if spec.batch.continuous:
+            faults += task.continuous_faults()
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             cause = (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.spec import Section
+from hfbatch.spec import BatchSpec, Section
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +108,8 @@ class Task(ABC):
         self.seed = seed
         self.root = ""
         """Folder that paths in the rows are relative to."""
+        self.batch = BatchSpec()
+        """How rows are batched, for tasks that have a part in it."""
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -128,6 +130,10 @@ class Task(ABC):
     def check(self) -> list[str]:
         """What keeps this model and these params from doing the task; called once, before work starts."""
         return []
+
+    def continuous_faults(self) -> list[str]:
+        """What keeps the task from `batch.continuous`; called once, before work starts, where the spec has it."""
+        return [f"batch.continuous is for text-generation; leave it out for task {self.name}"]
 
     def column_faults(self, present: set[str]) -> list[str]:
         """What is wrong with the set of task inputs that the dataset has, beyond required ones that lack.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,7 @@ from hfbatch.tasks.parts.text import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
@@ -144,6 +145,12 @@ class TextGeneration(GeneratingTask):
             )
         return faults
 
+    def continuous_faults(self) -> list[str]:
+        """Options and models that continuous batching cannot do."""
+        from hfbatch.tasks.parts.continuous import continuous_faults
+
+        return continuous_faults(self.config, self.decoding, self.params.begin_with)
+
     def _model_faults(self) -> list[str]:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -237,6 +244,20 @@ class TextGeneration(GeneratingTask):
         if "seed" in features.column_names:
             batch["seed"] = features["seed"].to_numpy()[rows]
         return batch
+
+    def padded_size(self, batch: Batch) -> int:
+        """Tokens of the padded prompts, or of the prompts alone where nothing is padded."""
+        return int(batch["attention_mask"].sum()) if self.batch.continuous else super().padded_size(batch)
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Generates until each row has met its end or the most tokens, see `decoding.Decoder`."""
+        if not self.batch.continuous:
+            return super().forward(model, batch)
+        from hfbatch.tasks.parts.continuous import ROWS, generate_continuously
+
+        rows = ROWS if self.batch.size == "auto" else self.batch.size
+        made = generate_continuously(model, batch, self.decoding, rows, self.batch.tokens)
+        return self.decoder.pack(model, batch, made, batch["input_ids"].shape[1])
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """`generated_text`, with what was asked before it unless return_full_text is false, and the extra columns."""
