@@ -47,6 +47,10 @@ class InputColumn:
     wants: str
     """The accepted types in words, for errors and help."""
     required: bool = True
+    by_name: bool = True
+    """Whether a dataset column of this name is read without being mapped to it."""
+    nullable: bool = False
+    """Whether a null is a value; elsewhere its row is rejected."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
 """What the transformers pipeline takes where neither the user nor the model says."""
+TOOLS_WANTED = "JSON or list<struct>, the functions of each chat; read where mapped"
 LEFT_OUT = (*NOT_FOLLOWED, *NOT_FOLLOWED_BEHIND_PROMPT)
 
 
@@ -83,7 +84,7 @@ class TextGeneration(GeneratingTask):
     inputs = (
         text_column("text", required=False),
         InputColumn("messages", is_chat, "list<struct<role: string, content: string>>", required=False),
-        InputColumn("tools", is_tools, "JSON or list<struct> of the functions of a chat", required=False),
+        InputColumn("tools", is_tools, TOOLS_WANTED, required=False, by_name=False, nullable=True),
     )
     exclusive = ("text", "messages")
     split_rows = 256
@@ -182,7 +183,7 @@ class TextGeneration(GeneratingTask):
             ]
         if "messages" in present:
             return chat_faults(self.tokenizer, self.model.name, "tools" in present)
-        return []
+        return ["column tools goes with messages; leave it out for prompts"] if "tools" in present else []
 
     def notes(self) -> list[str]:
         """What the user left open, and what of the model's generation_config is not followed."""

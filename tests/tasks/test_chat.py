@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
 from hfbatch.compute.predictor import Predictor
+from hfbatch.compute.prepare import preprocess
 from hfbatch.engines.torch import TorchEngine
+from hfbatch.plan import make_plan
+from hfbatch.spec import JobSpec
 from hfbatch.tasks.parts.chat import is_tools
 from hfbatch.tasks.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_llama
@@ -152,4 +156,24 @@ def test_options_of_chats_that_cannot_work_are_faults(llama: str, tmp_path: Path
     plain = make(TextGeneration, tiny_llama(tmp_path, chat_template=CHAT_TEMPLATE))
     assert "takes no tools" in plain.column_faults({"messages", "tools"})[0]
     assert make(TextGeneration, llama).column_faults({"messages", "tools"}) == []
-    assert plain.column_faults({"text", "tools"}) == []
+    assert plain.column_faults({"text", "tools"}) == [
+        "column tools goes with messages; leave it out for prompts"
+    ]
+
+
+def test_tools_are_read_where_mapped_and_a_null_is_none(llama: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    column = [json.dumps([FUNCTION]), None, "[]"]
+    pq.write_table(pa.table({"messages": ASKED[:3], "tools": column}), tmp_path / "in" / "a.parquet")
+    values = {"task": "text-generation", "model": llama, "output": str(tmp_path / "out")}
+    source = {"path": str(tmp_path / "in")}
+    plans = [
+        make_plan(JobSpec.build({**values, "input": {**source, "columns": columns}}))
+        for columns in ({}, {"tools": "tools"})
+    ]
+    assert [sorted(plan.inputs) for plan in plans] == [["messages"], ["messages", "tools"]]
+    columns = {"messages": pa.array(ASKED[:3]), "tools": pa.array(column)}
+    made = preprocess(plans[1].task, columns, pa.table({"file": ["a"] * 3, "row": range(3)}))
+    assert made.rejects == []
+    texts = [plans[1].task.tokenizer.decode(ids) for ids in made.features["input_ids"].to_pylist()]
+    assert ["river" in text and text.startswith("<|system|>{") for text in texts] == [True, False, False]

@@ -174,6 +174,17 @@ def test_every_text_begins_with_what_is_asked(pair: tuple[str, str, Alone]) -> N
             assert written(task_on(kind, folder, begin_with="the blue", **options), size) == expected
 
 
+def test_a_token_that_the_model_forces_comes_before_the_beginning(tmp_path: Path) -> None:
+    folder = tiny_t5(tmp_path)
+    path = tmp_path / "generation_config.json"
+    forced = {"forced_bos_token_id": 7, "output_scores": True, "pad_token_id": -1}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **forced}))
+    table = run(task_on("t5", folder, begin_with="the blue", log_probs=True), {"text": TEXTS})
+    begin = AutoTokenizer.from_pretrained(folder)("the blue", add_special_tokens=False).input_ids
+    assert task_on("t5", folder).check() == []
+    assert all(ids[: len(begin) + 1] == [7, *begin] for ids in table["token_ids"].to_pylist())
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_details_and_log_probs_are_those_of_the_model(
     pair: tuple[str, str, Alone], options: dict[str, Any]

@@ -68,7 +68,7 @@ def chat_faults(tokenizer: PreTrainedTokenizerBase, model: str, tools: bool) -> 
     if tools and "tools" not in str(tokenizer.chat_template):
         return [
             f"the chat template of model {model!r} takes no tools; choose a model that calls functions, "
-            "or rename the column"
+            "or leave input.columns.tools out"
         ]
     return []
 
@@ -149,13 +149,13 @@ def answered(params: ChatParams, chat: list[dict[str, Any]], text: str) -> list[
 
 
 def read_tools(column: pa.Array) -> list[list[Any] | None]:
-    """The functions of each row, from JSON or structs; None for an empty list or text.
+    """The functions of each row, from JSON or structs; None for an empty list or text and for a null.
 
     :raises ValueError: for text that is not a JSON list.
     """
     rows: list[list[Any] | None] = []
     for value in column.to_pylist():
-        functions = json.loads(value or "[]") if isinstance(value, str) else plain(value)
+        functions = json.loads(value or "[]") if isinstance(value, str) else plain(value or [])
         if not isinstance(functions, list):
             raise ValueError(f"tools is a JSON {type(functions).__name__}, not a list of functions")
         rows.append(functions or None)

@@ -53,8 +53,9 @@ class Decoder:
             inputs = {name: tensor.repeat_interleave(self.count, dim=0) for name, tensor in inputs.items()}
         config = self._config(limit)
         width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        processors = self._processors(seeds, width, inputs, model.config.is_encoder_decoder)
-        if not model.config.is_encoder_decoder:
+        padded = None if model.config.is_encoder_decoder else inputs.get("attention_mask")
+        processors = self._processors(seeds, width, padded)
+        if padded is not None:
             config.no_repeat_ngram_size = None
         # generate fills what is unset from the model's own config, which would bring back what is not followed.
         model.generation_config = config
@@ -83,15 +84,18 @@ class Decoder:
         return config
 
     def _processors(
-        self, seeds: torch.Tensor | None, width: int, inputs: dict[str, torch.Tensor], encoder: bool
+        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None
     ) -> LogitsProcessorList:
-        """What `generate` does not do by itself, or not for rows with padding, or not reproducibly."""
+        """What `generate` does not do by itself, or not for rows with padding, or not reproducibly.
+
+        :param mask: the attention mask where new tokens follow prompts with padding.
+        """
         from transformers import LogitsProcessorList
 
         found: list[Any] = []
         size = self.config.no_repeat_ngram_size
-        if size and not encoder:
-            found.append(NoRepeatBehindPadding(size, inputs["attention_mask"], self.config.num_beams or 1))
+        if size and mask is not None:
+            found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
         if self.begin:
             found.append(BeginWith(self.begin, width))
         if seeds is not None:

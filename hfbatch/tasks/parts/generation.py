@@ -116,7 +116,7 @@ def resolve(
     :param not_followed: settings of the model to leave out.
     """
     config = deepcopy(defaults)
-    for name in not_followed:
+    for name in (*not_followed, *config.extra_output_flags):
         setattr(config, name, None)
     for name in PASSED_ON:
         if getattr(params, name) is not None:

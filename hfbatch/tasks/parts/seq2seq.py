@@ -100,7 +100,7 @@ class Seq2SeqTask(GeneratingTask):
             config.max_length, config.max_new_tokens = None, LONGEST
         if self.params.min_new_tokens is not None:
             config.min_length = None
-        if config.pad_token_id is None:
+        if config.pad_token_id is None or config.pad_token_id < 0:
             config.pad_token_id = self.pad_id
         return config
 
