@@ -47,9 +47,8 @@ class Decoder:
         """
         inputs = dict(batch)
         seeds = inputs.pop("seed", None)
-        if (
-            seeds is not None
-        ):  # a batch row for each text, since generate takes no count where it does not draw
+        if seeds is not None:
+            # Each text is a row of its own: generate refuses a count where it does not draw itself.
             inputs = {name: tensor.repeat_interleave(self.count, dim=0) for name, tensor in inputs.items()}
         config = self._config(limit)
         width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
