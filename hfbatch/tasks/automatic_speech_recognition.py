@@ -12,7 +12,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.parts.audio import AudioTask, width_of
-from hfbatch.tasks.parts.decoding import read_defaults
+from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.pipeline import Inputs
 
 if TYPE_CHECKING:

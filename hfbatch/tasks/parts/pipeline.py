@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
-from hfbatch.tasks.parts.decoding import read_defaults
+from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit
 
