@@ -44,7 +44,15 @@ def texts_of(task: Task, columns: dict[str, Any], size: int = 8, **options: Any)
     return run(task, columns, size, **options)["generated_text"].to_pylist()
 
 
-@pytest.mark.parametrize("options", [SHORT, {"num_beams": 3, **SHORT}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SHORT,
+        {"num_beams": 3, "length_penalty": 0.5, **SHORT},
+        {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 4, **SHORT},
+    ],
+    ids=["greedy", "beams", "rules"],
+)
 @pytest.mark.parametrize("name", CAPTIONERS)
 def test_captions(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     folder = CAPTIONERS[name](tmp_path)

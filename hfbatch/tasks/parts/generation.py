@@ -47,7 +47,7 @@ NOT_FOLLOWED_BEHIND_PROMPT = (
 """Settings that would count the prompt's padding where the answer follows the prompt in one sequence."""
 
 
-class GenerationParams(base.Params):
+class DecodingParams(base.Params):
     """How text is written. A null takes the model's generation_config, then what `generate` does by default."""
 
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -76,12 +76,17 @@ class GenerationParams(base.Params):
     """End beam search at num_beams finished candidates (true), when better ones are unlikely, or impossible (never)."""
     length_penalty: float | None = None
     """Above 0 favours longer texts in beam search, below 0 shorter ones."""
-    num_return_sequences: int = Field(default=1, ge=1)
-    """Texts for each row, sampled or the best beams; above 1, output columns are lists of them."""
     repetition_penalty: float | None = Field(default=None, gt=0)
     """Above 1, makes tokens that the text already has less likely."""
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
     """Runs of this many tokens occur only once; 0 for no such rule."""
+
+
+class GenerationParams(DecodingParams):
+    """How text is written, and what is returned of it."""
+
+    num_return_sequences: int = Field(default=1, ge=1)
+    """Texts for each row, sampled or the best beams; above 1, output columns are lists of them."""
     bad_words: tuple[str, ...] = ()
     """Texts that are not written, in the tokens they have alone or behind a space."""
     stop: tuple[str, ...] | None = None
@@ -151,7 +156,7 @@ def generation_faults(params: GenerationParams, config: GenerationConfig) -> lis
     :param config: what `resolve` made of them.
     """
     sampling, beams = bool(config.do_sample), config.num_beams or 1
-    faults = _idle_faults(params, sampling, beams) + _count_faults(
+    faults = idle_faults(params, sampling, beams) + _count_faults(
         params.num_return_sequences, sampling, beams
     )
     if sampling and beams > 1:
@@ -173,7 +178,7 @@ def generation_faults(params: GenerationParams, config: GenerationConfig) -> lis
     return faults or _refused(config)
 
 
-def _idle_faults(params: GenerationParams, sampling: bool, beams: int) -> list[str]:
+def idle_faults(params: DecodingParams, sampling: bool, beams: int) -> list[str]:
     """Options that were asked for and would do nothing."""
     faults = []
     idle = [name for name in SAMPLING_ONLY if getattr(params, name) is not None]
