@@ -200,7 +200,7 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
 
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
     """Task input to dataset column, for those that are there."""
-    known = {column.name: column for column in task.inputs}
+    known = {column.name: column for column in task.columns()}
     has = ", ".join(source.schema.names)
     for name in spec.input.columns:
         if name not in known:

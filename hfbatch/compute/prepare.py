@@ -50,7 +50,7 @@ def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) ->
         if made.cut is not None:
             cut[rows_made] = made.cut
     features = (
-        pa.concat_tables(tables, promote_options="permissive")
+        pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         if tables
         else pa.table({POSITION: pa.array([], pa.int64())})
     )

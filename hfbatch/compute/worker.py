@@ -111,6 +111,7 @@ class Worker:
             self.task.concurrent,
             self.task.vocabulary,
             self.task.seed,
+            self.task.unused,
         )
 
     def propose(self, features: pa.Table) -> Settled:

@@ -37,6 +37,7 @@ class TorchEngine(Engine):
     :param concurrent: whether batches may run beside each other.
     :param vocabulary: how many tokens need an embedding, where that may be more than the model has.
     :param seed: of the embeddings of such tokens.
+    :param unused: names of layers whose weights may be missing.
     """
 
     name = "torch"
@@ -51,6 +52,7 @@ class TorchEngine(Engine):
         concurrent: bool = True,
         vocabulary: int | None = None,
         seed: int = 0,
+        unused: tuple[str, ...] = ("pooler",),
     ) -> None:
         import transformers
 
@@ -68,9 +70,9 @@ class TorchEngine(Engine):
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
         if missing:
-            # transformers only warns, and gives such layers random weights; a pooler is not used by any task.
+            # transformers only warns, and gives such layers random weights.
             raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
         if vocabulary is not None:
             grow_vocabulary(self.model, vocabulary, seed)

@@ -182,6 +182,15 @@ class Task(ABC):
         """What keeps this model and these params from doing the task; called once, before work starts."""
         return []
 
+    def columns(self) -> tuple[InputColumn, ...]:
+        """Those of `inputs` that the task reads with this model."""
+        return self.inputs
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of layers that the task has no use for, so that their weights may be missing."""
+        return ("pooler",)
+
     def column_faults(self, present: set[str]) -> list[str]:
         """What is wrong with the set of task inputs that the dataset has, beyond required ones that lack.
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
+from hfbatch.tasks.parts.labels import best_labels, label_names, named_lists, score_function
 from hfbatch.tasks.parts.text import flatten, require_tokens, run_text, text_column, tokenize
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TextClassification(EncoderTask):
     @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        return label_names(self.config)
 
     @cached_property
     def count(self) -> int:
@@ -58,13 +59,8 @@ class TextClassification(EncoderTask):
     @cached_property
     def function(self) -> str:
         """What turns logits into scores: softmax, sigmoid or none, by the rule of transformers' pipeline."""
-        if self.params.function_to_apply != "default":
-            return self.params.function_to_apply
-        if self.config.problem_type == "regression":
-            return "none"
-        if self.config.problem_type == "multi_label_classification" or self.config.num_labels == 1:
-            return "sigmoid"
-        return "softmax"
+        asked = self.params.function_to_apply
+        return score_function(self.config) if asked == "default" else asked
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""
@@ -79,31 +75,16 @@ class TextClassification(EncoderTask):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
-        import torch
-
         self.set_pad_id(model)
-        logits = run_text(model, batch).logits.float()
-        match self.function:
-            case "softmax":
-                scores = logits.softmax(-1)
-            case "sigmoid":
-                scores = logits.sigmoid()
-            case _:
-                scores = logits
-        # Stable, as Python's sort in the pipeline is: of equal scores, the lower class index comes first.
-        best, index = scores.sort(dim=-1, descending=True, stable=True)
-        kept = (slice(None), 0) if self.params.top_k == 1 else (slice(None), slice(self.count))
-        return {"label": index[kept].to(torch.int32).contiguous(), "score": best[kept].contiguous()}
+        best = best_labels(run_text(model, batch).logits, self.function, self.count)
+        return {name: found[:, 0] for name, found in best.items()} if self.params.top_k == 1 else best
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Names in place of class indices."""
-        names = pa.array(self.labels, pa.string())
-        label, score = flatten(outputs["label"]), flatten(outputs["score"])
         if self.params.top_k == 1:
-            return [names.take(label), score]
-        starts = pa.array(np.arange(len(label) + 1, dtype=np.int32) * self.count)
-        lists = [names.take(label.flatten()), score.flatten()]
-        return [pa.ListArray.from_arrays(starts, values) for values in lists]
+            names = pa.array(self.labels, pa.string())
+            return [names.take(flatten(outputs["label"])), flatten(outputs["score"])]
+        return named_lists(outputs, self.labels)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""

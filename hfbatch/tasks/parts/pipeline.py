@@ -86,7 +86,7 @@ class PipelineTask(Task):
             if wanted is False:
                 continue
             options: dict[str, Any] = {"trust_remote_code": self.model.trust_remote_code}
-            if name == "image_processor":
+            if name in ("image_processor", "processor"):
                 options["backend"] = "pil"  # the same pixels on every machine; torchvision is no dependency
             try:
                 if name == "tokenizer":
@@ -96,6 +96,7 @@ class PipelineTask(Task):
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
                     if getattr(found[name], "tokenizer", None) is not None:
                         change_tokenizer(found[name].tokenizer, self.tokenizer_changes)
+                        found[name].tokenizer.model_max_length = self.limit or NO_LIMIT
             except (OSError, ValueError):
                 if wanted:  # others are for some models of the task alone
                     raise

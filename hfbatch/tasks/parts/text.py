@@ -164,9 +164,9 @@ def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArr
 
 
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """A list column as one array."""
+    """A list column as one array, without a copy if it is one already."""
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
 
 

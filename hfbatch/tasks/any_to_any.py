@@ -1,0 +1,104 @@
+"""Task any-to-any: what a model writes for pictures and sound with a prompt or a chat. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hfbatch.data.media import is_sound_like, to_sound
+from hfbatch.tasks.base import Example, InputColumn
+from hfbatch.tasks.parts.audio import AUDIO
+from hfbatch.tasks.parts.chats import is_media
+from hfbatch.tasks.parts.text import text_column
+from hfbatch.tasks.parts.writing import IMAGES, MESSAGES, PromptedTask
+
+SOUNDS = InputColumn("audio", is_media(is_sound_like), f"{AUDIO.wants}, or a list of them", required=False)
+
+
+class AnyToAny(PromptedTask):
+    """Continues the prompt of `text` about `image` and `audio`, or answers the chat of `messages` with them in it.
+
+    A prompt marks the place of each picture and recording as the model wants it, such as `<|AUDIO|>`. A chat goes
+    through the processor's chat template; one that ends with the assistant is continued. Recordings longer than
+    the model hears are cut and counted.
+    """
+
+    name = "any-to-any"
+    summary = "What a model such as Qwen2-Audio writes for pictures and sound with a prompt or a chat"
+    auto_class = "AutoModelForMultimodalLM"
+    pipeline = "hfbatch.tasks.parts.multimodal.AnyPromptPipeline"
+    inputs = (IMAGES, SOUNDS, text_column("text", required=False), MESSAGES)
+    media: ClassVar[tuple[str, ...]] = ("image", "audio")
+    EXAMPLE = Example(
+        {"audio": ["call.wav"], "messages": [[{"role": "user", "content": "What is said?"}]]},
+        {"max_new_tokens": 32},
+    )
+
+    @cached_property
+    def model_class(self) -> type[Any] | None:
+        """The class that loads the model; None for one with code of its own."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+        return MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(self.config), None)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The kinds of media that the model takes."""
+        known = getattr(self.model_class, "input_modalities", self.media)
+        return tuple(kind for kind in self.media if kind in known)
+
+    def check(self) -> list[str]:
+        """Faults: a model of another task, or one that writes more than text, and params that contradict each other."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as NAMES
+
+        from hfbatch.tasks.parts.multimodal import architecture_faults
+
+        fits = set(NAMES.values()) - {"VisionEncoderDecoderModel"}
+        faults = architecture_faults(self, fits, "one such as Qwen2-Audio or LLaVA")
+        if faults:
+            return faults
+        more = sorted(set(getattr(self.model_class, "output_modalities", ())) - {"text"})
+        if more:
+            return [
+                f"model {self.model.name!r} makes {' and '.join(more)} too; use one that writes text alone, "
+                "such as the thinker of a Qwen-Omni"
+            ]
+        return super().check()
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """What the base finds, and media that the model does not take."""
+        strange = [kind for kind in self.media if kind in present and kind not in self.readable]
+        if strange:
+            return [
+                f"model {self.model.name!r} takes {', '.join(('text', *self.readable))}, not {' and '.join(strange)}; "
+                "choose another model, or rename the column"
+            ]
+        return super().column_faults(present)
+
+    def open_sound(self, value: Any) -> np.ndarray:
+        """A recording, decoded: float32 [samples] at the model's rate."""
+        extractor = self.processors["processor"].feature_extractor
+        return to_sound(value, int(extractor.sampling_rate), self.root)
+
+    @property
+    def openers(self) -> dict[str, Any]:
+        """What decodes each kind of media that the model takes."""
+        known = {"image": self.open_image, "audio": self.open_sound}
+        return {kind: known[kind] for kind in self.readable}
+
+    def is_cut(self, row: Any, steps: list[Any]) -> bool:
+        """Whether a recording is longer than the model hears at a time."""
+        extractor = getattr(self.processors["processor"], "feature_extractor", None)
+        most = getattr(extractor, "n_samples", None)
+        return most is not None and any(len(sound) > most for sound in _sounds(row))
+
+
+def _sounds(row: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The recordings of a row, decoded."""
+    yield from row.get("audio", [])
+    for message in row.get("messages", []):
+        parts = message["content"] if isinstance(message["content"], list) else []
+        yield from (part["audio"] for part in parts if part["type"] == "audio")

@@ -1,0 +1,105 @@
+"""Texts about sound and pictures are those of the pipeline for one row, whatever the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Qwen2_5OmniConfig, pipeline
+
+from hfbatch.tasks import task_class
+from hfbatch.tasks.base import Task
+from tests.models.multimodal import tiny_llava, tiny_qwen2_audio
+from tests.models.text import tiny_bert
+from tests.tasks.drive import features_of, make, run
+from tests.tasks.test_audio_tasks import SOUNDS, file_of, tone
+from tests.tasks.test_writing_about_pictures import FILES, SHORT, TEXTS, shown, typed
+
+KIND: type[Task] = task_class("any-to-any")
+HEARD = [*SOUNDS, tone(2.5, 300)]
+"""The last one is longer than the model hears."""
+
+
+@pytest.fixture(scope="module")
+def hearer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_qwen2_audio(tmp_path_factory.mktemp("qwen2_audio"))
+
+
+def texts_of(task: Task, columns: dict[str, Any], size: int = 8) -> list[str]:
+    return run(task, columns, size)["generated_text"].to_pylist()
+
+
+def spoken(k: int, sound: Any) -> list[dict[str, Any]]:
+    """A chat of typed parts; every fourth one has two recordings."""
+    heard = {"type": "audio", "audio": sound}
+    parts = [heard, {"type": "text", "text": TEXTS[k]}, *([heard] if k % 4 == 0 else [])]
+    return [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": parts},
+    ]
+
+
+def test_chats_with_sound_in_them(hearer: str) -> None:
+    task = make(KIND, hearer, **SHORT)
+    assert task.check() == []
+    assert task.column_faults({"messages", "audio"}) == []
+    oracle = pipeline("any-to-any", hearer, device="cpu", **SHORT)
+    expected = [
+        oracle(text=spoken(k, sound), return_full_text=False)[0]["generated_text"]
+        for k, sound in enumerate(HEARD)
+    ]
+    assert len(set(expected)) > 10
+    files = [file_of(sound) for sound in HEARD]
+    columns = {"messages": [spoken(k, file) for k, file in enumerate(files)]}
+    assert [texts_of(task, columns, size) for size in (1, 8)] == [expected] * 2
+    assert features_of(task, columns).truncated == 1
+    beside = [[file] * (1 + (k % 4 == 0)) for k, file in enumerate(files)]
+    bare = [spoken(k, None) for k in range(len(files))]
+    assert [texts_of(task, {"messages": bare, "audio": beside}, size) for size in (1, 8)] == [expected] * 2
+
+
+def test_prompts_about_sound(hearer: str) -> None:
+    task = make(KIND, hearer, **SHORT)
+    texts = [f"<audio>{text}" for text in TEXTS]
+    oracle = pipeline("any-to-any", hearer, device="cpu", **SHORT)
+    expected = [
+        oracle(text=text, audio=sound, images=None, return_full_text=False)[0]["generated_text"]
+        for text, sound in zip(texts, HEARD, strict=True)
+    ]
+    columns = {"audio": [file_of(sound) for sound in HEARD], "text": texts}
+    assert [texts_of(task, columns, size) for size in (1, 8)] == [expected] * 2
+    assert features_of(task, columns).truncated == 1
+
+
+def test_chats_with_pictures_in_them(tmp_path: Path) -> None:
+    folder = tiny_llava(tmp_path)
+    task = make(KIND, folder, **SHORT)
+    assert task.check() == []
+    oracle = pipeline("image-text-to-text", folder, device="cpu", **SHORT)  # any-to-any asks for torchvision
+    expected = [
+        oracle(text=typed(k, shown(file)), return_full_text=False)[0]["generated_text"]
+        for k, file in enumerate(FILES)
+    ]
+    chats = [typed(k, file) for k, file in enumerate(FILES)]
+    assert [texts_of(task, {"messages": chats}, size) for size in (1, 8)] == [expected] * 2
+
+
+def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) -> None:
+    task = make(KIND, hearer)
+    assert "not image" in task.column_faults({"messages", "image"})[0]
+    with pytest.raises(ValueError, match="'image'"):
+        features_of(task, {"messages": [typed(0, FILES[0])]})
+    bert = make(KIND, tiny_bert(tmp_path / "bert"))
+    assert "BertForSequenceClassification" in bert.check()[0]
+    assert "no chat template" in bert.column_faults({"messages"})[0]
+    omni = Qwen2_5OmniConfig(architectures=["Qwen2_5OmniForConditionalGeneration"])
+    omni.save_pretrained(tmp_path / "omni")
+    assert "makes audio too" in make(KIND, str(tmp_path / "omni")).check()[0]
+
+
+def test_the_example_runs(tmp_path: Path, hearer: str) -> None:
+    task = make(KIND, hearer, **KIND.EXAMPLE.params)
+    (tmp_path / KIND.EXAMPLE.rows["audio"][0]).write_bytes(file_of(SOUNDS[0]))
+    task.root = str(tmp_path)
+    assert texts_of(task, KIND.EXAMPLE.rows)[0]
