@@ -211,7 +211,7 @@ def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -
     chosen = set(task.exclusive) & set(spec.input.columns)
     for name, column in known.items():
         dataset = spec.input.columns.get(name, name)
-        if name in task.exclusive and name not in spec.input.columns and chosen:
+        if name not in spec.input.columns and (not column.by_name or (name in task.exclusive and chosen)):
             continue
         if dataset not in source.schema.names:
             if column.required or name in spec.input.columns:

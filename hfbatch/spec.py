@@ -105,6 +105,8 @@ class BatchSpec(Section):
     """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a batch with its padding; when set, it cuts batches along with size."""
+    continuous: bool = False
+    """Text generation: a finished row makes room for the next; size is then rows at once, tokens those of a step."""
 
 
 class WorkersSpec(Section):

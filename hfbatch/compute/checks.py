@@ -45,6 +45,8 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
     with model_faults(spec.model.name):
         task = build_task(spec, model)
         faults += misfits(task) or task.check()
+        if spec.batch.continuous:
+            faults += task.continuous_faults()
         if task.vocabulary is not None:
             notes.append(
                 f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "

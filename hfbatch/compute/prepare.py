@@ -34,7 +34,9 @@ def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) ->
     :param columns: task input to array, as read.
     :param places: `file` and `row` of each row.
     """
-    rows, rejects = _without_nulls(columns, len(places))
+    nullable = {column.name for column in task.inputs if column.nullable}
+    needed = {name: array for name, array in columns.items() if name not in nullable}
+    rows, rejects = _without_nulls(needed, len(places))
 
     def run(rows: np.ndarray) -> Features:
         index = pa.array(rows)

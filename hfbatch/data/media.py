@@ -106,11 +106,15 @@ def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
         try:
             samples, own_rate = soundfile.read(BytesIO(data), dtype="float32")
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"not a sound that can be read ({len(data):,} bytes): {error}") from error
+            raise ValueError(
+                f"not a sound that can be read ({len(data):,} bytes): {error.error_string}"
+            ) from error
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     if not len(samples):
         raise ValueError("there are no samples in it")
+    if not np.isfinite(samples).all():
+        raise ValueError("some samples are not finite numbers")
     return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)
 
 
@@ -141,3 +145,16 @@ def to_video(value: Any, frames: Sequence[int], root: str = "") -> np.ndarray:
     if count <= frames[-1]:
         raise ValueError(f"the video has {count:,} of the first {frames[-1] + 1:,} frames, which are needed")
     return np.stack(taken)
+
+
+def to_wav(samples: np.ndarray, rate: int) -> bytes:
+    """Sound as a WAV file of 16 bits; what is louder than 1 is clipped.
+
+    :param samples: floats from -1 to 1, [samples] or [channels, samples].
+    :param rate: samples a second.
+    """
+    import soundfile
+
+    target = BytesIO()
+    soundfile.write(target, samples.T, rate, format="WAV", subtype="PCM_16")
+    return target.getvalue()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.spec import Section, TokenizerSpec
+from hfbatch.spec import BatchSpec, Section, TokenizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,10 @@ class InputColumn:
     wants: str
     """The accepted types in words, for errors and help."""
     required: bool = True
+    by_name: bool = True
+    """Whether a dataset column of this name is read without being mapped to it."""
+    nullable: bool = False
+    """Whether a null is a value; elsewhere its row is rejected."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Task(ABC):
         self.seed = seed
         self.root = ""
         """Folder that paths in the rows are relative to."""
+        self.batch = BatchSpec()
+        """How rows are batched, for tasks that have a part in it."""
         self.tokenizer_changes = TokenizerSpec()
         self.added_tokens = 0
         """How many tokens these changes added; known once the tokenizer is loaded."""
@@ -181,6 +187,10 @@ class Task(ABC):
     def check(self) -> list[str]:
         """What keeps this model and these params from doing the task; called once, before work starts."""
         return []
+
+    def continuous_faults(self) -> list[str]:
+        """What keeps the task from `batch.continuous`; called once, before work starts, where the spec has it."""
+        return [f"batch.continuous is for text-generation; leave it out for task {self.name}"]
 
     def columns(self) -> tuple[InputColumn, ...]:
         """Those of `inputs` that the task reads with this model."""

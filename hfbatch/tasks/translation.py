@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Example
+from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS
 from hfbatch.tasks.parts.seq2seq import Seq2SeqParams, Seq2SeqTask
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Translation(Seq2SeqTask):
     aliases = ("translation_xx_to_yy",)
     general = False
     summary = "A translation of a text, by an encoder-decoder model of two or many languages"
-    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
+    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string", **EXTRA_OUTPUTS}
     EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
 
     params: TranslationParams

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
+from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import flatten, length_limit
 
@@ -117,6 +118,8 @@ class PipelineTask(Task):
             model = getattr(transformers, self.auto_class).from_config(
                 self.config, trust_remote_code=self.model.trust_remote_code
             )
+        if model.can_generate():
+            model.generation_config = read_defaults(self.model, self.config)
         return self.over(model)
 
     def over(self, model: Any) -> Any:
@@ -181,7 +184,7 @@ class PipelineTask(Task):
         alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for place, steps in enumerate(rows):
             for k, step in enumerate(steps):
-                alike[shape_of(step) if self.batched else (place, k)].append((place, k))
+                alike[self.kin_of(step) if self.batched else (place, k)].append((place, k))
         for places in alike.values():
             for start in range(0, len(places), len(rows)):
                 chosen = places[start : start + len(rows)]
@@ -190,13 +193,21 @@ class PipelineTask(Task):
                     results[place][k] = self._kept(output)
         return {"outputs": [dump(row) for row in results]}
 
+    def kin_of(self, step: Mapping[str, Any]) -> Any:
+        """What steps must have in common to run as one batch."""
+        return shape_of(step)
+
+    def together(self, rows: list[Inputs]) -> Inputs:
+        """Steps that are kin as one batch."""
+        return join(rows)
+
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
 
     def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Model outputs of each step, from one call where the outputs can be told apart."""
         if len(rows) > 1:
-            together = pipe.forward(join(rows), **pipe._forward_params)
+            together = pipe.forward(self.together(rows), **pipe._forward_params)
             if splits(together, len(rows)):
                 return [pick(together, place, row) for place, row in enumerate(rows)]
         return [pipe.forward(UserDict(row), **pipe._forward_params) for row in rows]
@@ -234,9 +245,11 @@ class LabelTask(PipelineTask):
 
 
 def cost_of(step: Mapping[str, Any]) -> int:
-    """Elements of a step's main input: its token ids, else its first tensor."""
+    """Elements of a step's main input that count: those that its mask shows, else token ids, else its first tensor."""
     import torch
 
+    if isinstance(mask := step.get("attention_mask"), torch.Tensor):
+        return int(mask.sum())
     tensors = [value for value in step.values() if isinstance(value, torch.Tensor)]
     main = step.get("input_ids", tensors[0] if tensors else None)
     return int(main.numel()) if isinstance(main, torch.Tensor) else 1

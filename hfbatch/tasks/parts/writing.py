@@ -15,7 +15,7 @@ from hfbatch.data.media import to_image
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.chats import filled, is_images, is_typed_chat, opened
-from hfbatch.tasks.parts.decoding import SAMPLING_ONLY, read_defaults
+from hfbatch.tasks.parts.generation import SAMPLING_ONLY, read_defaults
 from hfbatch.tasks.parts.pipeline import PipelineTask
 from hfbatch.tasks.parts.text import text_column
 
