@@ -65,6 +65,7 @@ class Predictor:
     ) -> None:
         self.task, self.engine = task, engine
         self.size, self.tokens = size, tokens
+        self.multiple = engine.pad_multiple if task.pads else 1
         self._on_batch = on_batch or (lambda stats: None)
 
     def predict(self, features: pa.Table) -> Prediction:
@@ -83,13 +84,13 @@ class Predictor:
                 done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
                 self._count(rows, batch, windows, begun, result)
 
-        bounds = cut(windows.lengths[order], self.size, self.tokens, self.engine.pad_multiple)
+        bounds = cut(windows.lengths[order], self.size, self.tokens, self.multiple, not self.task.pads)
         self.engine.expect(max(len(bounds), 1))
         for start, stop in bounds:
             rows = order[start:stop]
             begun = time.perf_counter()
             with self._failures_to(again, rows):
-                batch = self.task.collate(windows.table, rows, self.engine.pad_multiple)
+                batch = self.task.collate(windows.table, rows, self.multiple)
                 pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
             while len(pending) >= self.engine.depth:
                 finish()
@@ -127,7 +128,7 @@ class Predictor:
         def run(rows: np.ndarray) -> pa.Table:
             """Outputs of rows as one batch."""
             begun = time.perf_counter()
-            batch = self.task.collate(windows.table, rows, self.engine.pad_multiple)
+            batch = self.task.collate(windows.table, rows, self.multiple)
             try:
                 outputs = self.engine.collect(self.engine.submit(batch, self.task.forward))
             except Exception as error:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from hfbatch.data.models import Model
 
+SEE_PADDING = frozenset(
+    ("canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "perceiver", "yoso")
+)
+"""Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens."""
 Batch = dict[str, Any]
 """NumPy arrays, which go to the device; anything else stays on the host."""
 
@@ -174,6 +178,11 @@ class Task(ABC):
             return None
         size = len(self.tokenizer)
         return size if self.added_tokens else None
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows of different lengths may share a batch."""
+        return self.config.model_type not in SEE_PADDING
 
     def check(self) -> list[str]:
         """What keeps this model and these params from doing the task; called once, before work starts."""

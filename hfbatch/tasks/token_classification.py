@@ -22,6 +22,7 @@ from hfbatch.tasks.parts.entities import (
     without_overlaps,
     words_of,
 )
+from hfbatch.tasks.parts.labels import label_names
 from hfbatch.tasks.parts.text import (
     flatten,
     is_words,
@@ -89,7 +90,7 @@ class TokenClassification(EncoderTask):
     @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        return label_names(self.config)
 
     def check(self) -> list[str]:
         """Faults of the stride, and of a tokenizer that cannot tell words, beside those of every encoder."""

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
+from hfbatch.tasks.parts.labels import best_scores
 from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, lists_of, run_text, text_column
 from hfbatch.tasks.parts.windows import TOKENS, any_of, nest, pair_up
 
@@ -144,5 +145,4 @@ class ZeroShotClassification(EncoderTask):
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""
-        scores = flatten(columns[1])
-        return scores.values.to_numpy()[scores.offsets.to_numpy()[:-1]]
+        return best_scores(columns)

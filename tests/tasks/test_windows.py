@@ -88,6 +88,26 @@ def test_a_window_that_fails_rejects_its_row_and_no_other(tmp_path: Path, size: 
         assert found.batches < len(windows.table) / 4  # windows of many rows in each
 
 
+@pytest.mark.parametrize("kind", ["ConvBert", "FNet"])
+def test_models_that_see_padding_get_none(tmp_path: Path, kind: str) -> None:
+    tokenizer = wordpiece_tokenizer(64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "embedding_size": 32}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, num_attention_heads=4, vocab_size=len(tokenizer), initializer_range=0.4, **labels_of(TAGS)
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForTokenClassification")(config)
+    task = make(task_class("token-classification"), save(tmp_path, model, tokenizer))
+    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    engine.pad_multiple = 8  # as on a GPU
+    found = Predictor(task, engine, 8).predict(features_of(task, {"text": TEXTS}).table)
+    assert found.batches < len(TEXTS)
+    oracle = pipeline("token-classification", task.model.folder, device="cpu")
+    oracle.tokenizer.model_max_length = 64
+    (entities,) = task.postprocess(found.outputs, {"text": pa.array(TEXTS)})
+    assert_alike(pa.table([entities], names=["entities"]), [(oracle(text),) for text in TEXTS])
+
+
 def test_batches_of_windows_are_chosen_and_ordered_freely(tmp_path: Path) -> None:
     task, features = long_contexts(tmp_path)
     task.token = -1
