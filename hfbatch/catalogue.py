@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Column, Table
@@ -24,7 +25,9 @@ def describe_task(name: str) -> dict[str, Any]:
         key: {
             "type": _type(field.annotation),
             "required": field.is_required(),
-            "default": None if field.is_required() else field.get_default(call_default_factory=True),
+            "default": None
+            if field.is_required()
+            else to_jsonable_python(field.get_default(call_default_factory=True)),
             "help": field.description,
         }
         for key, field in cls.Params.model_fields.items()

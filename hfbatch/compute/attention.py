@@ -69,7 +69,7 @@ def _load(task: Task) -> Any:
 
 def _reader(model: Model) -> Task:
     """The task that reads texts with whatever is below the model's head."""
-    cls = task_class("embedding")
+    cls = task_class("feature-extraction")
     task = cls(model, cls.Params())
     faults = misfits(task)
     if faults:

@@ -141,7 +141,7 @@ def test_a_processor_has_its_tokenizer_changed_too(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     image_processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
     transformers.CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    cls = type("ByProcessor", (task_class("zero-shot-image-classification"),), {"pipeline": READER})
+    cls = type("ByProcessor", (task_class("zero-shot-object-detection"),), {"pipeline": READER})
     task = cls(Model("m", folder, "0"), cls.Params.model_construct())
     task.tokenizer_changes = TokenizerSpec(add_tokens=("nightly",), padding_side="left")
     changed = task.processors["processor"].tokenizer
