@@ -13,10 +13,10 @@ from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
+from hfbatch.tasks.parts.image_encoder import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
 from hfbatch.tasks.parts.pixels import PLACES, names_in, run_by_shape, size_of, sizes_of
 from hfbatch.tasks.parts.pooling import apply_dense, load_dense, pool
 from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
-from hfbatch.tasks.parts.sight import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
 from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,

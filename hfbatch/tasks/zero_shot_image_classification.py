@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Params
 from hfbatch.tasks.image_classification import ImageClassification
-from hfbatch.tasks.parts.sight import FULL_WIDTH, encode_pictures, encode_texts
+from hfbatch.tasks.parts.image_encoder import FULL_WIDTH, encode_pictures, encode_texts
 from hfbatch.tasks.parts.text import length_limit
 
 if TYPE_CHECKING:

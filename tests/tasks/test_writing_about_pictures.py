@@ -17,7 +17,7 @@ from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.chats import filled, is_typed_chat
+from hfbatch.tasks.parts.media_prompts import filled, is_typed_chat
 from hfbatch.tasks.parts.sampling import row_seeds
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
 from tests.models.text import tiny_bert

@@ -13,8 +13,8 @@ import pyarrow as pa
 from hfbatch.data.media import to_image
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn
-from hfbatch.tasks.parts.chats import filled, is_images, is_typed_chat, opened
 from hfbatch.tasks.parts.generation import DecodingParams, idle_faults, read_defaults
+from hfbatch.tasks.parts.media_prompts import filled, is_images, is_typed_chat, opened
 from hfbatch.tasks.parts.pipeline import PipelineTask
 from hfbatch.tasks.parts.text import text_column
 
