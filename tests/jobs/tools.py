@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def read_rejects(out: Path | str) -> list[dict[str, Any]]:
     files = sorted(Path(out, "_hfbatch", "rejects").glob("*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return sorted(rows, key=lambda row: row["id"])
+
+
+def predict(task: str, folder: Path, columns: Mapping[str, Iterable[Any]], address: str) -> pa.Table:
+    """What `hfbatch predict` makes of rows with the model in `folder/model`, ordered as they are."""
+    table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
+    (folder / "in").mkdir()
+    pq.write_table(table.append_column("id", pa.array(range(len(table)))), folder / "in" / "rows.parquet")
+    out = folder / "out"
+    flags = ["--model", str(folder / "model"), "--keep", "id", "--address", address]
+    command = [*HFBATCH, "predict", task, str(folder / "in"), str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return read_output(out)
 
 
 def part_names(out: Path | str) -> list[str]:

@@ -12,8 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hfbatch.tasks import task_class
-from tests.tasks.drive import make, run
+from tests.jobs.tools import predict
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 HELD_OUT, EPOCHS, BATCH = 397, 16, 64
@@ -57,13 +56,12 @@ def png(image: Image.Image) -> bytes:
 
 
 @pytest.mark.timeout(200)
-def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path) -> None:
+def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path, ray_cluster: str) -> None:
     images, answers = scans()
-    train(tmp_path, images[HELD_OUT:], answers[HELD_OUT:])
-    task = make(task_class("image-classification"), str(tmp_path), top_k=2)
-    found = run(task, {"image": [png(image) for image in images[:HELD_OUT]]}, 32)
+    train(tmp_path / "model", images[HELD_OUT:], answers[HELD_OUT:])
+    found = predict("image-classification", tmp_path, {"image": map(png, images[:HELD_OUT])}, ray_cluster)
     best = [labels[0] for labels in found["label"].to_pylist()]
     right = np.array([NAMES.index(name) for name in best]) == answers[:HELD_OUT]
     assert right.mean() >= 0.9
-    scores = np.array(found["score"].to_pylist())
+    scores = np.array([row[:2] for row in found["score"].to_pylist()])
     assert scores[right, 0].mean() > scores[~right, 0].mean()
