@@ -59,7 +59,13 @@ def png(image: Image.Image) -> bytes:
 def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path, ray_cluster: str) -> None:
     images, answers = scans()
     train(tmp_path / "model", images[HELD_OUT:], answers[HELD_OUT:])
-    found = predict("image-classification", tmp_path, {"image": map(png, images[:HELD_OUT])}, ray_cluster)
+    found = predict(
+        "image-classification",
+        tmp_path / "model",
+        tmp_path,
+        {"image": map(png, images[:HELD_OUT])},
+        ray_cluster,
+    )
     best = [labels[0] for labels in found["label"].to_pylist()]
     right = np.array([NAMES.index(name) for name in best]) == answers[:HELD_OUT]
     assert right.mean() >= 0.9

@@ -58,14 +58,21 @@ def read_rejects(out: Path | str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["id"])
 
 
-def predict(task: str, folder: Path, columns: Mapping[str, Iterable[Any]], address: str) -> pa.Table:
-    """What `hfbatch predict` makes of rows with the model in `folder/model`, ordered as they are."""
+def predict(
+    task: str,
+    model: Path | str,
+    folder: Path,
+    columns: Mapping[str, Iterable[Any]],
+    address: str,
+    *flags: str,
+) -> pa.Table:
+    """What `hfbatch predict` makes of rows, in their order. :param folder: where input and output go."""
     table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
     (folder / "in").mkdir()
     pq.write_table(table.append_column("id", pa.array(range(len(table)))), folder / "in" / "rows.parquet")
     out = folder / "out"
-    flags = ["--model", str(folder / "model"), "--keep", "id", "--address", address]
-    command = [*HFBATCH, "predict", task, str(folder / "in"), str(out), *flags]
+    places = [str(folder / "in"), str(out), "--model", str(model)]
+    command = [*HFBATCH, "predict", task, *places, "--keep", "id", "--address", address, *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return read_output(out)

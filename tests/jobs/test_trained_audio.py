@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,8 @@ import pytest
 import torch
 import transformers
 
-from hfbatch.tasks import task_class
+from tests.jobs.tools import predict
 from tests.models.audio import tiny_wav2vec2
-from tests.tasks.drive import make, run
 from tests.tasks.sounds import RATE, file_of
 
 KINDS = {0: "low tone", 1: "high tone", 2: "rising tone", 3: "noise"}
@@ -111,22 +111,28 @@ def recogniser(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def test_held_out_recordings_of_other_lengths_are_told_apart(classifier: str) -> None:
+def test_held_out_recordings_of_other_lengths_are_told_apart(
+    classifier: str, tmp_path: Path, ray_cluster: str
+) -> None:
     random = np.random.default_rng(1)
     kinds = random.integers(0, len(KINDS), 80)
     sounds = [recording(int(kind), random.uniform(0.25, 0.6), random) for kind in kinds]
-    task = make(task_class("audio-classification"), classifier, top_k=1)
-    found = run(task, {"audio": [file_of(sound) for sound in sounds]}, 8)["label"].to_pylist()
-    right = [labels == [KINDS[int(kind)]] for labels, kind in zip(found, kinds, strict=True)]
+    columns = {"audio": map(file_of, sounds)}
+    found = predict("audio-classification", classifier, tmp_path, columns, ray_cluster)["label"].to_pylist()
+    right = [labels[0] == KINDS[int(kind)] for labels, kind in zip(found, kinds, strict=True)]
     assert np.mean(right) >= 0.9
 
 
-def test_held_out_words_are_read_and_each_letter_comes_when_it_is_heard(recogniser: str) -> None:
+def test_held_out_words_are_read_and_each_letter_comes_when_it_is_heard(
+    recogniser: str, tmp_path: Path, ray_cluster: str
+) -> None:
     random = np.random.default_rng(1)
     words = [some_word(random) for _ in range(60)]
     sounds, seconds = zip(*(spelled(word, random) for word in words), strict=True)
-    task = make(task_class("automatic-speech-recognition"), recogniser, return_timestamps="char")
-    found = run(task, {"audio": [file_of(sound) for sound in sounds]}, 8).to_pylist()
+    columns = {"audio": map(file_of, sounds)}
+    flags = ("--param", "return_timestamps=char")
+    table = predict("automatic-speech-recognition", recogniser, tmp_path, columns, ray_cluster, *flags)
+    found = table.to_pylist()
     right = [row["text"] == word for row, word in zip(found, words, strict=True)]
     assert np.mean(right) >= 0.9
     for row, times in zip(np.array(found)[right], np.array(seconds, object)[right], strict=True):
