@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hfbatch.terminal import answer, console, escaped, faults_shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +65,7 @@ def run(
 
     Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.spec import read_yaml
 
         job = _spec(read_yaml(spec), column, keep, param, set_, limit, save)
@@ -77,7 +74,7 @@ def run(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help="What to do; see `hfbatch tasks`.")],
+    task: Annotated[str, typer.Argument(help="What to do, see `hfbatch tasks`; or auto.")],
     input_: Annotated[str, typer.Argument(metavar="INPUT", help="Folder, file, glob or URL.")],
     output: Annotated[str, typer.Argument(help="Output folder or URL.")],
     model: Model,
@@ -97,7 +94,7 @@ def predict(
 
     Example: hfbatch predict text-classification reviews/ scores/ -m org/model --column text=body
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         values = {"task": task, "model": model, "input": input_, "output": output}
         job = _spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
@@ -124,7 +121,7 @@ def embed(
 
     Example: hfbatch embed docs/ vectors/ -m sentence-transformers/all-MiniLM-L6-v2 --column text=body
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
         job = _spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
@@ -150,7 +147,7 @@ def plan(
 
     Example: hfbatch plan jobs/embed.yaml --set input.path=reviews/
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.errors import SpecError
         from hfbatch.spec import read_yaml
 
@@ -172,11 +169,11 @@ def status(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
 
     Example: hfbatch status vectors/
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.status import read_status, render_status
 
         found = read_status(out)
-        _answer(found, as_json, lambda console: render_status(found, console))
+        answer(found, as_json, lambda console: render_status(found, console))
 
 
 @app.command()
@@ -191,18 +188,18 @@ def verify(
 
     Example: hfbatch verify vectors/ --input docs/
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.verify import verify_output
 
         faults = verify_output(out, input_)
 
         def show(console: Console) -> None:
             for fault in faults:
-                console.print(f"[red]✗[/] {_escaped(fault)}", highlight=False)
+                console.print(f"[red]✗[/] {escaped(fault)}", highlight=False)
             if not faults:
                 console.print("[green]✓[/] every row is there exactly once")
 
-        _answer({"ok": not faults, "faults": faults}, as_json, show)
+        answer({"ok": not faults, "faults": faults}, as_json, show)
         raise typer.Exit(1 if faults else 0)
 
 
@@ -212,7 +209,7 @@ def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
 
     Example: hfbatch report vectors/
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.report import summary_lines
         from hfbatch.status import read_report
 
@@ -222,26 +219,52 @@ def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
             console.print(summary_lines(found))
             console.print(f"{out.rstrip('/')}/_hfbatch/report.html", highlight=False)
 
-        _answer(found, as_json, show)
+        answer(found, as_json, show)
 
 
 @app.command()
 def tasks(
     name: Annotated[str | None, typer.Argument(help="One task, in full.")] = None, as_json: Json = False
 ) -> None:
-    """List the tasks, or show one: inputs, params with defaults, output, an example.
+    """List the tasks, or show one: other names, inputs, params with defaults, output, an example.
 
     Example: hfbatch tasks text-classification
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.catalogue import describe_task, list_tasks, render_task, render_tasks
 
         if name:
             task = describe_task(name)
-            _answer(task, as_json, lambda console: render_task(task, console))
+            answer(task, as_json, lambda console: render_task(task, console))
         else:
             found = list_tasks()
-            _answer(found, as_json, lambda console: render_tasks(found, console))
+            answer(found, as_json, lambda console: render_tasks(found, console))
+
+
+@app.command()
+def attention(
+    text: Annotated[str, typer.Argument(help="What the model reads.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The picture, .png or .svg.")] = Path("attention.png"),
+    layer: Annotated[int | None, typer.Option(help="This layer alone, from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="This head alone, from 0.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw which tokens of a text look at which, for each layer and head.
+
+    Example: hfbatch attention "The cat sat on the mat." -m org/model --layer 3 --head 0 --out cat.svg
+    """
+    with faults_shown(as_json):
+        from hfbatch.attention import check_ending, draw
+        from hfbatch.compute.attention import attention_of
+
+        check_ending(out)
+        found = attention_of(text, model)
+        draw(found, out, layer, head)
+        layers, heads, tokens, _ = found.weights.shape
+        values = {"out": str(out), "layers": layers, "heads": heads, "tokens": found.tokens}
+        line = f"{out}: {layers} layers × {heads} heads over {tokens} tokens"
+        answer(values, as_json, lambda console: console.print(escaped(line), highlight=False))
 
 
 @app.command()
@@ -250,11 +273,11 @@ def doctor(as_json: Json = False) -> None:
 
     Example: hfbatch doctor
     """
-    with _faults_shown(as_json):
+    with faults_shown(as_json):
         from hfbatch.doctor import examine, render, to_values
 
         checks = examine()
-        _answer(to_values(checks), as_json, lambda console: render(checks, console))
+        answer(to_values(checks), as_json, lambda console: render(checks, console))
         raise typer.Exit(1 if any(check.status == "missing" for check in checks) else 0)
 
 
@@ -266,10 +289,10 @@ def demo(
 
     Example: hfbatch demo
     """
-    with _faults_shown(False):
+    with faults_shown(False):
         from hfbatch.demo import run_demo
 
-        raise typer.Exit(run_demo(folder, _console()))
+        raise typer.Exit(run_demo(folder, console()))
 
 
 def _spec(
@@ -312,15 +335,15 @@ def _start(
     from hfbatch.report import summary_lines
 
     result = run_job(
-        job, address=address, overwrite=overwrite, quiet=quiet, console=_console(err=True), started=STARTED
+        job, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True), started=STARTED
     )
 
     def show(console: Console) -> None:
         console.print(summary_lines(result.report))
-        console.print(_escaped(result.message), highlight=False)
+        console.print(escaped(result.message), highlight=False)
         console.print(f"[dim]{result.output}/_hfbatch/report.html[/]", highlight=False)
 
-    _answer(result.report, as_json, show)
+    answer(result.report, as_json, show)
     raise typer.Exit(result.exit_code)
 
 
@@ -337,52 +360,4 @@ def _show_plan(job: JobSpec, overwrite: bool, address: str | None, trial: bool, 
 
         layout, outlook = foretell(made, address)
         shown |= {"layout": asdict(layout), "trial": outlook}
-    _answer(shown, as_json, lambda console: render_plan(shown, console))
-
-
-def _answer(values: Any, as_json: bool, show: Any) -> None:
-    """To stdout: JSON for machines, or what `show` prints for people."""
-    if as_json:
-        print(json.dumps(values, indent=2, default=str))  # noqa: T201 - plain, whatever the terminal
-    else:
-        show(_console())
-
-
-def _console(err: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=err)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-@contextmanager
-def _faults_shown(as_json: bool) -> Iterator[None]:
-    """Errors as messages and exit codes; SIGTERM ends a job as Ctrl-C does."""
-    from hfbatch.errors import HfbatchError, SpecError
-
-    def on_term(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, on_term)
-    try:
-        yield
-    except HfbatchError as error:
-        faults = error.faults if isinstance(error, SpecError) else [str(error)]
-        if as_json:
-            print(json.dumps({"faults": faults}, indent=2))  # noqa: T201
-        for fault in faults:
-            _console(err=True).print(f"[red]✗[/] {_escaped(fault)}", highlight=False)
-        raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
-    except OSError as error:
-        _console(err=True).print(f"[red]✗[/] {_escaped(str(error))}", highlight=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        _console(err=True).print(
-            "Interrupted; what is committed stays, and the same command goes on from there."
-        )
-        sys.exit(130)
+    answer(shown, as_json, lambda console: render_plan(shown, console))

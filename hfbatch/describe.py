@@ -80,7 +80,7 @@ def sample_lengths(plan: Plan) -> dict[str, float] | None:
         "rows": len(lengths),
         "mean": round(float(lengths.mean()), 1),
         **{name: int(value) for name, value in zip(names, quantiles, strict=True)},
-        "truncated": prepared.truncated,
+        "truncated": int(prepared.cut.sum()),
         "padding": round(1 - float(lengths.sum()) / max(padded, 1), 4),
     }
 

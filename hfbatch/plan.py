@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from hfbatch import __version__
-from hfbatch.compute.worker import Settled, WorkOrder, build_task
-from hfbatch.data.filesystem import absolute, one_line, redact
+from hfbatch.compute.checks import check_task, name_task
+from hfbatch.compute.worker import Settled, WorkOrder
+from hfbatch.data.filesystem import absolute, redact
 from hfbatch.data.ledger import Ledger, State, types_of
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
@@ -28,7 +28,7 @@ from hfbatch.data.rejects import reject_schema
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
-from hfbatch.spec import JobSpec, faults_of
+from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
@@ -127,14 +127,14 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     faults: list[str] = []
     spec = _with_absolute_paths(spec)
     model = task = source = None
-    with _gather(faults):
-        spec = spec.model_copy(update={"task": task_class(spec.task).name})
+    notes: list[str] = []
     with _gather(faults):
         source = open_source(spec.input)
     with _gather(faults):
         model = pin(spec.model)
     with _gather(faults):
-        task = _checked_task(spec, model, faults)
+        spec = name_task(spec, model, notes)
+        task = check_task(spec, model, faults, notes)
     ledger = Ledger(spec.output.path)
     inputs, keep = {}, []
     if source and task:
@@ -160,7 +160,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
     return Plan(
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, task.notes(),
+        identity, settled, overwrite, notes + task.notes(),
     )  # fmt: skip
 
 
@@ -198,33 +198,9 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     )
 
 
-def _checked_task(spec: JobSpec, model: Model | None, faults: list[str]) -> Task | None:
-    """The task, if the model can do it. Wrong params are faults, and the rest is checked with the defaults."""
-    cls = task_class(spec.task)
-    try:
-        cls.Params.model_validate(spec.params)
-    except ValidationError as error:
-        faults += faults_of(error, cls.Params, "params")
-        spec = spec.model_copy(update={"params": {}})
-    if model is None:
-        return None
-    try:
-        task = build_task(spec, model)
-        faults += task.check()
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            cause = (
-                "it comes with Python code of its own; read that code, then set model.trust_remote_code=true"
-            )
-        else:
-            cause = one_line(error)
-        raise SpecError(f"model {spec.model.name!r} cannot be used: {cause}") from error
-    return task
-
-
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
     """Task input to dataset column, for those that are there."""
-    known = {column.name: column for column in task.inputs}
+    known = {column.name: column for column in task.columns()}
     has = ", ".join(source.schema.names)
     for name in spec.input.columns:
         if name not in known:
@@ -235,7 +211,7 @@ def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -
     chosen = set(task.exclusive) & set(spec.input.columns)
     for name, column in known.items():
         dataset = spec.input.columns.get(name, name)
-        if name in task.exclusive and name not in spec.input.columns and chosen:
+        if name not in spec.input.columns and (not column.by_name or (name in task.exclusive and chosen)):
             continue
         if dataset not in source.schema.names:
             if column.required or name in spec.input.columns:
@@ -282,7 +258,10 @@ def _output_schema(
                 f"set output.prefix (such as 'pred_') or leave it out of output.keep"
             )
         fields.append(column.with_name(name))
-    return pa.schema(fields)
+    flag = spec.output.truncated_column
+    if flag in [field.name for field in fields]:
+        faults.append(f"output.truncated: there is a column {flag!r} already; give another name")
+    return pa.schema([*fields, *([pa.field(flag, pa.bool_())] if flag else [])])
 
 
 def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool) -> list[str]:
@@ -305,6 +284,8 @@ def _identity(
     spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
 ) -> dict[str, Any]:
     """What changes results. Workers, batch sizes and paths do not."""
+    tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
+    flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
@@ -312,8 +293,9 @@ def _identity(
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {"columns": inputs, "filter": spec.input.filter},
-        "output": {"keep": keep, "prefix": spec.output.prefix},
+        "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
         "seed": spec.seed,
+        **({"tokenizer": tokenizer} if tokenizer else {}),
     }
 
 

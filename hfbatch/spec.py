@@ -66,6 +66,34 @@ class OutputSpec(Section):
     """Input columns to copy beside the predictions; default: all of them."""
     prefix: str = ""
     """Put before the name of every output column of the task."""
+    truncated: bool | str = False
+    """Add a column of booleans, which rows were truncated; true names it `truncated`, a text is its name."""
+
+    @property
+    def truncated_column(self) -> str | None:
+        """Name of the column that says which rows were truncated; None where nobody asked for it."""
+        return "truncated" if self.truncated is True else self.truncated or None
+
+
+Side = Literal["left", "right"] | None
+SpecialToken = Literal[
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+]
+
+
+class TokenizerSpec(Section):
+    """Changes to the model's tokenizer. New tokens get new embeddings, which no training has touched."""
+
+    add_tokens: tuple[str, ...] = ()
+    """Words that become one token each, such as [covid, mRNA]."""
+    add_special_tokens: tuple[str, ...] = ()
+    """Tokens to add that are never split or put into lower case, such as ["<row>"]."""
+    special_tokens: dict[SpecialToken, str] = {}
+    """Which token has which part, such as {pad_token: "<pad>"}; added where the vocabulary lacks it."""
+    truncation_side: Side = None
+    """The end of a long row that is cut off; null leaves it to the task and the tokenizer's files."""
+    padding_side: Side = None
+    """Where a model that pads every row to a fixed length gets its padding; null: as for truncation."""
 
 
 class BatchSpec(Section):
@@ -77,6 +105,8 @@ class BatchSpec(Section):
     """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a batch with its padding; when set, it cuts batches along with size."""
+    continuous: bool = False
+    """Text generation: a finished row makes room for the next; size is then rows at once, tokens those of a step."""
 
 
 class WorkersSpec(Section):
@@ -101,13 +131,15 @@ class JobSpec(Section):
     """One batch job, whole."""
 
     task: str = Field(min_length=1)
-    """What to do with each row; `hfbatch tasks` lists the choices."""
+    """What to do with each row; `hfbatch tasks` lists the choices, auto goes by the model's files."""
     model: Annotated[ModelSpec, _shorthand("name")]
     """The model; a plain string is its name."""
     input: Annotated[InputSpec, _shorthand("path")]
     """The rows; a plain string is the path."""
     output: Annotated[OutputSpec, _shorthand("path")]
     """The predictions; a plain string is the path."""
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    """Changes to the model's tokenizer."""
     batch: BatchSpec = BatchSpec()
     """How rows are batched."""
     workers: WorkersSpec = WorkersSpec()

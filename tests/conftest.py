@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads cost tiny models more than they bring
 
 S3_ENV = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -14,11 +14,11 @@ import hfbatch
 
 ROOT = Path(hfbatch.__file__).parent
 LAYERS = [
-    {"cli", "__main__"},
+    {"cli", "__main__", "terminal"},
     {"demo", "doctor"},
     {"job"},
     {"cluster", "train"},
-    {"verify", "plan", "report", "charts", "progress", "status", "describe", "catalogue"},
+    {"verify", "plan", "report", "charts", "attention", "progress", "status", "describe", "catalogue"},
     {"compute"},
     {"tasks", "engines"},
     {"data"},
@@ -33,7 +33,7 @@ HOMES = {
     "torch": {"compute", "engines", "tasks", "train"},
     "transformers": {"compute", "engines", "tasks", "train"},
     "sentence_transformers": set(),
-    "typer": {"cli", "__main__"},
+    "typer": {"cli", "__main__", "terminal"},
 }
 """The only units that may import a library."""
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "pandas")

@@ -64,6 +64,7 @@ def _dataset(plan: Plan, layout: Layout, tracker: Any) -> Dataset:
         keep=tuple(plan.keep),
         out=plan.spec.output.path,
         schema=plan.schema,
+        truncated=plan.spec.output.truncated_column,
         rejects_schema=plan.rejects_schema,
         stamp={"fingerprint": plan.fingerprint, "commit": plan.model.commit},
         tracker=tracker,

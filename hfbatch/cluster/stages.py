@@ -45,6 +45,8 @@ ROW_SCHEMA = pa.schema(
     }
 )
 """What travels between stages: texts, and tables as Arrow IPC streams; after forward, `features` holds its outputs."""
+CUT = "cut"
+"""The column of `places` that says which rows were cut to the length limit, bool."""
 TEXTS = ("split", "manifest", "rejects")
 SECONDS_BETWEEN_SIGNS = 0.5
 
@@ -61,7 +63,9 @@ class StageJob:
     keep: tuple[str, ...]
     out: str
     schema: pa.Schema
-    """Schema of the parts: the kept columns, then the task's."""
+    """Schema of the parts: the kept columns, then the task's, then `truncated` if there is one."""
+    truncated: str | None
+    """Name of the column that says which rows were truncated."""
     rejects_schema: pa.Schema
     stamp: dict[str, Any]
     """Goes into the parts' footers: fingerprint and model commit."""
@@ -97,7 +101,7 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     begun = time.perf_counter()
     task = task_of(job.order)
     prepared = preprocess(task, _inputs(rows.table, job), rows.places)
-    manifest.rows_truncated = prepared.truncated
+    manifest.rows_truncated = int(prepared.cut.sum())
     if len(prepared.features):
         lengths = np.minimum(task.lengths(prepared.features), LENGTH_EDGES[-1])
         manifest.lengths = np.histogram(lengths, bins=LENGTH_EDGES)[0].tolist()
@@ -106,7 +110,7 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
         **row,
         "rejects": _dump(prepared.rejects),
         "rows": pack(rows.table),
-        "places": pack(rows.places),
+        "places": pack(rows.places.append_column(CUT, pa.array(prepared.cut))),
         "features": pack(prepared.features),
     }
 
@@ -212,11 +216,13 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     task = task_of(job.order)
     split = Split.from_dict(json.loads(row["split"]))
     table, outputs = unpack(row["rows"]), unpack(row["features"])
-    fields = [job.schema.field(k) for k in range(len(job.keep), len(job.schema))]
+    places = unpack(row["places"])
+    fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
     positions, columns, failures = postprocess(task, fields, outputs, _inputs(table, job))
     rejects = sorted([*_load(row["rejects"]), *failures], key=lambda reject: reject.position)
     kept = table.select(list(job.keep)).take(pa.array(positions))
-    part = pa.table([*kept.columns, *columns], schema=job.schema)
+    flags = [places[CUT].take(pa.array(positions))] if job.truncated else []
+    part = pa.table([*kept.columns, *columns, *flags], schema=job.schema)
     manifest.histogram = _histogram(task, outputs, columns)
     manifest.rows_out, manifest.rows_rejected = len(part), len(rejects)
     for one in rejects:
@@ -225,7 +231,7 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     manifest.seconds["postprocess"] = time.perf_counter() - begun
     begun = time.perf_counter()
     manifest.finished = time.time()
-    rows = Rows(table, unpack(row["places"]), manifest.rows_read)
+    rows = Rows(table, places, manifest.rows_read)
     writer = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp)
     writer.write(split, part, rejects_table(rows, rejects, job.rejects_schema), manifest)
     manifest.seconds["write"] = time.perf_counter() - begun

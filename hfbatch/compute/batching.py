@@ -17,7 +17,7 @@ def by_length(lengths: np.ndarray) -> np.ndarray:
 
 
 def cut(
-    lengths: np.ndarray, size: int, tokens: int | None = None, multiple: int = 1
+    lengths: np.ndarray, size: int, tokens: int | None = None, multiple: int = 1, alike: bool = False
 ) -> list[tuple[int, int]]:
     """Cuts rows sorted from longest to shortest into batches.
 
@@ -25,6 +25,7 @@ def cut(
     :param size: most rows of a batch.
     :param tokens: most tokens of a batch with its padding; a row longer than that is a batch of its own.
     :param multiple: what padded lengths are rounded up to.
+    :param alike: put rows of one length alone into a batch.
     :returns: (start, stop) of each batch.
     """
     bounds, start = [], 0
@@ -33,6 +34,8 @@ def cut(
         if tokens is not None:
             width = max(-(-int(lengths[start]) // multiple) * multiple, 1)
             rows = min(size, max(tokens // width, 1))
+        if alike:
+            rows = min(rows, int(np.searchsorted(-lengths, -lengths[start], side="right")) - start)
         bounds.append((start, min(start + rows, len(lengths))))
         start += rows
     return bounds

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.compute.batching import by_length, cut
+from hfbatch.compute.windows import unfold
 from hfbatch.engines.base import Engine
 from hfbatch.tasks.base import Task
 
@@ -29,6 +30,7 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
 
     :param features: rows of one split.
     """
+    features = unfold(task, features).table
     order = by_length(task.lengths(features))
     sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
     chosen, best = sizes[0], 0.0

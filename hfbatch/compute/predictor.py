@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from hfbatch.compute.batching import by_length, cut, to_arrow
 from hfbatch.compute.isolate import isolate
+from hfbatch.compute.windows import Windows, carry, fold, unfold
 from hfbatch.engines.base import DeviceLostError, Engine
 from hfbatch.tasks.base import Task
 
@@ -23,6 +24,7 @@ class BatchStats:
     """What one batch cost."""
 
     rows: int
+    """Rows of the features whose first window is in it."""
     tokens: int
     padded_tokens: int
     seconds: float
@@ -63,12 +65,13 @@ class Predictor:
     ) -> None:
         self.task, self.engine = task, engine
         self.size, self.tokens = size, tokens
+        self.multiple = engine.pad_multiple if task.pads else 1
         self._on_batch = on_batch or (lambda stats: None)
 
     def predict(self, features: pa.Table) -> Prediction:
         """Runs every row once. :raises DeviceLostError: when the process has to be given up."""
-        lengths = self.task.lengths(features)
-        order = by_length(lengths)
+        windows = unfold(self.task, features)
+        order = by_length(windows.lengths)
         result = Prediction(pa.table({}), np.empty(0, np.int64))
         done: list[tuple[np.ndarray, pa.Table]] = []
         again: list[np.ndarray] = []
@@ -79,23 +82,27 @@ class Predictor:
             rows, batch, handle, begun = pending.popleft()
             with self._failures_to(again, rows):
                 done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
-                self._count(rows, batch, lengths, begun, result)
+                self._count(rows, batch, windows, begun, result)
 
-        bounds = cut(lengths[order], self.size, self.tokens, self.engine.pad_multiple)
+        bounds = cut(windows.lengths[order], self.size, self.tokens, self.multiple, not self.task.pads)
         self.engine.expect(max(len(bounds), 1))
         for start, stop in bounds:
             rows = order[start:stop]
             begun = time.perf_counter()
             with self._failures_to(again, rows):
-                batch = self.task.collate(features, rows, self.engine.pad_multiple)
+                batch = self.task.collate(windows.table, rows, self.multiple)
                 pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
             while len(pending) >= self.engine.depth:
                 finish()
         while pending:
             finish()
         for rows in again:  # when nothing else holds memory
-            self._retry(features, rows, lengths, done, result)
-        return _in_input_order(result, done)
+            self._retry(windows, rows, done, result)
+        result = _in_input_order(result, done)
+        if self.task.windows:
+            result = _whole_rows(result, windows.row)
+        result.outputs = carry(self.task, result.outputs, features, result.kept)
+        return result
 
     @contextmanager
     def _failures_to(self, again: list[np.ndarray], rows: np.ndarray) -> Iterator[None]:
@@ -111,9 +118,8 @@ class Predictor:
 
     def _retry(
         self,
-        features: pa.Table,
+        windows: Windows,
         rows: np.ndarray,
-        lengths: np.ndarray,
         done: list[tuple[np.ndarray, pa.Table]],
         result: Prediction,
     ) -> None:
@@ -122,7 +128,7 @@ class Predictor:
         def run(rows: np.ndarray) -> pa.Table:
             """Outputs of rows as one batch."""
             begun = time.perf_counter()
-            batch = self.task.collate(features, rows, self.engine.pad_multiple)
+            batch = self.task.collate(windows.table, rows, self.multiple)
             try:
                 outputs = self.engine.collect(self.engine.submit(batch, self.task.forward))
             except Exception as error:
@@ -130,7 +136,7 @@ class Predictor:
                     self.engine.release_memory()
                     result.halvings += 1
                 raise
-            self._count(rows, batch, lengths, begun, result)
+            self._count(rows, batch, windows, begun, result)
             return to_arrow(outputs, self.task.ragged)
 
         outputs, failures = isolate(run, rows, fatal=(DeviceLostError,))
@@ -141,16 +147,16 @@ class Predictor:
         self,
         rows: np.ndarray,
         batch: dict[str, np.ndarray],
-        lengths: np.ndarray,
+        windows: Windows,
         begun: float,
         result: Prediction,
     ) -> None:
-        tokens = int(lengths[rows].sum())
+        tokens = int(windows.lengths[rows].sum())
         padded = self.task.padded_size(batch)
         result.tokens += tokens
         result.padded_tokens += padded
         result.batches += 1
-        self._on_batch(BatchStats(len(rows), tokens, padded, time.perf_counter() - begun))
+        self._on_batch(BatchStats(windows.rows_begun(rows), tokens, padded, time.perf_counter() - begun))
 
 
 def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]]) -> Prediction:
@@ -161,4 +167,19 @@ def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]])
         result.outputs = (
             pa.concat_tables([outputs for _, outputs in done]).combine_chunks().take(pa.array(back))
         )
+    return result
+
+
+def _whole_rows(result: Prediction, row: np.ndarray) -> Prediction:
+    """Windows put together to rows; a row fails with the first of its windows that does.
+
+    :param row: of each window, int64 [windows].
+    """
+    failed: dict[int, Exception] = {}
+    for window, error in result.failures:
+        failed.setdefault(int(row[window]), error)
+    whole = ~np.isin(row[result.kept], list(failed))
+    rows = row[result.kept][whole]
+    result.outputs = fold(result.outputs.filter(pa.array(whole)), rows)
+    result.kept, result.failures = np.unique(rows), list(failed.items())
     return result

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from hfbatch.compute.isolate import isolate
 from hfbatch.data.rejects import Reject
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import Features, Task
 
 POSITION = "hfbatch_position"
 """The column of features and outputs that says which row of the split each one is, int64."""
@@ -24,7 +24,8 @@ class Prepared:
     features: pa.Table
     """With the column POSITION."""
     rejects: list[Reject]
-    truncated: int
+    cut: np.ndarray
+    """Which rows of the split were cut to the length limit, bool [rows]."""
 
 
 def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) -> Prepared:
@@ -33,24 +34,29 @@ def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) ->
     :param columns: task input to array, as read.
     :param places: `file` and `row` of each row.
     """
-    rows, rejects = _without_nulls(columns, len(places))
+    nullable = {column.name for column in task.inputs if column.nullable}
+    needed = {name: array for name, array in columns.items() if name not in nullable}
+    rows, rejects = _without_nulls(needed, len(places))
 
-    def run(rows: np.ndarray) -> tuple[pa.Table, int]:
+    def run(rows: np.ndarray) -> Features:
         index = pa.array(rows)
-        features = task.preprocess(
+        return task.preprocess(
             {name: array.take(index) for name, array in columns.items()}, places.take(index)
         )
-        return features.table, features.truncated
 
     results, failures = isolate(run, rows) if len(rows) else ([], [])
     rejects += [reject(position, "preprocess", error) for position, error in failures]
-    tables = [table.append_column(POSITION, pa.array(rows)) for rows, (table, _) in results]
+    tables = [made.table.append_column(POSITION, pa.array(rows)) for rows, made in results]
+    cut = np.zeros(len(places), bool)
+    for rows_made, made in results:
+        if made.cut is not None:
+            cut[rows_made] = made.cut
     features = (
-        pa.concat_tables(tables, promote_options="permissive")
+        pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         if tables
         else pa.table({POSITION: pa.array([], pa.int64())})
     )
-    return Prepared(features, rejects, sum(truncated for _, (_, truncated) in results))
+    return Prepared(features, rejects, cut)
 
 
 def postprocess(

@@ -72,7 +72,7 @@ def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
     """
     cls = task_class(spec.task)
     task = cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
-    task.root = root
+    task.root, task.batch, task.tokenizer_changes = root, spec.batch, spec.tokenizer
     return task
 
 
@@ -109,12 +109,19 @@ class Worker:
             self._threads,
             model.trust_remote_code,
             self.task.concurrent,
+            self.task.vocabulary,
+            self.task.seed,
+            self.task.unused,
         )
 
     def propose(self, features: pa.Table) -> Settled:
         """Batch size, dtype and device that suit this worker; tries sizes on the features if the spec leaves it."""
         size = self.order.spec.batch.size
-        if size == "auto":
+        if size == "auto" and self.order.spec.batch.continuous:
+            from hfbatch.tasks.parts.continuous import ROWS
+
+            size = ROWS
+        elif size == "auto":
             size = choose_batch_size(self.task, self.engine, features)
         return Settled(size, self.engine.dtype, self.engine.device)
 
@@ -122,8 +129,11 @@ class Worker:
         """Takes the job's choices; loads the model again where another dtype was chosen."""
         if settled.dtype != self.engine.dtype:
             self._load(settled.dtype)
-        tokens = self.order.spec.batch.tokens
-        self.predictor = Predictor(self.task, self.engine, settled.batch_size, tokens, self._on_batch)
+        size, tokens = settled.batch_size, self.order.spec.batch.tokens
+        if self.order.spec.batch.continuous:
+            self.task.batch = self.order.spec.batch.model_copy(update={"size": size})
+            size, tokens = self.order.spec.input.split_rows or self.task.split_rows, None
+        self.predictor = Predictor(self.task, self.engine, size, tokens, self._on_batch)
 
     def predict(self, features: pa.Table) -> Prediction:
         """Outputs of a split's features, see Predictor."""

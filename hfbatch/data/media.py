@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -49,16 +50,27 @@ def file_bytes(value: Any, root: str = "") -> bytes:
 
 
 def to_image(value: Any, root: str = "") -> Image:
-    """A picture, decoded. :param value: see `file_bytes`. :raises ValueError: if it is none that Pillow reads."""
-    from PIL import Image, UnidentifiedImageError
+    """A picture, decoded, upright and in RGB, as `transformers.image_utils.load_image` gives it; of several frames the first.
+
+    :param value: see `file_bytes`.
+    :raises ValueError: if it is none that Pillow reads whole, or more than `PIL.Image.MAX_IMAGE_PIXELS` large.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     data = file_bytes(value, root)
     try:
-        image = Image.open(BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not a picture of a known format ({len(data):,} bytes)") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"too large a picture ({len(data):,} bytes): {error}") from error
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"not a picture that can be read ({len(data):,} bytes): {error}") from error
-    return image
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_png(image: Image) -> bytes:
@@ -94,11 +106,15 @@ def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
         try:
             samples, own_rate = soundfile.read(BytesIO(data), dtype="float32")
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"not a sound that can be read ({len(data):,} bytes): {error}") from error
+            raise ValueError(
+                f"not a sound that can be read ({len(data):,} bytes): {error.error_string}"
+            ) from error
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     if not len(samples):
         raise ValueError("there are no samples in it")
+    if not np.isfinite(samples).all():
+        raise ValueError("some samples are not finite numbers")
     return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)
 
 
@@ -129,3 +145,16 @@ def to_video(value: Any, frames: Sequence[int], root: str = "") -> np.ndarray:
     if count <= frames[-1]:
         raise ValueError(f"the video has {count:,} of the first {frames[-1] + 1:,} frames, which are needed")
     return np.stack(taken)
+
+
+def to_wav(samples: np.ndarray, rate: int) -> bytes:
+    """Sound as a WAV file of 16 bits; what is louder than 1 is clipped.
+
+    :param samples: floats from -1 to 1, [samples] or [channels, samples].
+    :param rate: samples a second.
+    """
+    import soundfile
+
+    target = BytesIO()
+    soundfile.write(target, samples.T, rate, format="WAV", subtype="PCM_16")
+    return target.getvalue()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hfbatch.errors import SpecError
 from hfbatch.spec import ModelSpec
 
@@ -53,6 +55,17 @@ class Model:
         """A JSON file beside the model; None if there is none."""
         path = Path(self.folder) / filename
         return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+
+    def pipeline_tag(self) -> str | None:
+        """The task that the model's card names, if there is a card that does."""
+        from huggingface_hub import metadata_load
+
+        card = Path(self.folder) / "README.md"
+        try:
+            tag = (metadata_load(card) or {}).get("pipeline_tag") if card.is_file() else None
+        except (ValueError, yaml.YAMLError):  # a card that a person wrote
+            return None
+        return tag if isinstance(tag, str) else None
 
     def size(self) -> tuple[int, int]:
         """Parameters and bytes of the weights, from the safetensors headers alone; (0, 0) where not fetched."""

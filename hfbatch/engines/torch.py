@@ -35,6 +35,9 @@ class TorchEngine(Engine):
     :param folder: the model's files, safetensors weights among them.
     :param threads: CPU threads.
     :param concurrent: whether batches may run beside each other.
+    :param vocabulary: how many tokens need an embedding, where that may be more than the model has.
+    :param seed: of the embeddings of such tokens.
+    :param unused: names of layers whose weights may be missing.
     """
 
     name = "torch"
@@ -47,6 +50,9 @@ class TorchEngine(Engine):
         threads: int = 1,
         trust_remote_code: bool = False,
         concurrent: bool = True,
+        vocabulary: int | None = None,
+        seed: int = 0,
+        unused: tuple[str, ...] = ("pooler",),
     ) -> None:
         import transformers
 
@@ -64,10 +70,12 @@ class TorchEngine(Engine):
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
         if missing:
-            # transformers only warns, and gives such layers random weights; a pooler is not used by any task.
+            # transformers only warns, and gives such layers random weights.
             raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
+        if vocabulary is not None:
+            grow_vocabulary(self.model, vocabulary, seed)
         self.model.eval().requires_grad_(False).to(self._torch_device)
         if self._torch_device.type == "cuda":
             self.depth, self.pad_multiple = 3, 8
@@ -165,6 +173,17 @@ class TorchEngine(Engine):
         ):
             return DeviceLostError(f"{self.device} failed: {str(error).splitlines()[0]}")
         return error
+
+
+def grow_vocabulary(model: Any, size: int, seed: int) -> None:
+    """Adds token embeddings, drawn closely around the mean of the others: the same ones for the same seed.
+
+    Never removes any: many models have spare ones, and more of them than their tokenizer has tokens.
+    """
+    if size > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(size)
 
 
 def as_tensor(value: Any) -> Any:

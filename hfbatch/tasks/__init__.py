@@ -7,6 +7,7 @@ several tasks share is in `parts`.
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Task
@@ -23,13 +24,26 @@ TASKS = tuple(
 @cache
 def aliases() -> dict[str, str]:
     """Other names of tasks, and which task each means."""
-    return {alias: name for name in TASKS for alias in task_class(name).aliases}
+    return {alias: name for name in TASKS for alias in _load(name).aliases}
 
 
 def task_class(name: str) -> type[Task]:
     """The class of a task, by its name or an alias. :raises SpecError: for an unknown name."""
-    found = name if name in TASKS else aliases().get(name)
-    if found is None:
-        raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}")
-    module = import_module(f"{__name__}.{found.replace('-', '_')}")
-    return next(cls for cls in vars(module).values() if getattr(cls, "name", None) == found)
+    return named(name)[0]
+
+
+def named(name: str) -> tuple[type[Task], dict[str, Any]]:
+    """The class of a task, and the params that this name of it stands for.
+
+    :raises SpecError: for an unknown name.
+    """
+    for known in [name] if name in TASKS else TASKS:
+        params = _load(known).params_of(name)
+        if params is not None:
+            return _load(known), params
+    raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}")
+
+
+def _load(name: str) -> type[Task]:
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
+    return next(cls for cls in vars(module).values() if getattr(cls, "name", None) == name)

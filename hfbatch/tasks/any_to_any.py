@@ -11,7 +11,7 @@ import numpy as np
 from hfbatch.data.media import is_sound_like, to_sound
 from hfbatch.tasks.base import Example, InputColumn
 from hfbatch.tasks.parts.audio import AUDIO
-from hfbatch.tasks.parts.chats import is_media
+from hfbatch.tasks.parts.media_prompts import is_media
 from hfbatch.tasks.parts.text import text_column
 from hfbatch.tasks.parts.writing import IMAGES, MESSAGES, PromptedTask
 

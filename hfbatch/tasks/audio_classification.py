@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Params
-from hfbatch.tasks.parts.audio import AudioTask
-from hfbatch.tasks.parts.pipeline import LabelTask
+from hfbatch.tasks.parts.audio import SoundLabelTask
 
 
 class AudioClassificationParams(Params):
@@ -21,7 +20,7 @@ class AudioClassificationParams(Params):
     """What turns logits into scores; null goes by the model's problem type."""
 
 
-class AudioClassification(LabelTask, AudioTask):
+class AudioClassification(SoundLabelTask):
     """The best labels of each recording, with their scores."""
 
     name = "audio-classification"

@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.parts.audio import AudioTask
+from hfbatch.tasks.parts.audio import AudioTask, width_of
+from hfbatch.tasks.parts.generation import read_defaults
+from hfbatch.tasks.parts.pipeline import Inputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
+
+    from hfbatch.data.models import Model
 
 CHUNKS = pa.list_(pa.struct([("text", pa.string()), ("timestamp", pa.list_(pa.float32()))]))
+AUTO_CLASSES = {
+    "AutoModelForCTC": "MODEL_FOR_CTC_MAPPING_NAMES",
+    "AutoModelForTDT": "MODEL_FOR_TDT_MAPPING_NAMES",
+    "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+}
+"""Classes that load a model of speech, and transformers' tables of the model types of each."""
+WHISPER_ONLY = ("language", "task")
+GENERATION = (*WHISPER_ONLY, "max_new_tokens", "num_beams", "length_penalty", "no_repeat_ngram_size")
+"""Params for models that write token by token; a CTC model has one token for each frame."""
+PROMPT_TOKENS = 4
+"""Most tokens that Whisper starts with: the start, the language, the task, and whether there are timestamps."""
+PROBE_TOKENS = 8
 
 
 class SpeechRecognitionParams(Params):
-    """How long recordings are read, and whether to say when each piece is spoken."""
+    """How long recordings are read, whether to say when each piece is spoken, and how text is generated."""
 
     chunk_length_s: float | None = Field(default=None, gt=0)
     """Seconds of the windows that a long recording is cut into; null reads it whole."""
     stride_length_s: float | None = Field(default=None, ge=0)
     """Seconds that a window shares with each of its neighbours; null is a sixth of the window."""
-    return_timestamps: Literal["word", "char"] | None = None
-    """Also return words or characters with their seconds."""
+    return_timestamps: Literal["word", "char"] | bool | None = None
+    """Also return pieces with their seconds: word or char of a CTC model, true (segments) or word of Whisper."""
+    language: str | None = None
+    """Language that is spoken, such as en or english, for Whisper; null finds it out for each recording."""
+    task: Literal["transcribe", "translate"] | None = None
+    """What Whisper writes: what is said, or its translation into English."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a recording or window; null takes the model's own, at last 256. Not for CTC models."""
+    num_beams: int | None = Field(default=None, ge=1)
+    """Beams of beam search; null takes the model's own, at last 5, as transformers does. Not for CTC models."""
+    length_penalty: float | None = None
+    """Above 0 favours longer texts in beam search, below 0 shorter ones. Not for CTC models."""
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
+    """Runs of this many tokens occur only once; 0 for no such rule. Not for CTC models."""
 
 
 class SpeechRecognition(AudioTask):
     """The text of each recording, and when its pieces are spoken."""
 
     name = "automatic-speech-recognition"
-    summary = "What is said in a recording, and when, by a CTC model such as Wav2Vec2"
+    summary = "What is said in a recording, and when, by a model such as Whisper or Wav2Vec2"
     auto_class = "AutoModelForCTC"
     pipeline = "automatic_speech_recognition.AutomaticSpeechRecognitionPipeline"
     outputs: ClassVar[Mapping[str, str]] = {
@@ -43,15 +76,138 @@ class SpeechRecognition(AudioTask):
 
     params: SpeechRecognitionParams
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # Windows and seconds are told apart by what each row passes on, which one call has for one row alone.
-        self.batched = self.params.chunk_length_s is None and self.params.return_timestamps is None
+    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
+        super().__init__(model, params, max_length, seed)
+        kind = (model.read_json("config.json") or {}).get("model_type")
+        self.auto_class = auto_class_of(kind)
+        self.is_whisper = kind == "whisper"
+        self.generates = self.auto_class != "AutoModelForCTC"
+        self.concurrent = not self.generates
+        # Seconds of words come from attention that Whisper scales over all steps of the batch, and a transducer
+        # goes on to write in a row that has ended before others.
+        words = self.is_whisper and params.return_timestamps == "word"
+        self.batched = not words and self.auto_class != "AutoModelForTDT"
+
+    @cached_property
+    def defaults(self) -> GenerationConfig:
+        """What the model's files say of generation."""
+        return read_defaults(self.model, self.config)
+
+    @property
+    def window(self) -> float:
+        """Seconds that Whisper hears at a time."""
+        return float(self.processors["feature_extractor"].chunk_length)
+
+    def options(self) -> dict[str, Any]:
+        """The params, those of generation apart; text is never sampled."""
+        options = super().options()
+        generation = {name: options.pop(name) for name in GENERATION if name in options}
+        if self.generates:
+            options["generate_kwargs"] = {**generation, "do_sample": False}
+        return options
+
+    def check(self) -> list[str]:
+        """Faults: params that the model has no use for, and values that it does not know."""
+        useless = () if self.is_whisper else WHISPER_ONLY if self.generates else GENERATION
+        given = [f"params.{name}" for name in useless if getattr(self.params, name) is not None]
+        faults = [f"{', '.join(given)}: model {self.model.name!r} has no use for it; leave it out"] * bool(
+            given
+        )
+        refused = super().check()
+        faults += refused
+        if not refused and self.is_whisper:
+            faults += whisper_faults(self.params, self.defaults, self.config.max_target_positions)
+        return faults + self._window_faults(bool(refused))
+
+    def _window_faults(self, refused: bool) -> list[str]:
+        """Faults of windows and what they share. :param refused: whether the model cannot be asked."""
+        window, shared = self.params.chunk_length_s, self.params.stride_length_s
+        if window is None:
+            return ["params.stride_length_s is of no use without params.chunk_length_s"] * (
+                shared is not None
+            )
+        faults = []
+        if shared is not None and 2 * shared >= window:
+            faults.append(
+                f"params.stride_length_s {shared:g} on both sides leaves nothing of a window of {window:g} seconds; "
+                f"set less than {window / 2:g}"
+            )
+        if self.is_whisper and not refused and window > self.window:
+            faults.append(
+                f"params.chunk_length_s {window:g} is more than the {self.window:g} seconds that "
+                f"model {self.model.name!r} hears at a time; set at most {self.window:g}"
+            )
+        return faults
+
+    def notes(self) -> list[str]:
+        """What the user left open."""
+        if not self.is_whisper or self.params.chunk_length_s or self._reads_on:
+            return []
+        return [f"recordings of more than {self.window:g} seconds are rejected (params.chunk_length_s)"]
+
+    @property
+    def _reads_on(self) -> bool:
+        """Whether Whisper goes through long recordings by the timestamps that it writes."""
+        return bool(self.params.return_timestamps or getattr(self.defaults, "return_timestamps", False))
 
     def output_fields(self) -> list[pa.Field]:
         """`text`, and `chunks` where they are asked for."""
         fields = [pa.field("text", pa.string())]
         return fields + ([pa.field("chunks", CHUNKS)] if self.params.return_timestamps else [])
+
+    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
+        """Recordings. :raises ValueError: for one that is too long for Whisper to read whole."""
+        bounded = self.is_whisper and not self.params.chunk_length_s and not self._reads_on
+        for samples in super().rows(columns):
+            if bounded and len(samples) > self.window * self.rate:
+                raise ValueError(
+                    f"the recording has {len(samples) / self.rate:.1f} seconds, the model hears {self.window:g} at a "
+                    f"time; set params.return_timestamps: true, or params.chunk_length_s: {self.window:g}"
+                )
+            yield samples
+
+    def is_padded(self, step: Mapping[str, Any]) -> bool:
+        """Whether a step may be padded: also one that Whisper reads window by window, up to where its mask ends."""
+        if self.is_whisper:
+            return width_of(step) > self.processors["feature_extractor"].nb_max_frames
+        return super().is_padded(step)
+
+    def kin_of(self, step: Mapping[str, Any]) -> Any:
+        """Names alone for what Whisper reads window by window: rows that have ended leave the batch."""
+        return tuple(step) if self.is_whisper and self.is_padded(step) else super().kin_of(step)
+
+    def compute(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Tokens of each step, with where it lies in its recording."""
+        import torch
+
+        inputs = self.together(rows)
+        if "stride" in inputs:
+            inputs["stride"] = [row["stride"] for row in rows]
+        made = pipe.forward(inputs, **pipe._forward_params)
+        if len(rows) > 1 and self.is_padded(rows[0]) and not self.generates:
+            samples = torch.tensor([width_of(row) for row in rows])
+            frames = pipe.model._get_feat_extract_output_lengths(samples).tolist()
+        else:
+            frames = [made["tokens"].shape[-1]] * len(rows)
+        return [
+            {
+                **made,
+                "is_last": row["is_last"],
+                "tokens": made["tokens"][k : k + 1, : frames[k]],
+                **({"stride": made["stride"][k]} if "stride" in made else {}),
+            }
+            for k, row in enumerate(rows)
+        ]
+
+    @cached_property
+    def _brief(self) -> SpeechRecognition:
+        """The same task, which stops after a few tokens."""
+        params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
+        return type(self)(self.model, params, self.max_length, self.seed)
+
+    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Generates the first few tokens."""
+        return self._brief.forward(model, batch) if self.generates else self.forward(model, batch)
 
     def answer(self, result: Any) -> tuple[Any, ...]:
         """The text, and its pieces."""
@@ -61,3 +217,46 @@ class SpeechRecognition(AudioTask):
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Characters of each row's text."""
         return np.array([len(text) for text in columns[0].to_pylist()])
+
+
+def auto_class_of(model_type: str | None) -> str:
+    """The class that loads models of a type; that of CTC models where no class knows it."""
+    from transformers.models.auto import modeling_auto
+
+    tables = {name: getattr(modeling_auto, table) for name, table in AUTO_CLASSES.items()}
+    return next((name for name, table in tables.items() if model_type in table), "AutoModelForCTC")
+
+
+def whisper_faults(params: SpeechRecognitionParams, defaults: GenerationConfig, positions: int) -> list[str]:
+    """What a Whisper does not know or cannot do.
+
+    :param defaults: the model's generation_config.json.
+    :param positions: most tokens that it can write, its prompt included.
+    """
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    faults = []
+    known = getattr(defaults, "lang_to_id", {})
+    english = not getattr(defaults, "is_multilingual", bool(known)) or not known
+    if english and (params.language or params.task):
+        faults.append("params.language and params.task are for models of several languages; leave them out")
+    elif params.language is not None:
+        language = params.language.lower()
+        code = language if language in known else f"<|{TO_LANGUAGE_CODE.get(language, language)}|>"
+        if code not in known:
+            codes = ", ".join(sorted(token.strip("<|>") for token in known))
+            faults.append(
+                f"params.language {params.language!r} is not one that the model knows; choose of: {codes}"
+            )
+    if params.return_timestamps and not hasattr(defaults, "no_timestamps_token_id"):
+        faults.append("params.return_timestamps needs a no_timestamps_token_id in generation_config.json")
+    if params.return_timestamps == "word" and not hasattr(defaults, "alignment_heads"):
+        faults.append(
+            "params.return_timestamps word needs alignment_heads in generation_config.json; set true"
+        )
+    if params.max_new_tokens and params.max_new_tokens + PROMPT_TOKENS > positions:
+        faults.append(
+            f"params.max_new_tokens {params.max_new_tokens} is more than the model has room for; "
+            f"set at most {positions - PROMPT_TOKENS}"
+        )
+    return faults

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.spec import Section
+from hfbatch.spec import BatchSpec, Section, TokenizerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from hfbatch.data.models import Model
 
+SEE_PADDING = frozenset(
+    ("canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "perceiver", "yoso")
+)
+"""Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens."""
 Batch = dict[str, Any]
 """NumPy arrays, which go to the device; anything else stays on the host."""
 
@@ -47,6 +51,10 @@ class InputColumn:
     wants: str
     """The accepted types in words, for errors and help."""
     required: bool = True
+    by_name: bool = True
+    """Whether a dataset column of this name is read without being mapped to it."""
+    nullable: bool = False
+    """Whether a null is a value; elsewhere its row is rejected."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,13 @@ class Features:
 
     table: pa.Table
     """One row for each input row, in input order: `input_ids` and the like as list<int32>."""
-    truncated: int = 0
-    """How many rows were cut to the length limit."""
+    cut: np.ndarray | None = None
+    """Which rows were cut to the length limit, bool [rows]; None for none of them."""
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut to the length limit."""
+        return 0 if self.cut is None else int(self.cut.sum())
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,10 @@ class Task(ABC):
     """One line for `hfbatch tasks`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that the task goes by."""
+    general: ClassVar[bool] = True
+    """Whether a model's class tells `task: auto` this task; False for special uses of models of another one."""
+    takes: ClassVar[frozenset[str]] = frozenset({"text"})
+    """Of what a model without a head must read something, to do the task: text, image, audio, video."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]
@@ -99,6 +116,14 @@ class Task(ABC):
     """Whether a CPU does best with one batch on each core; False where a batch takes many small steps."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Outputs whose second dimension differs from row to row, and the output that holds its length."""
+    windows: ClassVar[tuple[str, ...]] = ()
+    """Features with a list for each row, an item for each of its windows, of which there is at least one.
+
+    Windows are what a task batches whose rows may take several calls of the model, such as pieces of a long
+    text: collate and forward see windows of all rows side by side, and postprocess gets a list for each row.
+    """
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Features that postprocess reads beside what forward returned."""
     EXAMPLE: ClassVar[Example]
 
     def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
@@ -108,6 +133,16 @@ class Task(ABC):
         self.seed = seed
         self.root = ""
         """Folder that paths in the rows are relative to."""
+        self.batch = BatchSpec()
+        """How rows are batched, for tasks that have a part in it."""
+        self.tokenizer_changes = TokenizerSpec()
+        self.added_tokens = 0
+        """How many tokens these changes added; known once the tokenizer is loaded."""
+
+    @classmethod
+    def params_of(cls, name: str) -> dict[str, Any] | None:
+        """The params that a name of the task stands for; None for a name that is not one of its own."""
+        return {} if name in (cls.name, *cls.aliases) else None
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -119,15 +154,52 @@ class Task(ABC):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
+        return self.load_tokenizer()
+
+    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+        """The model's tokenizer with the changes that the spec asks for.
+
+        :param options: further arguments of `AutoTokenizer.from_pretrained`.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.model.folder, trust_remote_code=self.model.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.model.folder, trust_remote_code=self.model.trust_remote_code, **options
         )
+        before = len(tokenizer)
+        change_tokenizer(tokenizer, self.tokenizer_changes)
+        self.added_tokens = len(tokenizer) - before
+        return tokenizer
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the model needs embeddings for, where the spec adds some; else None."""
+        if self.tokenizer_changes == TokenizerSpec():
+            return None
+        size = len(self.tokenizer)
+        return size if self.added_tokens else None
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows of different lengths may share a batch."""
+        return self.config.model_type not in SEE_PADDING
 
     def check(self) -> list[str]:
         """What keeps this model and these params from doing the task; called once, before work starts."""
         return []
+
+    def continuous_faults(self) -> list[str]:
+        """What keeps the task from `batch.continuous`; called once, before work starts, where the spec has it."""
+        return [f"batch.continuous is for text-generation; leave it out for task {self.name}"]
+
+    def columns(self) -> tuple[InputColumn, ...]:
+        """Those of `inputs` that the task reads with this model."""
+        return self.inputs
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of layers that the task has no use for, so that their weights may be missing."""
+        return ("pooler",)
 
     def column_faults(self, present: set[str]) -> list[str]:
         """What is wrong with the set of task inputs that the dataset has, beyond required ones that lack.
@@ -162,11 +234,14 @@ class Task(ABC):
 
     @abstractmethod
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text."""
+        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text.
+
+        :param features: rows, or windows apart from each other.
+        """
 
     @abstractmethod
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Gathers rows into padded arrays.
+        """Gathers rows, or windows apart from each other, into padded arrays.
 
         :param rows: positions in features, int64 [batch].
         :param multiple: the padded length is a multiple of this.
@@ -191,6 +266,7 @@ class Task(ABC):
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Turns what forward returned, one row for each input row in input order, into `output_fields()`.
 
+        :param outputs: a column for each output, of lists over a row's windows where there are any, and `carried`.
         :param columns: the task's input columns of the same rows.
         """
 
@@ -201,3 +277,13 @@ class Task(ABC):
         :param outputs: what forward returned.
         :param columns: what postprocess made of it, of the same rows or fewer.
         """
+
+
+def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
+    """Makes changes to a tokenizer; tokens that it has already keep their ids."""
+    if changes.special_tokens:
+        tokenizer.add_special_tokens(dict(changes.special_tokens))
+    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
+    tokenizer.add_tokens(list(changes.add_tokens))
+    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
+    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side

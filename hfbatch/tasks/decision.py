@@ -33,6 +33,7 @@ class Decision(PipelineTask):
 
     name = "decision"
     summary = "Typed questions about a text, answered with probabilities, by a chat or decision model"
+    general = False
     auto_class = "AutoModelForCausalLM"
     pipeline = "hfbatch.tasks.parts.decision.DecisionPipeline"
     inputs = (text_column("state", required=False), text_column("request", required=False))

@@ -1,4 +1,4 @@
-"""Task embedding: one vector a text, as sentence-transformers computes it. Knows no files but the model's."""
+"""Task embedding: one vector a text, as sentence-transformers computes it, or a picture. Knows no files but the model's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
+from hfbatch.data.filesystem import one_line
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
+from hfbatch.tasks.parts.image_encoder import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
+from hfbatch.tasks.parts.pixels import PLACES, names_in, run_by_shape, size_of, sizes_of
+from hfbatch.tasks.parts.pooling import apply_dense, load_dense, pool
 from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
 from hfbatch.tasks.parts.text import (
     collate_text,
@@ -22,9 +26,9 @@ from hfbatch.tasks.parts.text import (
     padding_id,
     require_tokens,
     run_text,
-    text_column,
     tokenize,
 )
+from hfbatch.tasks.parts.vision import decoded, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +41,13 @@ ENCODER_OF = ("t5", "mt5", "umt5")
 
 
 class EmbeddingParams(Params):
-    """How token vectors become one vector."""
+    """How the vectors of tokens or patches become one vector."""
 
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
         "auto"
     )
-    """How token vectors are joined; auto reads the model's sentence-transformers files, else is mean."""
+    """How they are joined; auto goes by the model's sentence-transformers files, else is mean for texts, and for
+    pictures the vector that the model itself makes of them (`pooler_output`)."""
     normalize: bool | Literal["auto"] = "auto"
     """Scale vectors to length 1; auto does what the model's sentence-transformers files say."""
     prompt: str | None = None
@@ -53,13 +58,17 @@ class EmbeddingParams(Params):
     """Keep the first so many dimensions, for models trained with Matryoshka loss."""
 
 
-class Embedding(Task):
-    """One vector for each text."""
+class Embedding(TextOrImageTask):
+    """One vector for each text or each picture.
+
+    Models such as CLIP and SigLIP encode both into one space: their vectors are those of `get_text_features` and
+    `get_image_features`.
+    """
 
     name = "embedding"
-    summary = "One vector for each text, for search, clustering and deduplication"
+    aliases = ("sentence-similarity",)
+    summary = "One vector for each text or picture, for search, clustering and deduplication"
     auto_class = "AutoModel"
-    inputs = (text_column("text"),)
     outputs: ClassVar[Mapping[str, str]] = {"embedding": "fixed-size list of float32"}
     Params = EmbeddingParams
     # The edges lie around 1, not on it: normalised vectors differ from length 1 in the last bit.
@@ -73,6 +82,17 @@ class Embedding(Task):
         if (model.read_json("config.json") or {}).get("model_type") in ENCODER_OF:
             self.auto_class = "AutoModelForTextEncoding"
         self._dense_weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The pooler, unless it makes the vectors of pictures."""
+        return () if self.encodes == ("image",) and not self.poolings else super().unused
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """Exactly one of two columns has to be there; a prompt is for texts."""
+        if present == {"image"} and self.prompt:
+            return ["params.prompt is put before texts, and input has pictures; leave it out"]
+        return super().column_faults(present)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -99,8 +119,10 @@ class Embedding(Task):
 
     @cached_property
     def poolings(self) -> tuple[str, ...]:
-        """Poolings whose results are joined end to end."""
-        return self.recipe.poolings if self.params.pooling == "auto" else (self.params.pooling,)
+        """Poolings whose results are joined end to end; none takes the vector that the model itself makes."""
+        if self.params.pooling != "auto":
+            return (self.params.pooling,)
+        return () if "image" in self.encodes and not self.recipe.found else self.recipe.poolings
 
     @cached_property
     def steps(self) -> tuple[Normalize | Dense, ...]:
@@ -134,6 +156,8 @@ class Embedding(Task):
         for step in reversed(self.recipe.steps):
             if isinstance(step, Dense):
                 return step.out_features
+        if "image" in self.encodes:
+            return shapes_of(self, self.pixels, self._see)["vectors"][1]
         hidden = getattr(self.config.get_text_config(), "hidden_size", None)
         return None if hidden is None else int(hidden) * len(self.poolings)
 
@@ -148,10 +172,26 @@ class Embedding(Task):
         """Faults of the sentence-transformers files and of params against them."""
         where = f"model {self.model.name!r}"
         faults = [f"{where}: {fault}" for fault in self.recipe.faults]
+        if "image" in self.encodes:
+            faults += self._sight_faults(where)
+            if faults:
+                return faults
         if self.full_dimension is None:
             faults.append(f"{where}: its config has no hidden_size; choose a text encoder for task embedding")
-        faults += length_faults(self.max_length, self.tokenizer, self.config)
+        if "text" in self.encodes:
+            faults += length_faults(self.max_length, self.tokenizer, self.config)
         return faults + self._dense_faults(where) + self._param_faults(where)
+
+    def _sight_faults(self, where: str) -> list[str]:
+        if len(self.encodes) == 2 and self.params.pooling != "auto":
+            return [f"{where} makes vectors of its own; leave params.pooling {self.params.pooling!r} out"]
+        try:
+            _ = self.full_dimension
+        except KeyError:
+            return [f"{where} makes no vector of a picture itself; set params.pooling to mean or cls"]
+        except (RuntimeError, TypeError, ValueError) as error:
+            return [f"{where} gives no vectors that can be joined ({one_line(error)})"]
+        return []
 
     def _dense_faults(self, where: str) -> list[str]:
         faults = []
@@ -188,8 +228,8 @@ class Embedding(Task):
         notes = []
         if not self.recipe.found:
             normalised = "normalised" if self.params.normalize is True else "not normalised"
-            pooling = "+".join(self.poolings)
-            notes.append(f"no sentence-transformers files beside the model: {pooling} pooling, {normalised}")
+            pooling = f"{'+'.join(self.poolings)} pooling" if self.poolings else "its own vectors"
+            notes.append(f"no sentence-transformers files beside the model: {pooling}, {normalised}")
         if self.recipe.prompts and not self.prompt and self.params.prompt is None:
             names = ", ".join(self.recipe.prompts)
             notes.append(
@@ -207,7 +247,12 @@ class Embedding(Task):
         return [pa.field("embedding", pa.list_(pa.float32(), self.dimension))]
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Tokens of each text, the prompt in front. :raises ValueError: for a text without any token."""
+        """Tokens of each text, the prompt in front, or pixels of each picture.
+
+        :raises ValueError: for a text without any token, and a picture that cannot be read.
+        """
+        if "image" in columns:
+            return Features(self.pixels.features(decoded(columns["image"], self.root)))
         texts = columns["text"].to_pylist()
         if self.prompt:
             texts = [self.prompt + text for text in texts]
@@ -220,11 +265,21 @@ class Embedding(Task):
         return texts
 
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """Tokens of each row."""
-        return list_lengths(features["input_ids"])
+        """Tokens of each text, or numbers of each picture."""
+        return sizes_of(features) if names_in(features) else list_lengths(features["input_ids"])
+
+    def padded_size(self, batch: Batch) -> int:
+        """Tokens of texts, padding included, or numbers of pictures."""
+        return size_of(batch) if PLACES in batch else super().padded_size(batch)
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Rows padded on the right, which neither encoders nor causal models see."""
+        """Texts padded on the right, which neither encoders nor causal models see; pictures by their shape."""
+        if names_in(features):
+            return self.pixels.collate(features, rows)
+        if self.config.model_type in FULL_WIDTH:
+            width = self.config.get_text_config().max_position_embeddings
+            batch = collate_text(features, rows, self.tokenizer.pad_token_id, width, limit=width)
+            return {"input_ids": batch["input_ids"]}
         pad_id = padding_id(self.tokenizer, self.config)
         return collate_text(features, rows, pad_id, multiple, limit=self.limit, full_mask=False)
 
@@ -233,8 +288,14 @@ class Embedding(Task):
         import torch
         from torch.nn.functional import normalize
 
-        hidden = run_text(model, batch).last_hidden_state
-        vectors = pool(hidden, batch.get("attention_mask"), self.poolings, self.prompt_tokens)
+        if PLACES in batch:
+            found = run_by_shape(batch, model.dtype, lambda inputs: self._see(model, inputs))
+            vectors = found["vectors"].float()
+        elif "image" in self.encodes:
+            vectors = encode_texts(model, batch).float()
+        else:
+            hidden = run_text(model, batch).last_hidden_state
+            vectors = pool(hidden, batch.get("attention_mask"), self.poolings, self.prompt_tokens)
         for step in self.steps:
             vectors = (
                 self._apply_dense(step, vectors) if isinstance(step, Dense) else normalize(vectors, dim=-1)
@@ -243,6 +304,9 @@ class Embedding(Task):
         if self.params.normalize is True:
             vectors = normalize(vectors, dim=-1)
         return {"embedding": vectors.to(torch.float32).contiguous()}
+
+    def _see(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"vectors": encode_pictures(model, inputs, self.poolings)}
 
     def _apply_dense(self, dense: Dense, vectors: torch.Tensor) -> torch.Tensor:
         key = f"{dense.folder}@{vectors.device}"
@@ -260,75 +324,6 @@ class Embedding(Task):
         vectors = _vectors(outputs)
         rows = vectors.flatten().to_numpy().reshape(len(vectors), -1)
         return np.sqrt(np.einsum("ij,ij->i", rows, rows))
-
-
-def pool(
-    hidden: torch.Tensor, mask: torch.Tensor | None, poolings: tuple[str, ...], skip: int = 0
-) -> torch.Tensor:
-    """Joins token vectors, in float32.
-
-    :param hidden: [batch, tokens, size], of any float type.
-    :param mask: 1 for a token, 0 for padding on either side, [batch, tokens]; None when nothing is padded.
-    :param skip: how many tokens at the head of each row stay out.
-    :returns: float32 [batch, size * len(poolings)].
-    """
-    import torch
-
-    if mask is None:
-        mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-    place = mask.cumsum(1)
-    kept = mask * (place > skip) if skip else mask
-    return torch.cat([_pool_one(hidden, kept, place, pooling) for pooling in poolings], dim=-1)
-
-
-def _pool_one(hidden: torch.Tensor, kept: torch.Tensor, place: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One pooling. :param place: each token's place among those of its row, from 1, int64 [batch, tokens]."""
-    import torch
-
-    if pooling in ("cls", "lasttoken"):
-        index = (kept if pooling == "cls" else kept * place).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
-    if pooling == "max":
-        return hidden.masked_fill(kept.unsqueeze(-1) == 0, float("-inf")).amax(1).float()
-    weights = kept * place if pooling == "weightedmean" else kept
-    # A matrix product reads the token vectors once and makes no copy of them; it needs equal types, so
-    # lower precisions are widened first rather than summed in their own few bits.
-    total = torch.bmm(weights.unsqueeze(1).float(), hidden.float()).squeeze(1)
-    weight = weights.sum(1, keepdim=True).float()
-    if pooling == "mean_sqrt_len_tokens":
-        weight = weight.sqrt()
-    return total / weight.clamp(min=1e-9)
-
-
-def load_dense(folder: Path, dense: Dense) -> dict[str, torch.Tensor]:
-    """The tensors of a Dense module of sentence-transformers, float32, from its safetensors file.
-
-    :raises ValueError: when the file does not hold what the config speaks of.
-    """
-    from safetensors.torch import load_file
-
-    path = folder / dense.folder / "model.safetensors"
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    needed = ["linear.weight"] + ["residual.weight"] * (
-        dense.residual and dense.in_features != dense.out_features
-    )
-    for name in needed:
-        shape = tuple(weights[name].shape) if name in weights else None
-        if shape != (dense.out_features, dense.in_features):
-            raise ValueError(f"{path}: {name} is {shape}, expected {(dense.out_features, dense.in_features)}")
-    return weights
-
-
-def apply_dense(dense: Dense, weights: Mapping[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
-    """float32 [batch, in_features] to float32 [batch, out_features]."""
-    from torch import nn
-    from torch.nn.functional import linear
-
-    activation = getattr(nn, dense.activation)()
-    result = activation(linear(vectors, weights["linear.weight"], weights.get("linear.bias")))
-    if not dense.residual:
-        return result
-    return result + (linear(vectors, weights["residual.weight"]) if "residual.weight" in weights else vectors)
 
 
 def _vectors(outputs: pa.Table) -> pa.FixedSizeListArray:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.base import Example, Params
-from hfbatch.tasks.parts.pipeline import LabelTask
-from hfbatch.tasks.parts.vision import ImageTask
+from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.parts.labels import (
+    LABEL_LISTS,
+    best_labels,
+    best_scores,
+    label_names,
+    named_lists,
+    score_function,
+)
+from hfbatch.tasks.parts.vision import PixelTask
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ImageClassificationParams(Params):
@@ -22,17 +35,51 @@ class ImageClassificationParams(Params):
     """What turns logits into scores; null goes by the model's problem type and number of labels."""
 
 
-class ImageClassification(LabelTask, ImageTask):
+class ImageClassification(PixelTask):
     """The best labels of each picture, with their scores."""
 
     name = "image-classification"
     summary = "Labels and scores of a picture"
     auto_class = "AutoModelForImageClassification"
-    pipeline = "image_classification.ImageClassificationPipeline"
-    keeps: ClassVar[tuple[str, ...] | None] = ("logits",)
     outputs: ClassVar[Mapping[str, str]] = {
         "label": "list<string>, best first",
         "score": "list<float32>",
     }
     Params: ClassVar[type[base.Params]] = ImageClassificationParams
+    histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"top_k": 2})
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Label names by class index."""
+        return label_names(self.config)
+
+    @cached_property
+    def function(self) -> str:
+        """What turns logits into scores: softmax, sigmoid or none."""
+        return self.params.function_to_apply or score_function(self.config)
+
+    @cached_property
+    def count(self) -> int:
+        """How many labels a row gets."""
+        return min(self.params.top_k, len(self.labels))
+
+    def output_fields(self) -> list[pa.Field]:
+        """`label` and `score`, lists of one length."""
+        return list(LABEL_LISTS)
+
+    def logits(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A number for each label, [pictures, labels]."""
+        return model(**inputs).logits
+
+    def run(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`label` (class index) int32 and `score` float32, best first: [pictures, count]."""
+        return best_labels(self.logits(model, inputs), self.function, self.count)
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """Names in place of class indices."""
+        return named_lists(outputs, self.labels)
+
+    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
+        """Score of the best label of each row."""
+        return best_scores(columns)

@@ -24,6 +24,7 @@ class ImageToText(WritingTask):
 
     name = "image-to-text"
     summary = "A caption of a picture, or the text in it, by a model such as BLIP, GIT or TrOCR"
+    general = False
     auto_class = "AutoModelForImageTextToText"
     pipeline = "hfbatch.tasks.parts.multimodal.CaptionPipeline"
     inputs = (IMAGE,)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Example, Histogram, Params
-from hfbatch.tasks.parts.pipeline import PipelineTask
-from hfbatch.tasks.parts.text import flatten, text_column
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
+from hfbatch.tasks.parts.encoder import EncoderTask
+from hfbatch.tasks.parts.text import flatten, list_lengths, lists_of, pad, run_text, text_column, tokenize
+from hfbatch.tasks.parts.windows import TOKENS, encode_windows, nest
+
+if TYPE_CHECKING:
+    import torch
 
 ANSWER = pa.struct(
     [("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("answer", pa.string())]
 )
+OUTSIDE = -1
+"""In place of the character that a token begins at, where it is no token of the context."""
 
 
 class QuestionAnsweringParams(Params):
@@ -33,28 +40,164 @@ class QuestionAnsweringParams(Params):
     """Let an empty answer compete, for models trained on questions without one."""
 
 
-class QuestionAnswering(PipelineTask):
-    """The best spans of each context, with their place in it."""
+class QuestionAnswering(EncoderTask):
+    """The best spans of each context, with their place in it.
+
+    Source: run_qa of transformers' examples and the pipeline of transformers 4: in each window, the softmax of
+    start and end logits over the context's tokens and the first token, which stands for no answer; a span's
+    score is the product. A span that two windows have counts with its better score.
+    """
 
     name = "question-answering"
     summary = "The span of a context that answers a question"
     auto_class = "AutoModelForQuestionAnswering"
-    pipeline = "hfbatch.tasks.parts.dropped.QuestionAnsweringPipeline"
     inputs = (text_column("question"), text_column("context"))
     outputs: ClassVar[Mapping[str, str]] = {"answers": "list<struct<score, start, end, answer>>, best first"}
     Params = QuestionAnsweringParams
+    split_rows = 2048
+    windows = (*TOKENS, "start", "end")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"question": ["Who wrote it?"], "context": ["It was written by Ada in London."]})
+
+    params: QuestionAnsweringParams
+
+    @cached_property
+    def limit(self) -> int:
+        """Most tokens of a window."""
+        return min(self.params.max_seq_len, super().limit or self.params.max_seq_len)
+
+    def check(self) -> list[str]:
+        """Faults: a tokenizer that cannot tell where tokens stand, beside those of every encoder."""
+        faults = super().check()
+        if not faults and not self.tokenizer.is_fast:
+            faults.append(
+                f"model {self.model.name!r} has a tokenizer without offsets; use one with tokenizer.json"
+            )
+        return faults
 
     def output_fields(self) -> list[pa.Field]:
         """`answers`: a list of structs, characters counted from the start of the context."""
         return [pa.field("answers", pa.list_(ANSWER))]
 
-    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
-        """Questions with their contexts."""
-        pairs = zip(columns["question"].to_pylist(), columns["context"].to_pylist(), strict=True)
-        yield from ({"question": question, "context": context} for question, context in pairs)
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Windows over each context, the question in front, with each context token's first and last character.
+
+        :raises ValueError: for a question that leaves no room.
+        """
+        questions, contexts = columns["question"].to_pylist(), columns["context"].to_pylist()
+        bare = tokenize(self.tokenizer, questions, add_special_tokens=False, return_token_type_ids=False)
+        room = self.limit - self.tokenizer.num_special_tokens_to_add(pair=True)
+        room = room - list_lengths(bare.table["input_ids"])
+        if room.min(initial=self.limit) < 1:
+            raise ValueError(f"the question leaves no room for the context in {self.limit} tokens")
+        strides = np.minimum(self.params.doc_stride, room // 2)
+        tables, order = [], []
+        for stride in np.unique(strides):
+            rows = np.flatnonzero(strides == stride)
+            order.append(rows)
+            texts = [questions[row] for row in rows], [contexts[row] for row in rows]
+            tables.append(self._windows(*texts, int(stride)))
+        return Features(pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order)))))
+
+    def _windows(self, questions: list[str], contexts: list[str], stride: int) -> pa.Table:
+        """Features of rows whose windows overlap by the same number of tokens."""
+        encoded, owner = encode_windows(
+            self.tokenizer,
+            questions,
+            contexts,
+            truncation="only_second",
+            max_length=self.limit,
+            stride=stride,
+        )
+        starts, ends = [], []
+        for place, offsets in enumerate(encoded["offset_mapping"]):
+            inside = [part == 1 for part in encoded.sequence_ids(place)]
+            pairs = zip(offsets, inside, strict=True)
+            starts.append([offset[0] if within else OUTSIDE for offset, within in pairs])
+            ends.append([offset[1] for offset in offsets])
+        columns = {name: encoded[name] for name in TOKENS if name in encoded} | {"start": starts, "end": ends}
+        return pa.table({name: nest(values, np.bincount(owner)) for name, values in columns.items()})
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """Token ids and places padded on the right."""
+        batch = super().collate(features, rows, multiple)
+        for name, fill in (("start", OUTSIDE), ("end", 0)):
+            batch[name], _ = pad(features[name], rows, fill, multiple, limit=self.limit)
+        return batch
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The best spans of each window, best first, and what no answer scores.
+
+        :returns: `score` float64, `start` and `end` (characters) int32 [batch, top_k]; `none` float64 [batch].
+        """
+        import torch
+        from torch.nn import functional
+
+        characters = batch.pop("start"), batch.pop("end")
+        output = run_text(model, batch)
+        inside = characters[0] != OUTSIDE
+        usable = inside.clone()
+        usable[:, 0] = True
+        start, end = (
+            logits.double().masked_fill(~usable, -torch.inf).softmax(-1)
+            for logits in (output.start_logits, output.end_logits)
+        )
+        none = start[:, 0] * end[:, 0]
+        longest, count = self.params.max_answer_len, self.params.top_k
+        reach = functional.pad(end * inside, (0, longest - 1)).unfold(1, longest, 1)
+        spans = ((start * inside).unsqueeze(-1) * reach).flatten(1)
+        score, place = functional.pad(spans, (0, max(count - spans.shape[1], 0))).topk(count)
+        first = (place // longest).clamp(max=start.shape[1] - 1)
+        last = (first + place % longest).clamp(max=start.shape[1] - 1)
+        found = (numbers.gather(1, index) for numbers, index in zip(characters, (first, last), strict=True))
+        begin, stop = (numbers.to(torch.int32) for numbers in found)
+        return {"score": score, "start": begin, "end": stop, "none": none}
+
+    def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
+        """The best spans over all windows of each row, with their text."""
+        row, score, start, end = rank_spans(self._candidates(outputs), self.params.top_k)
+        contexts = columns["context"].to_pylist()
+        places = zip(row.tolist(), start.tolist(), end.tolist(), strict=True)
+        texts = [contexts[at][first:last] for at, first, last in places]
+        answers = pa.StructArray.from_arrays(
+            [pa.array(score, pa.float32()), pa.array(start), pa.array(end), pa.array(texts, pa.string())],
+            fields=list(ANSWER),
+        )
+        return [lists_of(answers, np.bincount(row, minlength=len(outputs)))]
+
+    def _candidates(self, outputs: pa.Table) -> list[np.ndarray]:
+        """Row, score, start and end of every span found; an empty one where it competes or a row has no other."""
+        windows = list_lengths(outputs["none"])
+        row = np.repeat(np.arange(len(windows)), windows * self.params.top_k)
+        spans = [flatten(outputs[name]).flatten().flatten().to_numpy() for name in ("score", "start", "end")]
+        found = [values[spans[0] > 0] for values in (row, *spans)]
+        if self.params.handle_impossible_answer:
+            rows = np.arange(len(windows))
+            none = flatten(outputs["none"]).flatten().to_numpy()
+            score = np.minimum.reduceat(none, np.cumsum(windows) - windows)
+        else:
+            rows = np.setdiff1d(np.arange(len(windows)), found[0])
+            score = np.zeros(len(rows))
+        nowhere = np.zeros(len(rows), np.int32)
+        return [np.append(found[k], more) for k, more in enumerate((rows, score, nowhere, nowhere))]
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best answer of each row."""
-        return np.array([row[0]["score"] for row in flatten(columns[0]).to_pylist()])
+        answers = flatten(columns[0])
+        return answers.values.field("score").to_numpy()[answers.offsets.to_numpy()[:-1]]
+
+
+def rank_spans(spans: list[np.ndarray], top_k: int) -> list[np.ndarray]:
+    """The best spans of each row, best first; one that is found twice counts with its better score.
+
+    :param spans: row, score, start and end, each [spans].
+    :returns: the same of the spans that are left, sorted by row.
+    """
+    row, score, start, end = spans
+    order = np.lexsort((-score, end, start, row))
+    first = np.ones(len(order), bool)
+    first[1:] = np.any([np.diff(values[order]) != 0 for values in (row, start, end)], axis=0)
+    once = order[first]
+    ranked = once[np.lexsort((end[once], start[once], -score[once], row[once]))]
+    place = np.arange(len(ranked)) - np.searchsorted(row[ranked], row[ranked])
+    return [values[ranked[place < top_k]] for values in spans]

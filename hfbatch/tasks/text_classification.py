@@ -10,26 +10,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, Task
-from hfbatch.tasks.parts.text import (
-    collate_text,
-    flatten,
-    length_faults,
-    length_limit,
-    list_lengths,
-    padding_id,
-    require_tokens,
-    run_text,
-    text_column,
-    tokenize,
-)
+from hfbatch.tasks.base import Example, Features, Histogram, Params
+from hfbatch.tasks.parts.encoder import EncoderTask
+from hfbatch.tasks.parts.labels import best_labels, label_names, named_lists, score_function
+from hfbatch.tasks.parts.text import flatten, require_tokens, run_text, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
-
-HEAD = "ForSequenceClassification"
-OTHER_TASKS = {"ForCausalLM": "text-generation", "LMHeadModel": "text-generation"}
-"""What models with another head can do, by the end of their class's name; the rest can do embedding."""
 
 
 class TextClassificationParams(Params):
@@ -41,7 +28,7 @@ class TextClassificationParams(Params):
     """What turns logits into scores; default goes by the model's problem type and number of labels."""
 
 
-class TextClassification(Task):
+class TextClassification(EncoderTask):
     """The best labels of each text, with their scores."""
 
     name = "text-classification"
@@ -60,14 +47,9 @@ class TextClassification(Task):
     params: TextClassificationParams
 
     @cached_property
-    def limit(self) -> int | None:
-        """Most tokens of a row."""
-        return self.max_length or length_limit(self.tokenizer, self.config)
-
-    @cached_property
     def labels(self) -> list[str]:
         """Label names by class index."""
-        return [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        return label_names(self.config)
 
     @cached_property
     def count(self) -> int:
@@ -75,34 +57,10 @@ class TextClassification(Task):
         return min(self.params.top_k or len(self.labels), len(self.labels))
 
     @cached_property
-    def pad_id(self) -> int:
-        """The id of padding tokens."""
-        return padding_id(self.tokenizer, self.config)
-
-    @cached_property
     def function(self) -> str:
         """What turns logits into scores: softmax, sigmoid or none, by the rule of transformers' pipeline."""
-        if self.params.function_to_apply != "default":
-            return self.params.function_to_apply
-        if self.config.problem_type == "regression":
-            return "none"
-        if self.config.problem_type == "multi_label_classification" or self.config.num_labels == 1:
-            return "sigmoid"
-        return "softmax"
-
-    def check(self) -> list[str]:
-        """Faults: a model without a classification head, and a length beyond the model's."""
-        faults = []
-        for architecture in self.config.architectures or []:
-            if HEAD not in architecture:
-                other = next(
-                    (task for end, task in OTHER_TASKS.items() if architecture.endswith(end)), "embedding"
-                )
-                faults.append(
-                    f"model {self.model.name!r} is a {architecture}, which has no classification head, so that its "
-                    f"scores would be random; use a model of a class ...{HEAD}, or task {other}"
-                )
-        return faults + length_faults(self.max_length, self.tokenizer, self.config)
+        asked = self.params.function_to_apply
+        return score_function(self.config) if asked == "default" else asked
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""
@@ -115,44 +73,18 @@ class TextClassification(Task):
         pairs = columns["text_pair"].to_pylist() if "text_pair" in columns else None
         return require_tokens(tokenize(self.tokenizer, columns["text"].to_pylist(), pairs, self.limit))
 
-    def lengths(self, features: pa.Table) -> np.ndarray:
-        """Tokens of each row."""
-        return list_lengths(features["input_ids"])
-
-    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Rows padded on the right."""
-        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
-
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
-        import torch
-
-        text_config = model.config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            # Causal models score the last token that is not padding, and find it by this id.
-            text_config.pad_token_id = self.pad_id
-        logits = run_text(model, batch).logits.float()
-        match self.function:
-            case "softmax":
-                scores = logits.softmax(-1)
-            case "sigmoid":
-                scores = logits.sigmoid()
-            case _:
-                scores = logits
-        # Stable, as Python's sort in the pipeline is: of equal scores, the lower class index comes first.
-        best, index = scores.sort(dim=-1, descending=True, stable=True)
-        kept = (slice(None), 0) if self.params.top_k == 1 else (slice(None), slice(self.count))
-        return {"label": index[kept].to(torch.int32).contiguous(), "score": best[kept].contiguous()}
+        self.set_pad_id(model)
+        best = best_labels(run_text(model, batch).logits, self.function, self.count)
+        return {name: found[:, 0] for name, found in best.items()} if self.params.top_k == 1 else best
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Names in place of class indices."""
-        names = pa.array(self.labels, pa.string())
-        label, score = flatten(outputs["label"]), flatten(outputs["score"])
         if self.params.top_k == 1:
-            return [names.take(label), score]
-        starts = pa.array(np.arange(len(label) + 1, dtype=np.int32) * self.count)
-        lists = [names.take(label.flatten()), score.flatten()]
-        return [pa.ListArray.from_arrays(starts, values) for values in lists]
+            names = pa.array(self.labels, pa.string())
+            return [names.take(flatten(outputs["label"])), flatten(outputs["score"])]
+        return named_lists(outputs, self.labels)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""

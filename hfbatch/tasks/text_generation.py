@@ -13,14 +13,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from hfbatch.tasks import base
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, InputColumn, Task
-from hfbatch.tasks.parts.decoding import SAMPLING_ONLY, generate, not_followed, read_defaults, resolve
+from hfbatch.tasks.base import Batch, Example, Features, InputColumn
+from hfbatch.tasks.parts.chat import (
+    MESSAGE,
+    ChatParams,
+    answered,
+    chat_faults,
+    is_chat,
+    is_tools,
+    option_faults,
+    render,
+)
+from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS, GeneratingTask
+from hfbatch.tasks.parts.generation import (
+    NOT_FOLLOWED,
+    NOT_FOLLOWED_BEHIND_PROMPT,
+    GenerationParams,
+    generation_notes,
+    read_defaults,
+    resolve,
+)
 from hfbatch.tasks.parts.text import (
     collate_text,
-    is_text,
     length_faults,
     length_limit,
     list_lengths,
@@ -33,23 +48,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-PROBE_TOKENS = 8
-"""New tokens of each row when batch sizes are compared."""
+PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
+"""What the transformers pipeline takes where neither the user nor the model says."""
+TOOLS_WANTED = "JSON or list<struct>, the functions of each chat; read where mapped"
+LEFT_OUT = (*NOT_FOLLOWED, *NOT_FOLLOWED_BEHIND_PROMPT)
 
 
-def is_chat(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds lists of messages with a role and a content."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not is_list or not pa.types.is_struct(kind.value_type):
-        return False
-    return all(
-        kind.value_type.get_field_index(name) >= 0 and is_text(kind.value_type.field(name).type)
-        for name in ("role", "content")
-    )
-
-
-class TextGeneration(Task):
+class TextGeneration(GeneratingTask):
     """Continues each prompt of column `text`, or answers each chat of column `messages`.
 
     A prompt that leaves no room for `max_new_tokens` within the model's limit, or is longer than
@@ -61,42 +66,29 @@ class TextGeneration(Task):
     that close are rare, in bfloat16 they are not.
     """
 
-    class Params(base.Params):
+    class Params(ChatParams, GenerationParams):
         """A null takes the model's generation_config, then the transformers pipeline's default."""
 
-        max_new_tokens: int | None = Field(default=None, ge=1)
-        """Most tokens to generate for a row; at last 256, or half of the model's limit where that is less."""
-        do_sample: bool | None = None
-        """Draw each token at random (true) or take the likeliest (false); at last true."""
-        temperature: float | None = Field(default=None, gt=0)
-        """Divides the logits before sampling; at last 0.7."""
-        top_k: int | None = Field(default=None, ge=0)
-        """Sample among the k likeliest tokens, 0 for all; at last 50."""
-        top_p: float | None = Field(default=None, gt=0, le=1)
-        """Sample among the likeliest tokens that together reach this probability; at last 1."""
-        repetition_penalty: float | None = Field(default=None, gt=0)
-        """Above 1, makes tokens that the text already has less likely; at last 1."""
-        num_return_sequences: int = Field(default=1, ge=1)
-        """Sampled continuations of each row; above 1, `generated_text` is a list."""
         return_full_text: bool | None = None
         """Keep what was asked, prompt or messages, before the answer (true, also if null), or the answer alone."""
 
+    params: Params
     name = "text-generation"
+    aliases = ("conversational",)
     summary = "Continue prompts or answer chats with a causal language model"
     auto_class = "AutoModelForCausalLM"
     outputs: ClassVar[Mapping[str, str]] = {
         "generated_text": "string for prompts; messages for chats, unless return_full_text is false; "
-        "a list of them if num_return_sequences is above 1"
+        "a list of them if num_return_sequences is above 1",
+        **EXTRA_OUTPUTS,
     }
     inputs = (
         text_column("text", required=False),
         InputColumn("messages", is_chat, "list<struct<role: string, content: string>>", required=False),
+        InputColumn("tools", is_tools, TOOLS_WANTED, required=False, by_name=False, nullable=True),
     )
     exclusive = ("text", "messages")
     split_rows = 256
-    concurrent = False
-    histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
-    ragged: ClassVar[Mapping[str, str]] = {"tokens": "length"}
     EXAMPLE = Example(
         {"text": ["Every large cluster", "Our nightly job reads the", ""]},
         {"max_new_tokens": 8, "do_sample": False},
@@ -105,14 +97,7 @@ class TextGeneration(Task):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, which cuts long prompts from the left."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            self.model.folder,
-            trust_remote_code=self.model.trust_remote_code,
-            truncation_side="left",
-            padding_side="left",
-        )
+        return self.load_tokenizer(truncation_side="left", padding_side="left")
 
     @cached_property
     def model_defaults(self) -> GenerationConfig:
@@ -122,10 +107,8 @@ class TextGeneration(Task):
     @cached_property
     def decoding(self) -> GenerationConfig:
         """How rows are decoded: params, then the model's settings, then the pipeline's defaults."""
-        chosen = self.params.model_dump(
-            exclude={"num_return_sequences", "return_full_text"}, exclude_none=True
-        )
-        resolved = resolve(self.model_defaults, chosen, self._default_new_tokens())
+        last = {**PIPELINE_DEFAULTS, "max_new_tokens": self._default_new_tokens()}
+        resolved = resolve(self.model_defaults, self.params, self.tokenizer, last, LEFT_OUT)
         if resolved.pad_token_id is None or resolved.pad_token_id < 0:
             resolved.pad_token_id = self.tokenizer.pad_token_id
         return resolved
@@ -146,22 +129,7 @@ class TextGeneration(Task):
         faults = self._model_faults()
         if faults:
             return faults
-        sampling = bool(self.decoding.do_sample)
-        idle = [name for name in SAMPLING_ONLY if getattr(self.params, name) is not None]
-        if idle and not sampling:
-            faults.append(
-                f"params: {', '.join(idle)} only work when sampling; set params.do_sample=true or leave out"
-            )
-        if self.params.num_return_sequences > 1 and not sampling:
-            faults.append(
-                f"params.num_return_sequences={self.params.num_return_sequences} would return equal texts, since "
-                "nothing is sampled; set params.do_sample=true or num_return_sequences=1"
-            )
-        if sampling and not self.decoding.temperature > 0:
-            faults.append(
-                f"the model's generation_config samples with temperature {self.decoding.temperature}; "
-                "set params.temperature, or params.do_sample=false"
-            )
+        faults = self.generation_faults() + option_faults(self.params)
         special = self.tokenizer.num_special_tokens_to_add()
         limit = length_limit(self.tokenizer, self.config)
         faults += length_faults(self.max_length, self.tokenizer, self.config)
@@ -171,6 +139,12 @@ class TextGeneration(Task):
                 f"model's {limit} tokens; set params.max_new_tokens below {limit - special}"
             )
         return faults
+
+    def continuous_faults(self) -> list[str]:
+        """Options and models that continuous batching cannot do."""
+        from hfbatch.tasks.parts.continuous import continuous_faults
+
+        return continuous_faults(self.config, self.decoding, self.params.begin_with)
 
     def _model_faults(self) -> list[str]:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -194,34 +168,20 @@ class TextGeneration(Task):
 
     def column_faults(self, present: set[str]) -> list[str]:
         """Exactly one of `text` and `messages` has to be there, and a chat template for messages."""
-        if not present:
+        if not present & set(self.exclusive):
             return ["input has no prompts and no chats; use --column text=COLUMN or --column messages=COLUMN"]
-        if len(present) > 1:
+        if present.issuperset(self.exclusive):
             return [
                 "columns 'text' and 'messages' are both in input; "
                 "name the one to read: --column text=text or --column messages=messages"
             ]
-        if "messages" in present and not self.tokenizer.chat_template:
-            return [
-                f"model {self.model.name!r} has no chat template, so it cannot read messages; "
-                "choose an instruct model, or give prompts with --column text=COLUMN"
-            ]
-        return []
+        if "messages" in present:
+            return chat_faults(self.tokenizer, self.model.name, "tools" in present)
+        return ["column tools goes with messages; leave it out for prompts"] if "tools" in present else []
 
     def notes(self) -> list[str]:
         """What the user left open, and what of the model's generation_config is not followed."""
-        found, config = [], self.decoding
-        if config.do_sample and self.params.do_sample is None:
-            found.append(
-                f"samples with temperature {config.temperature:g}, as the model's generation_config or the "
-                "transformers pipeline does by default; params.do_sample=false takes the likeliest token"
-            )
-        if self.params.max_new_tokens is None:
-            found.append(f"generates up to {config.max_new_tokens} tokens a row (params.max_new_tokens)")
-        ignored = not_followed(self.model_defaults)
-        if ignored:
-            shown = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
-            found.append(f"not followed from the model's generation_config: {shown}")
+        found = generation_notes(self.params, self.model_defaults, self.decoding, LEFT_OUT)
         if getattr(self.tokenizer, "response_template", None):
             found.append("replies are kept as plain text; the tokenizer's response_template is not applied")
         return found
@@ -234,7 +194,8 @@ class TextGeneration(Task):
         """`generated_text`: string, or list<struct<role, content>> for whole chats; a list of them for several."""
         kind = MESSAGE if "messages" in present and self._full_text else None
         kind = pa.string() if kind is None else pa.list_(kind)
-        return [pa.field("generated_text", kind if self.params.num_return_sequences == 1 else pa.list_(kind))]
+        text = pa.field("generated_text", kind if self.count == 1 else pa.list_(kind))
+        return [text, *self.extra_fields()]
 
     @property
     def _full_text(self) -> bool:
@@ -247,33 +208,12 @@ class TextGeneration(Task):
         :raises jinja2.TemplateError: for a chat that the template refuses.
         """
         if "messages" in columns:
-            texts, special = self._render(columns["messages"]), False
+            texts, special = render(self.tokenizer, self.params, columns), False
         else:
             texts, special = columns["text"].to_pylist(), True
         made = tokenize(self.tokenizer, texts, None, self.prompt_limit, special)
         table = pa.table({"input_ids": self._start_empty(made.table["input_ids"])})
-        if self.decoding.do_sample:
-            from hfbatch.tasks.parts.sampling import row_seeds
-
-            table = table.append_column("seed", pa.array(row_seeds(self.seed, places), pa.int64()))
-        return Features(table, made.truncated)
-
-    def _render(self, messages: pa.Array) -> list[str]:
-        """Each chat as the template writes it; one that ends with the assistant stays open."""
-        _check_messages(messages)
-        chats = messages.to_pylist()
-        prefilled = np.array([chat[-1]["role"] == "assistant" for chat in chats], bool)
-        texts = np.empty(len(chats), object)
-        for prefill in (False, True):
-            rows = np.flatnonzero(prefilled == prefill)
-            if len(rows):
-                texts[rows] = self.tokenizer.apply_chat_template(
-                    [chats[row] for row in rows],
-                    tokenize=False,
-                    add_generation_prompt=not prefill,
-                    continue_final_message=prefill,
-                )
-        return texts.tolist()
+        return Features(self.seeded(table, places), made.cut)
 
     def _start_empty(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         """Puts the bos token into prompts that have no token at all, as `generate` does."""
@@ -300,65 +240,33 @@ class TextGeneration(Task):
             batch["seed"] = features["seed"].to_numpy()[rows]
         return batch
 
-    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Generates until each row has met an eos token or max_new_tokens, see `decoding.generate`."""
-        return generate(model, batch, self.decoding, self.params.num_return_sequences)
+    def padded_size(self, batch: Batch) -> int:
+        """Tokens of the padded prompts, or of the prompts alone where nothing is padded."""
+        return int(batch["attention_mask"].sum()) if self.batch.continuous else super().padded_size(batch)
 
-    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Generates the first few tokens."""
-        return generate(model, batch, self.decoding, self.params.num_return_sequences, PROBE_TOKENS)
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Generates until each row has met its end or the most tokens, see `decoding.Decoder`."""
+        if not self.batch.continuous:
+            return super().forward(model, batch)
+        from hfbatch.tasks.parts.continuous import ROWS, generate_continuously
+
+        rows = ROWS if self.batch.size == "auto" else self.batch.size
+        made = generate_continuously(model, batch, self.decoding, rows, self.batch.tokens)
+        return self.decoder.pack(model, batch, made, batch["input_ids"].shape[1])
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
-        """`generated_text`, with what was asked before it unless return_full_text is false."""
-        count = self.params.num_return_sequences
-        texts = pa.array(self._decode(outputs), pa.string())
-        source = np.repeat(np.arange(len(outputs)), count)
+        """`generated_text`, with what was asked before it unless return_full_text is false, and the extra columns."""
+        texts = pa.array(self.texts(outputs), pa.string())
+        source = np.repeat(np.arange(len(outputs)), self.count)
         if not self._full_text:
             result = texts
         elif "messages" in columns:
             chats = columns["messages"].to_pylist()
-            full = [_answered(chats[row], text) for row, text in zip(source, texts.to_pylist(), strict=True)]
-            result = pa.array(full, pa.list_(MESSAGE))
+            pairs = zip(source, texts.to_pylist(), strict=True)
+            result = pa.array(
+                [answered(self.params, chats[row], text) for row, text in pairs], pa.list_(MESSAGE)
+            )
         else:
             prompts = columns["text"].cast(pa.string()).take(pa.array(source))
             result = pc.binary_join_element_wise(prompts, texts, "")
-        if count > 1:
-            offsets = pa.array(np.arange(len(outputs) + 1, dtype=np.int32) * np.int32(count))
-            result = pa.ListArray.from_arrays(offsets, result)
-        return [result]
-
-    def _decode(self, outputs: pa.Table) -> list[str]:
-        """The new text of every sequence."""
-        tokens = outputs["tokens"].combine_chunks().flatten()
-        lengths = outputs["lengths"].combine_chunks().flatten().to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        sequences = pa.ListArray.from_arrays(pa.array(offsets), tokens)
-        return self.tokenizer.batch_decode(sequences.to_pylist(), skip_special_tokens=True)
-
-    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
-        """New tokens of a row, the mean over its sequences."""
-        return outputs["length"].to_numpy() / self.params.num_return_sequences
-
-
-def _check_messages(messages: pa.Array) -> None:
-    """:raises ValueError: for a chat without messages, and a message that is null or has no role or content.
-
-    Content may be null where messages have more fields, such as the tool calls of an assistant.
-    """
-    if pc.any(pc.equal(pc.list_value_length(messages), 0)).as_py():
-        raise ValueError("messages is empty")
-    flat = messages.flatten()
-    if flat.null_count:
-        raise ValueError("messages holds a null message")
-    needed = ("role", "content") if flat.type.num_fields == 2 else ("role",)
-    for name in needed:
-        if pc.struct_field(flat, name).null_count:
-            raise ValueError(f"a message has no {name}")
-
-
-def _answered(chat: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """A chat with the reply appended, or joined to the assistant's message that it continues."""
-    *earlier, last = chat
-    if last["role"] == "assistant":
-        return [*earlier, {"role": "assistant", "content": last["content"] + text}]
-    return [*chat, {"role": "assistant", "content": text}]
+        return [self.grouped(result), *self.extra_columns(outputs)]

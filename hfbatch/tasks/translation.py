@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Example
+from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS
 from hfbatch.tasks.parts.seq2seq import Seq2SeqParams, Seq2SeqTask
 
 if TYPE_CHECKING:
@@ -28,11 +30,21 @@ class Translation(Seq2SeqTask):
 
     Params: ClassVar[type[base.Params]] = TranslationParams
     name = "translation"
+    aliases = ("translation_xx_to_yy",)
+    general = False
     summary = "A translation of a text, by an encoder-decoder model of two or many languages"
-    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string"}
+    outputs: ClassVar[Mapping[str, str]] = {"translation_text": "string", **EXTRA_OUTPUTS}
     EXAMPLE = Example({"text": ["The house is small."]}, {"src_lang": "en", "tgt_lang": "de"})
 
     params: TranslationParams
+
+    @classmethod
+    def params_of(cls, name: str) -> dict[str, Any] | None:
+        """The languages in a name such as translation_en_to_de."""
+        languages = re.fullmatch("translation_(.+)_to_(.+)", name)
+        if languages is None:
+            return super().params_of(name)
+        return {"src_lang": languages[1], "tgt_lang": languages[2]}
 
     @property
     def defaults_of(self) -> str:

@@ -42,7 +42,7 @@ class VideoClassification(LabelTask):
     outputs: ClassVar[Mapping[str, str]] = {"label": "list<string>, best first", "score": "list<float32>"}
     Params = VideoClassificationParams
     split_rows = 64
-    EXAMPLE = Example({"video": ["goal.mp4", "corner.webm"]}, {"frame_sampling_rate": 2, "top_k": 2})
+    EXAMPLE = Example({"video": ["goal.mp4", "corner.mp4"]}, {"frame_sampling_rate": 2, "top_k": 2})
 
     params: VideoClassificationParams
 

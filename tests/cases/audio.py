@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,24 +13,10 @@ import soundfile
 from transformers import pipeline
 
 from tests.cases.case import Answer, Case, columns_of
-from tests.models.audio import tiny_wav2vec2
+from tests.models.audio import tiny_clap, tiny_vits, tiny_wav2vec2
+from tests.tasks.sounds import file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
-RATE = 16_000
-
-
-def tone(seconds: float, pitch: float, rate: int = RATE) -> np.ndarray:
-    """A tone that fades, with a little noise: float32 [samples]."""
-    time = np.arange(int(seconds * rate)) / rate
-    noise = np.random.default_rng(int(pitch)).normal(0, 0.02, len(time))
-    return (0.5 * np.sin(2 * np.pi * pitch * time) * np.exp(-time) + noise).astype(np.float32)
-
-
-def file_of(samples: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
-    """Sound as a file, as exact as the kind allows."""
-    target = BytesIO()
-    soundfile.write(target, samples, rate, format=kind, **({"subtype": "FLOAT"} if kind == "WAV" else {}))
-    return target.getvalue()
 
 
 SOUNDS = [file_of(tone(0.2 + 0.05 * (k % 5), 100 + 40 * k)) for k in range(22)]
@@ -57,6 +45,31 @@ def spoken(found: Any) -> dict[str, Any]:
     }
 
 
+def still_vits(folder: Path) -> str:
+    """A VITS without noise: only then is its sound the same whatever has been drawn before."""
+    tiny_vits(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "noise_scale": 0.0, "noise_scale_duration": 0.0})
+    )
+    return str(folder)
+
+
+def text_to_audio(folder: str) -> Answer:
+    pipe = pipeline("text-to-audio", folder, device="cpu")
+
+    def answer(row: Any) -> dict[str, Any]:
+        made = pipe(row["text"])
+        return {
+            "audio": file_of(made["audio"].T, made["sampling_rate"]),
+            "sampling_rate": made["sampling_rate"],
+        }
+
+    return answer
+
+
+LABELS = ["the engineer", "a quiet river before dawn", "what the model said"]
+
 CASES = {
     "audio-classification": Case(
         lambda folder: tiny_wav2vec2(folder, "Wav2Vec2ForSequenceClassification", NAMES),
@@ -71,5 +84,23 @@ CASES = {
         piped("automatic-speech-recognition", spoken, return_timestamps="word"),
         {"return_timestamps": "word"},
         unreadable=b"this is no sound",
+    ),
+    "zero-shot-audio-classification": Case(
+        tiny_clap,
+        {"audio": [file_of(tone(0.2 + 0.03 * k, 100 + 70 * k)) for k in range(24)]},
+        piped("zero-shot-audio-classification", columns_of, candidate_labels=LABELS),
+        {"candidate_labels": LABELS},
+        unreadable=b"this is no sound",
+    ),
+    "text-to-audio": Case(
+        still_vits,
+        {
+            "text": [
+                f"{word} number {chr(97 + k)}."
+                for k in range(8)
+                for word in ("train", "a quiet river", "gap")
+            ]
+        },
+        text_to_audio,
     ),
 }

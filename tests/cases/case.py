@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 from PIL import Image
 
 Row = Mapping[str, Any]
@@ -36,7 +37,7 @@ class Case:
 
 
 def near(got: Any, expected: Any) -> bool:
-    """Equal; numbers with a point within 1e-4 of their size, grey levels of pictures within 1."""
+    """Equal; numbers with a point within 1e-4 of their size, sound within 1e-4, grey levels of pictures within 1."""
     if isinstance(expected, Mapping):
         return set(got) == set(expected) and all(near(got[key], expected[key]) for key in expected)
     if isinstance(expected, list | tuple):
@@ -46,6 +47,9 @@ def near(got: Any, expected: Any) -> bool:
     if isinstance(expected, bytes) and expected.startswith(b"\x89PNG"):
         one, other = (np.asarray(Image.open(BytesIO(file))).astype(int) for file in (got, expected))
         return one.shape == other.shape and np.abs(one - other).max() <= 1
+    if isinstance(expected, bytes) and expected.startswith(b"RIFF"):
+        one, other = (soundfile.read(BytesIO(file), dtype="float32")[0] for file in (got, expected))
+        return one.shape == other.shape and np.abs(one - other.clip(-1, 1)).max() < 1e-4
     return got == expected
 
 

@@ -68,6 +68,11 @@ CASES = {
     "image-classification": case(
         "ViTForImageClassification", piped("image-classification", columns_of, top_k=2), top_k=2
     ),
+    "image-feature-extraction": case(
+        "Dinov2Model",
+        piped("image-feature-extraction", lambda found: {"features": found[0]}, pool=True),
+        pool=True,
+    ),
     "object-detection": case(
         "YolosForObjectDetection",
         piped("object-detection", lambda found: {"objects": found}, threshold=0.3),

@@ -27,6 +27,16 @@ def test_batches_cover_all_rows_and_keep_the_budget(
         assert tokens is None or stop - start == 1 or (stop - start) * width <= tokens
 
 
+@given(LENGTHS, st.integers(1, 9))
+def test_rows_of_one_length_stay_among_themselves(lengths: np.ndarray, size: int) -> None:
+    ordered = lengths[by_length(lengths)]
+    bounds = cut(ordered, size, alike=True)
+    assert [k for start, stop in bounds for k in range(start, stop)] == list(range(len(lengths)))
+    assert all(stop - start <= size and len(set(ordered[start:stop])) == 1 for start, stop in bounds)
+    most = sum(-(-count // size) for count in np.unique(lengths, return_counts=True)[1])
+    assert len(bounds) == most
+
+
 @given(LENGTHS)
 def test_ties_keep_the_input_order(lengths: np.ndarray) -> None:
     order = by_length(lengths)

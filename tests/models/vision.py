@@ -44,10 +44,16 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
         "eos_token_id": 3,
     }
     match architecture:
-        case "ViTForImageClassification":
-            return transformers.ViTConfig(image_size=32, **patches), transformers.ViTImageProcessorPil(
-                size=square
-            )
+        case "ViTForImageClassification" | "ViTModel" | "ViTMAEModel":
+            kind = transformers.ViTMAEConfig if "MAE" in architecture else transformers.ViTConfig
+            return kind(image_size=32, **patches), transformers.ViTImageProcessorPil(size=square)
+        case "Dinov2ForImageClassification" | "Dinov2Model":
+            del patches["intermediate_size"]
+            processor = transformers.BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+            return transformers.Dinov2Config(image_size=32, **patches), processor
+        case "ResNetModel":
+            config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+            return config, transformers.ConvNextImageProcessorPil(size={"shortest_edge": 32})
         case "YolosForObjectDetection":
             longest = {"shortest_edge": 32, "longest_edge": 48}
             config = transformers.YolosConfig(image_size=[32, 32], **patches)
@@ -79,6 +85,15 @@ def _vision_parts(architecture: str) -> tuple[Any, Any]:
                 backbone_config=swin, decoder_config=detr, fpn_feature_size=32, mask_feature_size=32
             )
             return config, transformers.MaskFormerImageProcessorPil(size={"height": 64, "width": 64})
+        case "SiglipModel":
+            config = transformers.SiglipConfig(
+                text_config={**text, "pad_token_id": 0}, vision_config={**patches, "image_size": 32}
+            )
+            return config, transformers.SiglipImageProcessorPil(size=square)
+        case "CLIPSegModel":
+            vision = {**patches, "image_size": 32}
+            config = transformers.CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=32)
+            return config, transformers.ViTImageProcessorPil(size=square)
         case "CLIPModel" | "OwlViTForObjectDetection":
             name = architecture.removesuffix("Model").removesuffix("ForObjectDetection")
             kind, processor = (

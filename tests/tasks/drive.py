@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from hfbatch.compute.batching import to_arrow
+from hfbatch.compute.windows import carry, fold, unfold
 from hfbatch.data.models import Model
 from hfbatch.engines.torch import as_array, as_tensor
 from hfbatch.tasks.base import Features, Task
@@ -41,26 +42,36 @@ def run(
     multiple: int = 1,
     order: Sequence[int] | None = None,
 ) -> pa.Table:
-    """Output columns of every row, in input order, computed in batches of size rows taken in order."""
-    features = features_of(task, columns)
-    model = load(task)
-    rows = np.arange(len(features.table)) if order is None else np.asarray(order)
-    tables = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), size):
-            batch = task.collate(features.table, rows[start : start + size], multiple)
-            outputs = task.forward(model, {name: as_tensor(value) for name, value in batch.items()})
-            tables.append(to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged))
-    outputs = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(rows)))
+    """Output columns of every row, in input order, computed in batches of size rows taken in order.
+
+    :param order: of the rows, or of their windows where the task has any.
+    """
+    outputs = forward(task, features_of(task, columns).table, size, multiple, order)
     arrays = task.postprocess(outputs, {name: pa.array(values) for name, values in columns.items()})
     return pa.table(arrays, schema=pa.schema(task.output_fields()))
 
 
+def forward(
+    task: Task, features: pa.Table, size: int, multiple: int = 1, order: Sequence[int] | None = None
+) -> pa.Table:
+    """What postprocess gets: outputs of each row in input order, and the features that it reads beside them."""
+    model, windows = load(task), unfold(task, features)
+    rows = np.arange(len(windows.table)) if order is None else np.asarray(order)
+    tables = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), size):
+            batch = task.collate(windows.table, rows[start : start + size], multiple)
+            outputs = task.forward(model, {name: as_tensor(value) for name, value in batch.items()})
+            tables.append(to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged))
+    outputs = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(rows)))
+    outputs = fold(outputs, windows.row) if task.windows else outputs
+    return carry(task, outputs, features, np.arange(len(features)))
+
+
 def measured(task: Task, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
     """The number that the report draws, of each row."""
-    features = features_of(task, columns)
-    batch = task.collate(features.table, np.arange(len(features.table)), 1)
-    with torch.inference_mode():
-        outputs = task.forward(load(task), {name: as_tensor(value) for name, value in batch.items()})
-    arrays = to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged)
-    return task.measure(arrays, task.postprocess(arrays, {name: pa.array(v) for name, v in columns.items()}))
+    features = features_of(task, columns).table
+    outputs = forward(task, features, len(features))
+    return task.measure(
+        outputs, task.postprocess(outputs, {name: pa.array(v) for name, v in columns.items()})
+    )

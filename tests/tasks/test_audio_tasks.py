@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import soundfile
 import soxr
 from transformers import pipeline
 
+from hfbatch.compute.prepare import preprocess
 from hfbatch.data.media import to_sound
 from hfbatch.tasks import task_class
-from tests.models.audio import tiny_wav2vec2
+from hfbatch.tasks.parts.sampling import row_seeds
+from tests.models.audio import tiny_clap, tiny_spectrogram_transformer, tiny_wav2vec2
 from tests.tasks.drive import features_of, make, run
+from tests.tasks.sounds import RATE, file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
-RATE = 16_000
-
-
-def tone(seconds: float, pitch: float, rate: int = RATE) -> np.ndarray:
-    """A tone that fades, with a little noise: float32 [samples]."""
-    time = np.arange(int(seconds * rate)) / rate
-    noise = np.random.default_rng(int(pitch)).normal(0, 0.02, len(time))
-    return (0.5 * np.sin(2 * np.pi * pitch * time) * np.exp(-time) + noise).astype(np.float32)
-
-
-def file_of(samples: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
-    target = BytesIO()
-    soundfile.write(target, samples, rate, format=kind, **({"subtype": "FLOAT"} if kind == "WAV" else {}))
-    return target.getvalue()
-
-
 SOUNDS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
+LENGTHS = [tone(0.3 + 0.007 * (k % 7), 100 + 40 * k) for k in range(21)]
+"""Recordings of which some are padded to the length of others."""
 
 
 @pytest.mark.parametrize("size", [1, 8])
@@ -51,28 +38,22 @@ def test_audio_classification(tmp_path: Path, size: int) -> None:
         np.testing.assert_allclose(got["score"], [one["score"] for one in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 8])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"return_timestamps": "word"}, {"chunk_length_s": 0.2, "stride_length_s": 0.04}],
-    ids=["whole", "words", "windows"],
-)
-def test_speech_recognition_by_a_ctc_model(tmp_path: Path, options: dict[str, Any], size: int) -> None:
-    folder = tiny_wav2vec2(tmp_path, "Wav2Vec2ForCTC")
-    task = make(task_class("automatic-speech-recognition"), folder, **options)
-    assert task.check() == []
-    found = run(task, {"audio": [file_of(sound) for sound in SOUNDS]}, size).to_pylist()
-    oracle = pipeline("automatic-speech-recognition", folder, device="cpu", **options)
-    expected = [oracle(sound.copy()) for sound in SOUNDS]
-    assert len({one["text"] for one in expected}) > 5
-    assert [one["text"] for one in found] == [one["text"] for one in expected]
-    if "return_timestamps" in options:
-        for got, want in zip(found, expected, strict=True):
-            assert [piece["text"] for piece in got["chunks"]] == [piece["text"] for piece in want["chunks"]]
-            times = [time for piece in want["chunks"] for time in piece["timestamp"]]
-            np.testing.assert_allclose(
-                [t for piece in got["chunks"] for t in piece["timestamp"]], times, atol=1e-4
-            )
+@pytest.mark.parametrize("masks", [False, True], ids=["group-norm", "layer-norm"])
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat"])
+def test_padding_does_not_change_scores(tmp_path: Path, family: str, masks: bool) -> None:
+    folder = tiny_wav2vec2(tmp_path, f"{family}ForSequenceClassification", NAMES, masks=masks)
+    task = make(task_class("audio-classification"), folder)
+    assert task.masks
+    files = {"audio": [file_of(sound) for sound in LENGTHS]}
+    found, alone = (run(task, files, size).to_pylist() for size in (8, 1))
+    oracle = pipeline("audio-classification", folder, device="cpu")
+    for together, by_itself, sound in zip(found, alone, LENGTHS, strict=True):
+        expected = oracle(sound)
+        assert together["label"] == by_itself["label"] == [one["label"] for one in expected]
+        scores = [one["score"] for one in expected]
+        np.testing.assert_allclose(by_itself["score"], scores, atol=1e-5)
+        np.testing.assert_allclose(together["score"], scores, atol=1e-4)
+    assert len({round(row["score"][0], 3) for row in found}) > 5
 
 
 def test_sound_comes_in_many_files(tmp_path: Path) -> None:
@@ -105,3 +86,111 @@ def test_what_is_no_sound_is_an_error(tmp_path: Path) -> None:
         features_of(task, {"audio": [b"RIFF of nothing"]})
     with pytest.raises(ValueError, match="no samples"):
         features_of(task, {"audio": pa.array([{"array": [], "sampling_rate": RATE}])})
+
+
+def test_what_a_spectrogram_transformer_does_not_hear_is_counted(tmp_path: Path) -> None:
+    folder = tiny_spectrogram_transformer(tmp_path, NAMES)
+    task = make(task_class("audio-classification"), folder)
+    sounds = [tone(0.4, 100 + 30 * k) for k in range(20)] + [tone(0.6, 900), tone(0.495, 440)]
+    files = {"audio": [file_of(sound) for sound in sounds]}
+    assert features_of(task, files).truncated == 1
+    oracle = pipeline("audio-classification", folder, device="cpu")
+    expected = [oracle(sound) for sound in sounds]
+    assert len({one[0]["score"] for one in expected}) > 10
+    for size in (1, 8):
+        for got, want in zip(run(task, files, size).to_pylist(), expected, strict=True):
+            assert got["label"] == [one["label"] for one in want]
+            np.testing.assert_allclose(got["score"], [one["score"] for one in want], atol=1e-4)
+
+
+@pytest.mark.parametrize("fusion", [False, True], ids=["a part", "whole and parts"])
+def test_zero_shot_audio_classification(tmp_path: Path, fusion: bool) -> None:
+    folder = tiny_clap(tmp_path, fusion)
+    labels = ["the engineer", "a quiet river before dawn", "what the model said"]
+    options = {"candidate_labels": labels, "hypothesis_template": "a word of {}"}
+    task = make(task_class("zero-shot-audio-classification"), folder, **options)
+    assert task.check() == []
+    sounds = [tone(0.3 + 0.1 * k, 100 + 70 * k) for k in range(20)]
+    files = {"audio": [file_of(sound) for sound in sounds]}
+    assert features_of(task, files).truncated == 12
+    oracle = pipeline("zero-shot-audio-classification", folder, device="cpu")
+    seeds = row_seeds(0, pa.table({"file": ["rows.parquet"] * len(sounds), "row": range(len(sounds))}))
+    expected = []
+    for sound, seed in zip(sounds, seeds.tolist(), strict=True):
+        np.random.seed(seed % 2**32)
+        expected.append(oracle(sound, **options))
+    assert len({tuple(one["label"] for one in row) for row in expected}) > 1
+    for size in (1, 8):
+        for got, want in zip(run(task, files, size).to_pylist(), expected, strict=True):
+            assert got["label"] == [one["label"] for one in want]
+            np.testing.assert_allclose(got["score"], [one["score"] for one in want], atol=1e-4)
+
+
+def test_a_template_needs_a_place_for_the_label(tmp_path: Path) -> None:
+    options = {"candidate_labels": ["rain"], "hypothesis_template": "a sound"}
+    task = make(task_class("zero-shot-audio-classification"), tiny_clap(tmp_path), **options)
+    assert "no {} for the label" in task.check()[0]
+
+
+@pytest.mark.parametrize("name", ["audio-classification", "zero-shot-audio-classification"])
+def test_the_examples_run(tmp_path: Path, name: str) -> None:
+    kind = task_class(name)
+    if name.startswith("zero"):
+        folder = tiny_clap(tmp_path / "model")
+    else:
+        folder = tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForSequenceClassification", NAMES)
+    for file in kind.EXAMPLE.rows["audio"]:
+        (tmp_path / file).write_bytes(file_of(SOUNDS[0], kind=Path(file).suffix[1:].upper()))
+    task = make(kind, folder, **kind.EXAMPLE.params)
+    task.root = str(tmp_path)
+    rows = run(task, kind.EXAMPLE.rows).to_pylist()
+    assert [len(row["label"]) for row in rows] == [2, 2]
+    assert list(rows[0]) == list(kind.outputs)
+
+
+STEREO = np.stack([tone(0.5, 440), tone(0.5, 660)], axis=1)
+BAD_SOUNDS: dict[str, tuple[Any, str]] = {
+    "no bytes": (b"", "0 bytes"),
+    "text": (b"The train leaves at ten.", "not a sound that can be read"),
+    "a cut header": (file_of(SOUNDS[0])[:20], "not a sound that can be read"),
+    "a WAV without samples": (file_of(np.zeros(0, np.float32)), "no samples"),
+    "NaN": (file_of(np.array([0.1, np.nan] * 4000, np.float32)), "not finite"),
+    "infinity": (file_of(np.array([0.1, np.inf] * 4000, np.float32)), "not finite"),
+    "two samples": (file_of(SOUNDS[0][:2]), "2 samples, the model needs 400"),
+}
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["group-norm", "layer-norm"])
+@pytest.mark.parametrize("name", ["audio-classification", "automatic-speech-recognition"])
+def test_bad_sound_is_a_reject_with_its_reason_and_the_rest_is_done(
+    tmp_path: Path, name: str, masks: bool
+) -> None:
+    architecture = "Wav2Vec2ForCTC" if name.startswith("auto") else "Wav2Vec2ForSequenceClassification"
+    task = make(task_class(name), tiny_wav2vec2(tmp_path, architecture, masks=masks))
+    good = [
+        file_of(SOUNDS[0]),
+        file_of(tone(0.5, 440, 8_000), 8_000),
+        file_of(tone(0.5, 440, 96_000), 96_000),
+    ]
+    good.append(file_of(STEREO))
+    values = [good[0], *(value for value, _ in BAD_SOUNDS.values()), *good[1:]]
+    places = pa.table({"file": ["rows.parquet"] * len(values), "row": range(len(values))})
+    prepared = preprocess(task, {"audio": pa.array(values, pa.binary())}, places)
+    reasons = {reject.position: reject.message for reject in prepared.rejects}
+    assert sorted(reasons) == list(range(1, len(BAD_SOUNDS) + 1))
+    for position, (_, words) in enumerate(BAD_SOUNDS.values(), start=1):
+        assert words in reasons[position]
+        assert " object at " not in reasons[position]
+    assert prepared.features["hfbatch_position"].to_pylist() == [0, *range(len(BAD_SOUNDS) + 1, len(values))]
+    assert len(run(task, {"audio": good})) == len(good)
+
+
+@pytest.mark.parametrize("rate", [8_000, 96_000])
+def test_sound_of_any_rate_is_heard_at_the_rate_of_the_model(rate: int) -> None:
+    """A tone keeps its pitch and its length."""
+    time = np.arange(rate) / rate
+    heard = to_sound(file_of(0.5 * np.sin(2 * np.pi * 440 * time), rate), RATE)
+    assert len(heard) == RATE
+    np.testing.assert_allclose(
+        heard[400:-400], 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[400:-400], atol=2e-3
+    )

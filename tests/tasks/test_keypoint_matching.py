@@ -18,20 +18,25 @@ FILES = pictures(42)
 PAIRS = {"image_0": FILES[:21], "image_1": FILES[21:]}
 
 
+def matches_of(
+    model: Any, processor: Any, pair: tuple[bytes, ...], threshold: float
+) -> list[tuple[Any, ...]]:
+    """What the documentation of SuperGlue does with a pair: first point, second point and score, best first."""
+    images = [opened(file).convert("RGB") for file in pair]
+    with torch.no_grad():
+        outputs = model(**processor(images, return_tensors="pt"))
+    sizes = [[(image.height, image.width) for image in images]]
+    (one,) = processor.post_process_keypoint_matching(outputs, sizes, threshold=threshold)
+    names = ("keypoints0", "keypoints1", "matching_scores")
+    matches = zip(*(one[name].tolist() for name in names), strict=True)
+    return sorted(((tuple(a), tuple(b), score) for a, b, score in matches), key=lambda match: -match[2])
+
+
 def expected_of(folder: str, threshold: float) -> list[list[tuple[Any, ...]]]:
-    """What the documentation of SuperGlue does with each pair: first point, second point and score, best first."""
+    """Matches of every pair."""
     model = AutoModelForKeypointMatching.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    found = []
-    for pair in zip(*PAIRS.values(), strict=True):
-        images = [opened(file).convert("RGB") for file in pair]
-        with torch.no_grad():
-            outputs = model(**processor(images, return_tensors="pt"))
-        sizes = [[(image.height, image.width) for image in images]]
-        (one,) = processor.post_process_keypoint_matching(outputs, sizes, threshold=threshold)
-        names = ("keypoints0", "keypoints1", "matching_scores")
-        matches = zip(*(one[name].tolist() for name in names), strict=True)
-        found.append(sorted(((tuple(a), tuple(b), score) for a, b, score in matches), key=lambda m: -m[2]))
+    found = [matches_of(model, processor, pair, threshold) for pair in zip(*PAIRS.values(), strict=True)]
     assert len({tuple(match[:2] for match in row) for row in found}) > 10
     return found
 

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hfbatch.tasks import task_class
+from hfbatch.tasks.parts.fit import misfits
 from hfbatch.tasks.parts.packing import dump, load
 from tests.models.text import CORPUS, tiny_bert_encoder, tiny_bert_for
 from tests.models.vision import tiny_vision
@@ -243,13 +244,10 @@ def test_pictures_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_do_the_task_is_refused(tmp_path: Path) -> None:
-    task = make(
-        task_class("zero-shot-classification"),
-        tiny_vision(tmp_path, "ViTForImageClassification"),
-        candidate_labels=["a"],
-    )
-    (fault,) = task.check()
-    assert "cannot do zero-shot-classification" in fault
+    folder = tiny_vision(tmp_path, "ViTForImageClassification")
+    for name in ("zero-shot-classification", "zero-shot-image-classification"):
+        (fault,) = misfits(make(task_class(name), folder, candidate_labels=["a"]))
+        assert f"cannot do {name}" in fault
 
 
 def test_the_number_of_the_report(tmp_path: Path) -> None:

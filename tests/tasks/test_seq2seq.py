@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hfbatch.tasks import task_class
-from hfbatch.tasks.base import Task
-from tests.models.text import CORPUS, tiny_bert_encoder, tiny_t5
+from tests.models.text import CORPUS, tiny_t5
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:16], "river " * 200, "10:45", "", *CORPUS[50:54]]
@@ -72,12 +71,6 @@ def test_a_translation_takes_the_prefix_of_its_languages(tmp_path: Path) -> None
     found = run(task, {"text": TEXTS[:8]})["translation_text"].to_pylist()
     texts = [f"translate English to German: {text}" for text in TEXTS[:8]]
     assert found == oracle(folder, texts, max_length=12)
-
-
-def test_a_model_without_a_decoder_is_refused(tmp_path: Path) -> None:
-    task: Task = make(task_class("summarization"), tiny_bert_encoder(tmp_path))
-    (fault,) = task.check()
-    assert "no encoder-decoder" in fault
 
 
 def test_the_report_counts_new_tokens(t5: str) -> None:

@@ -58,13 +58,15 @@ def test_tokens_equal_what_the_tokenizer_itself_gives(
     features = tokenize(tokenizer, TEXTS, pairs, max_length, add_special_tokens=special)
     options = {"add_special_tokens": special, "verbose": False}
     rows = [(text, None) for text in TEXTS] if pairs is None else list(zip(TEXTS, pairs, strict=True))
-    cut = {"truncation": max_length is not None, "max_length": max_length}
-    expected = [tokenizer(text, pair, **cut, **options) for text, pair in rows]
+    limits = {"truncation": max_length is not None, "max_length": max_length}
+    expected = [tokenizer(text, pair, **limits, **options) for text, pair in rows]
     whole = [tokenizer(text, pair, **options)["input_ids"] for text, pair in rows]
     for name in features.table.column_names:
         assert features.table[name].to_pylist() == [row[name] for row in expected]
     assert ("token_type_ids" in features.table.column_names) == ("token_type_ids" in expected[0])
-    assert features.truncated == sum(len(ids) > (max_length or len(ids)) for ids in whole)
+    cut = [len(ids) > (max_length or len(ids)) for ids in whole]
+    assert features.cut.tolist() == cut
+    assert features.truncated == sum(cut)
 
 
 def test_a_tokenizer_in_python_gives_the_same_tokens_and_counts_cut_rows() -> None:
@@ -78,7 +80,7 @@ def test_a_tokenizer_in_python_gives_the_same_tokens_and_counts_cut_rows() -> No
     )
     assert features.truncated == 1
     pairs = tokenize(tokenizer, texts, ["x", "y", "z", "w" * 9], max_length=8)
-    assert pairs.truncated == 3
+    assert pairs.cut.tolist() == [False, True, True, True]
     assert tokenize(tokenizer, []).table.num_rows == 0
 
 

@@ -25,7 +25,8 @@ from transformers import (
 
 from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
-from hfbatch.tasks.text_generation import TextGeneration, is_chat
+from hfbatch.tasks.parts.chat import is_chat
+from hfbatch.tasks.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
@@ -297,14 +298,16 @@ def test_what_is_left_open_comes_from_the_model_then_from_the_pipeline(llama, tm
     assert (plain.decoding.do_sample, plain.decoding.temperature, plain.decoding.top_k) == (True, 0.7, 50)
     assert plain.decoding.max_new_tokens == 64
     assert "samples with temperature 0.7" in plain.notes()[0]
-    folder = with_settings(llama, tmp_path, do_sample=False, max_new_tokens=5, num_beams=4)
+    settings = {"do_sample": False, "max_new_tokens": 5, "num_beams": 4, "penalty_alpha": 0.6}
+    folder = with_settings(llama, tmp_path, **settings)
     own = task_of(folder)
     assert (own.decoding.do_sample, own.decoding.max_new_tokens) == (False, 5)
-    assert "not followed from the model's generation_config: num_beams=4" in own.notes()
-    assert task_of(folder, do_sample=True, max_new_tokens=9).decoding.max_new_tokens == 9
+    assert "searches 4 beams, as the model says (params.num_beams)" in own.notes()
+    assert "not followed from the model's generation_config: penalty_alpha=0.6" in own.notes()
+    assert task_of(folder, max_new_tokens=9).decoding.max_new_tokens == 9
 
 
-def test_a_sampling_model_decodes_greedily_without_a_warning(llama, tmp_path, capfd):
+def test_a_sampling_model_searches_its_beams_without_a_warning(llama, tmp_path, capfd):
     settings = {
         "do_sample": True,
         "temperature": 0.6,
@@ -320,7 +323,7 @@ def test_a_sampling_model_decodes_greedily_without_a_warning(llama, tmp_path, ca
         warnings.simplefilter("error")
         made = loaded.texts(task_of(folder, **GREEDY), {"text": TEXTS})
     assert capfd.readouterr() == ("", "")
-    assert made == Loaded(llama).oracle(TEXTS, **GREEDY)
+    assert made == Loaded(llama).oracle(TEXTS, num_beams=3, **GREEDY)
 
 
 def test_a_probe_generates_no_more_than_a_few_tokens(llama):

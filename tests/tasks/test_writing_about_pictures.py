@@ -17,7 +17,7 @@ from hfbatch.compute.batching import to_arrow
 from hfbatch.data.models import Model
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.chats import filled, is_typed_chat
+from hfbatch.tasks.parts.media_prompts import filled, is_typed_chat
 from hfbatch.tasks.parts.packing import load as unpack
 from hfbatch.tasks.parts.sampling import row_seeds
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
@@ -45,7 +45,15 @@ def texts_of(task: Task, columns: dict[str, Any], size: int = 8, **options: Any)
     return run(task, columns, size, **options)["generated_text"].to_pylist()
 
 
-@pytest.mark.parametrize("options", [SHORT, {"num_beams": 3, **SHORT}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SHORT,
+        {"num_beams": 3, "length_penalty": 0.5, **SHORT},
+        {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 4, **SHORT},
+    ],
+    ids=["greedy", "beams", "rules"],
+)
 @pytest.mark.parametrize("name", CAPTIONERS)
 def test_captions(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     folder = CAPTIONERS[name](tmp_path)

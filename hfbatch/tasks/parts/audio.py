@@ -1,27 +1,47 @@
-"""What tasks over sound share."""
+"""What tasks over sound share: decoding recordings, and batches of recordings of different lengths."""
 
 from __future__ import annotations
 
+import math
+from collections import UserDict
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from hfbatch.data.media import is_sound_like, to_sound
-from hfbatch.tasks.base import InputColumn
-from hfbatch.tasks.parts.pipeline import PipelineTask
+from hfbatch.tasks.base import Batch, InputColumn
+from hfbatch.tasks.parts.pipeline import Inputs, LabelTask, PipelineTask, cost_of, join
+
+if TYPE_CHECKING:
+    import torch
 
 AUDIO = InputColumn(
     "audio",
     is_sound_like,
     "binary, string (path or URL), struct<bytes, path> or struct<array, sampling_rate>",
 )
+MASKING = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+"""Models over samples that see nothing behind the end of a recording where a mask says so, but for the norm of
+each channel over the whole recording that some of them have (`feat_extract_norm: group`), see `normalise_rows`."""
+SEES_PADDING = ("add_adapter", "conv_pos_batch_norm")
+"""Options of theirs with which they do see it."""
+WIDEST = 1.1
+"""The longest recording of a batch, in lengths of the shortest: padding is computed in vain."""
+SAMPLES: ContextVar[list[int] | None] = ContextVar("SAMPLES", default=None)
+"""Samples of each row of the batch that this thread computes, where some are padded."""
 
 
 class AudioTask(PipelineTask):
-    """Base of tasks that take one recording a row."""
+    """Base of tasks that take one recording a row.
+
+    Recordings of different lengths run as one batch where padding does not change the answer: models in MASKING.
+    """
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (AUDIO,)
+    takes = frozenset({"audio"})
     split_rows = 256
 
     @property
@@ -29,7 +49,128 @@ class AudioTask(PipelineTask):
         """Samples a second that the model takes."""
         return int(self.processors["feature_extractor"].sampling_rate)
 
+    @cached_property
+    def masks(self) -> bool:
+        """Whether padding that a mask hides leaves the model's answer as it is."""
+        sees = any(getattr(self.config, name, False) for name in SEES_PADDING)
+        return self.config.model_type in MASKING and not sees
+
+    @cached_property
+    def shortest(self) -> int:
+        """Fewest samples that give a frame; 1 where convolutions are no part of the config."""
+        config, samples = self.config, 1
+        layers = zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True)
+        for kernel, stride in reversed(list(layers)):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
-        """Recordings, decoded one by one: one channel at the model's rate."""
+        """Recordings, decoded one by one: one channel at the model's rate, float32 [samples].
+
+        :raises ValueError: for what is no sound, and a recording too short for one frame of the model.
+        """
         for value in columns["audio"]:
-            yield to_sound(value.as_py(), self.rate, self.root)
+            samples = to_sound(value.as_py(), self.rate, self.root)
+            if len(samples) < self.shortest:
+                raise ValueError(f"the recording has {len(samples)} samples, the model needs {self.shortest}")
+            yield samples
+
+    def over(self, model: Any) -> Any:
+        """The pipeline over a model that normalises each row of a batch by itself."""
+        if self.masks and self.config.feat_extract_norm == "group":
+            norm = model.base_model.feature_extractor.conv_layers[0].layer_norm
+            norm.register_forward_hook(normalise_rows(self.config.conv_kernel[0], self.config.conv_stride[0]))
+        return super().over(model)
+
+    def is_padded(self, step: Mapping[str, Any]) -> bool:
+        """Whether a step may be padded to the length of another."""
+        return self.masks and cost_of(step) >= self.shortest
+
+    def kin_of(self, step: Mapping[str, Any]) -> Any:
+        """Names and about the same length for steps that may be padded, else shapes too."""
+        if not self.is_padded(step):
+            return super().kin_of(step)
+        return tuple(step), int(math.log(cost_of(step), WIDEST))
+
+    def together(self, rows: list[Inputs]) -> Inputs:
+        """Rows end to end, padded with zeros that a mask hides."""
+        widths = [width_of(row) for row in rows]
+        if len(set(widths)) == 1:
+            return join(rows)
+        return join([pad(row, max(widths)) for row in rows])
+
+    def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Model outputs of each step, of which the model knows where it ends."""
+        widths = [width_of(row) for row in rows]
+        token = SAMPLES.set(widths if len(set(widths)) > 1 else None)
+        try:
+            return self.compute(pipe, rows)
+        finally:
+            SAMPLES.reset(token)
+
+    def compute(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
+        """Model outputs of steps that are kin."""
+        return super()._run(pipe, rows)
+
+    def padded_size(self, batch: Batch) -> int:
+        """Samples or frames that the device computes."""
+        steps = [step for row in batch["rows"] for step in row]
+        costs = [cost_of(step) for step in steps]
+        return max(costs) * len(costs) if all(map(self.is_padded, steps)) else sum(costs)
+
+
+class SoundLabelTask(LabelTask, AudioTask):
+    """Base of tasks that return labels of a recording, some of which hear no more than its beginning or a part."""
+
+    def is_cut(self, row: Any, steps: list[Any]) -> bool:
+        """Whether a recording is longer than what the model hears of it."""
+        return self.longest is not None and len(row) > self.longest
+
+    @cached_property
+    def longest(self) -> int | None:
+        """Samples that the feature extractor keeps; None for those that keep all."""
+        extractor = self.processors["feature_extractor"]
+        if self.config.model_type == "audio-spectrogram-transformer":  # frames of 25 ms, one every 10 ms
+            return self.rate // 40 + (extractor.max_length - 1) * (self.rate // 100)
+        known = (getattr(extractor, name, None) for name in ("n_samples", "nb_max_samples"))
+        return next((int(samples) for samples in known if samples), None)
+
+
+def width_of(step: Mapping[str, Any]) -> int:
+    """Samples or frames of a step: the last dimension of its first tensor."""
+    import torch
+
+    return next((value.shape[-1] for value in step.values() if isinstance(value, torch.Tensor)), 0)
+
+
+def pad(step: Inputs, width: int) -> Inputs:
+    """A step with zeros behind all tensors, up to width, and a mask that tells where they begin."""
+    import torch
+    from torch.nn.functional import pad as pad_tensor
+
+    known = width_of(step)
+    padded = UserDict({"attention_mask": torch.ones(1, known, dtype=torch.long), **step})
+    for key, value in padded.items():
+        if isinstance(value, torch.Tensor):
+            padded[key] = pad_tensor(value, (0, width - value.shape[-1]))
+    return padded
+
+
+def normalise_rows(kernel: int, stride: int) -> Any:
+    """A hook that has a norm over time leave out the padding of each row of SAMPLES.
+
+    :param kernel: samples of a frame of the layer that the norm belongs to.
+    :param stride: samples from one frame to the next.
+    """
+
+    def hook(norm: torch.nn.GroupNorm, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Replaces what the norm made of [batch, channels, frames]."""
+        samples = SAMPLES.get()
+        if samples is None:
+            return output
+        for k, count in enumerate(samples):
+            frames = (count - kernel) // stride + 1
+            output[k : k + 1, :, :frames] = norm.forward(inputs[0][k : k + 1, :, :frames])
+        return output
+
+    return hook

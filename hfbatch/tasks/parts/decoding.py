@@ -1,122 +1,216 @@
-"""How the next token is chosen: generation config and call of `generate`. Knows nothing of text and Arrow."""
+"""Runs `generate` on a batch so that each row gets what it would get alone. Knows nothing of text and Arrow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hfbatch.tasks.parts.sampling import GumbelNoise, splitmix64, warpers
+
 if TYPE_CHECKING:
-    import torch
-    from transformers import GenerationConfig, LogitsProcessorList, PretrainedConfig
+    from transformers import GenerationConfig, LogitsProcessorList, StopStringCriteria
 
-    from hfbatch.data.models import Model
-
-SAMPLING_ONLY = ("temperature", "top_k", "top_p")
-"""Options that greedy decoding does not use."""
-WARPING = (*SAMPLING_ONLY, "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-NOT_FOLLOWED = (
-    *("num_beams", "penalty_alpha", "guidance_scale", "token_healing"),
-    *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "cache_implementation"),
-    *("max_length", "min_length", "max_time", "stop_strings"),
-)
-"""Other ways to decode, and limits that count the prompt with its padding, seconds or characters."""
-PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
-"""What the transformers pipeline takes where neither the user nor the model says."""
+PAST_VOCABULARY = 2**31
+"""A token id that no model has; it stands for padding."""
 
 
-def read_defaults(model: Model, config: PretrainedConfig) -> GenerationConfig:
-    """The model's generation_config.json, or where there is none, what its config says."""
-    from transformers import GenerationConfig
+@dataclass(frozen=True)
+class Decoder:
+    """How a batch is decoded.
 
-    if model.read_json("generation_config.json") is not None:
-        return GenerationConfig.from_pretrained(model.folder)
-    return GenerationConfig.from_model_config(config)
-
-
-def resolve(defaults: GenerationConfig, chosen: Mapping[str, Any], max_new_tokens: int) -> GenerationConfig:
-    """The user's choices, then the model's, then the pipeline's; without the settings in NOT_FOLLOWED.
-
-    :param max_new_tokens: where neither the user nor the model says.
+    :param config: as `generation.resolve` makes it.
+    :param count: texts of each row.
+    :param begin: tokens that every text begins with.
+    :param stop: finds the texts that end one; None for eos tokens alone.
+    :param log_probs: whether to return the log-probability of each new token.
     """
-    config = deepcopy(defaults)
-    for name in NOT_FOLLOWED:
-        setattr(config, name, None)
-    for name, value in chosen.items():
-        setattr(config, name, value)
-    for name, value in {**PIPELINE_DEFAULTS, "max_new_tokens": max_new_tokens}.items():
-        if getattr(config, name) is None:
-            setattr(config, name, value)
-    config.num_return_sequences, config.return_dict_in_generate, config.use_cache = 1, False, True
-    return config
+
+    config: GenerationConfig
+    count: int = 1
+    begin: tuple[int, ...] = ()
+    stop: StopStringCriteria | None = None
+    log_probs: bool = False
+
+    def __call__(
+        self, model: Any, batch: dict[str, torch.Tensor], limit: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Continues each row until all have met an eos token, a stop text or the most tokens.
+
+        :param batch: what `generate` takes: `input_ids` and `attention_mask`, int64 [batch, width], padded on
+            the left for models that continue them; when sampling, `seed`, int64 [batch], too.
+        :param limit: stop after this many new tokens even so.
+        :returns: see `pack`.
+        """
+        inputs = dict(batch)
+        seeds = inputs.pop("seed", None)
+        if seeds is not None:
+            # Each text is a row of its own: generate refuses a count where it does not draw itself.
+            inputs = {name: tensor.repeat_interleave(self.count, dim=0) for name, tensor in inputs.items()}
+        config = self._config(limit)
+        width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        padded = None if model.config.is_encoder_decoder else inputs.get("attention_mask")
+        processors = self._processors(seeds, width, padded)
+        if padded is not None:
+            config.no_repeat_ngram_size = None
+        # generate fills what is unset from the model's own config, which would bring back what is not followed.
+        model.generation_config = config
+        made = model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=processors,
+            stopping_criteria=[self.stop] if self.stop else None,
+        )
+        return self.pack(model, batch, made, width)
+
+    def _config(self, limit: int | None) -> GenerationConfig:
+        """What `generate` is given; where it would draw, the noise does, and the warpers are among the processors."""
+        config = deepcopy(self.config)
+        config.stop_strings = None
+        if config.do_sample:
+            for name in ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p"):
+                setattr(config, name, None)
+            config.do_sample, config.epsilon_cutoff, config.eta_cutoff = False, None, None
+        else:
+            config.num_return_sequences = self.count
+        if limit is not None:
+            most = config.max_new_tokens or (config.max_length or limit + 1) - 1
+            config.max_length, config.max_new_tokens = None, max(min(most, limit), 1)
+            config.min_length, config.min_new_tokens = None, None
+        return config
+
+    def _processors(
+        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None
+    ) -> LogitsProcessorList:
+        """What `generate` does not do by itself, or not for rows with padding, or not reproducibly.
+
+        :param mask: the attention mask where new tokens follow prompts with padding.
+        """
+        from transformers import LogitsProcessorList
+
+        found: list[Any] = []
+        size = self.config.no_repeat_ngram_size
+        if size and mask is not None:
+            found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
+        if self.begin:
+            found.append(BeginWith(self.begin, width))
+        if seeds is not None:
+            sequence = torch.arange(self.count, device=seeds.device)
+            each = splitmix64(seeds[:, None], sequence[None, :]).flatten()
+            found += [*warpers(self.config, seeds.device), GumbelNoise(each, width)]
+        return LogitsProcessorList(found)
+
+    def pack(
+        self, model: Any, batch: dict[str, torch.Tensor], made: torch.Tensor, width: int
+    ) -> dict[str, torch.Tensor]:
+        """Cuts each text behind its end and joins those of a row.
+
+        :param made: prompt and new tokens of each text, int64 [batch * count, width + new].
+        :param width: tokens of the padded prompt, or of the decoder's start.
+        :returns: `tokens`, int32 [batch, count * new], the new tokens of a row's texts one after another and
+            padding behind them; `lengths`, int64 [batch, count], tokens of each; `length`, int64 [batch], their
+            sum; `stopped`, bool [batch, count], whether the text met its end; `prompt`, int64 [batch], tokens
+            that were read; where asked for, `log_probs`, float32 like `tokens`.
+        """
+        inside, stopped = self._ends(made, width)
+        new = made[:, width:]
+        lengths = inside.sum(dim=1).reshape(-1, self.count)
+        packed = {"tokens": new.to(torch.int32)}
+        if self.log_probs:
+            packed["log_probs"] = log_probs(model, batch, made, width, lengths)
+        order = inside.reshape(len(lengths), -1).int().argsort(dim=1, descending=True, stable=True)
+        packed = {name: part.reshape(len(lengths), -1).gather(1, order) for name, part in packed.items()}
+        mask = batch.get("attention_mask")
+        read = mask.sum(dim=1) if mask is not None else torch.zeros_like(lengths[:, 0])
+        return {
+            **packed,
+            "lengths": lengths,
+            "length": lengths.sum(dim=1),
+            "stopped": stopped.reshape(-1, self.count),
+            "prompt": read,
+        }
+
+    def _ends(self, made: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which new tokens belong to a text, bool [texts, new], and which texts met their end, bool [texts]."""
+        new, eos = made[:, width:], self.config.eos_token_id
+        ends = torch.zeros_like(new, dtype=torch.bool)
+        if eos is not None:
+            ends = torch.isin(new, torch.tensor(eos, device=new.device).reshape(-1))
+        if self.stop is not None:
+            found = [self.stop(made[:, : width + step + 1], None) for step in range(new.shape[1])]
+            ends = ends | torch.stack(found, dim=1)
+        return ends.cumsum(dim=1) - ends.int() == 0, ends.any(dim=1)
 
 
-def not_followed(defaults: GenerationConfig) -> dict[str, Any]:
-    """Settings of the model that change its output and that `resolve` leaves out."""
-    values = {name: getattr(defaults, name, None) for name in NOT_FOLLOWED if name != "cache_implementation"}
-    return {name: value for name, value in values.items() if value not in (None, 0, 1, False)}
+class BeginWith:
+    """A logits processor that allows nothing but the given tokens at the first steps.
 
-
-def generate(
-    model: Any,
-    batch: dict[str, torch.Tensor],
-    config: GenerationConfig,
-    count: int = 1,
-    limit: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """Continues each row until all have met an eos token or `config.max_new_tokens`.
-
-    :param batch: `input_ids` and `attention_mask`, int64 [batch, width], padded on the left; when sampling,
-        `seed`, int64 [batch].
-    :param count: sequences of each row.
-    :param limit: stop after this many new tokens even so.
-    :returns: `tokens`, int32 [batch, count * new width], the new tokens of a row's sequences one after another
-        and padding behind them; `lengths`, int64 [batch, count], tokens of each; `length`, int64 [batch], their
-        sum.
+    :param width: tokens of the padded prompt, so that the first new token is step 0.
     """
-    ids = batch["input_ids"].repeat_interleave(count, dim=0)
-    mask = batch["attention_mask"].repeat_interleave(count, dim=0)
-    greedy = deepcopy(config)
-    greedy.do_sample = False
-    greedy.max_new_tokens = min(config.max_new_tokens, limit or config.max_new_tokens)
-    # The sampler below has these; generate warns of sampling options beside greedy decoding.
-    for name in WARPING:
-        setattr(greedy, name, None)
-    # generate fills what is unset from the model's own config, which would bring back what is not followed.
-    model.generation_config = greedy
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=greedy,
-        logits_processor=_sampler(batch["seed"], ids.shape[1], config, count) if config.do_sample else None,
-    )
-    return _pack(made[:, ids.shape[1] :], config.eos_token_id, count)
+
+    def __init__(self, tokens: tuple[int, ...], width: int) -> None:
+        self._tokens, self._width = tokens, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores, float [sequences, vocabulary], in which one token is left; a forbidden one is allowed again."""
+        step = input_ids.shape[1] - self._width
+        if step >= len(self._tokens):
+            return scores
+        token = self._tokens[step]
+        only = torch.full_like(scores, -torch.inf)
+        only[:, token] = scores[:, token].nan_to_num(neginf=0.0)
+        return only
 
 
-def _sampler(seeds: torch.Tensor, width: int, config: GenerationConfig, count: int) -> LogitsProcessorList:
-    """The warpers and the noise with which the likeliest token is a random draw."""
-    import torch
-    from transformers import LogitsProcessorList
+class NoRepeatBehindPadding:
+    """A logits processor that lets no run of tokens occur twice, and does not take padding for tokens.
 
-    from hfbatch.tasks.parts.sampling import GumbelNoise, splitmix64, warpers
+    :param mask: int64 [sequences, width], the prompts' attention mask.
+    :param beams: beams of each sequence.
+    """
 
-    sequence = torch.arange(count, device=seeds.device)
-    each = splitmix64(seeds[:, None], sequence[None, :]).flatten()
-    return LogitsProcessorList([*warpers(config, seeds.device), GumbelNoise(each, width)])
+    def __init__(self, size: int, mask: torch.Tensor, beams: int) -> None:
+        from transformers import NoRepeatNGramLogitsProcessor
+
+        self._rule = NoRepeatNGramLogitsProcessor(size)
+        self._padding = mask.repeat_interleave(beams, dim=0) == 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores, float [sequences, vocabulary], without the tokens that would complete a run again."""
+        ids = input_ids.clone()
+        ids[:, : self._padding.shape[1]].masked_fill_(self._padding, PAST_VOCABULARY)
+        return self._rule(ids, scores)
 
 
-def _pack(made: torch.Tensor, eos: int | list[int] | None, count: int) -> dict[str, torch.Tensor]:
-    """Cuts new tokens, int64 [batch * count, width], behind the first eos and joins a row's sequences."""
-    import torch
+def log_probs(
+    model: Any, batch: dict[str, torch.Tensor], made: torch.Tensor, width: int, lengths: torch.Tensor
+) -> torch.Tensor:
+    """The log-probability that the model gives each new token, float32 [texts, new], 0 behind a text's end.
 
-    width = made.shape[1]
-    inside = torch.ones_like(made, dtype=torch.bool)
-    if eos is not None:
-        ends = torch.isin(made, torch.tensor(eos, device=made.device).reshape(-1)).int()
-        inside = ends.cumsum(dim=1) - ends == 0
-    lengths = inside.sum(dim=1).reshape(-1, count)
-    tokens = made.to(torch.int32).reshape(-1, count * width)
-    if count > 1:
-        order = inside.reshape(-1, count * width).int().argsort(dim=1, descending=True, stable=True)
-        tokens = tokens.gather(1, order)
-    return {"tokens": tokens, "lengths": lengths, "length": lengths.sum(dim=1)}
+    Each text is read once more, alone and without padding: the scores of `generate` have been through its
+    processors, and those of all steps and rows together take more memory than the model.
+
+    :param made: prompt and new tokens, int64 [texts, width + new].
+    :param lengths: new tokens of each text that count, int64 [batch, count].
+    """
+    found = torch.zeros(made[:, width:].shape, dtype=torch.float32, device=made.device)
+    count = lengths.shape[1]
+    for text, length in enumerate(lengths.flatten().tolist()):
+        row = text // count
+        inputs = {name: tensor[row : row + 1] for name, tensor in batch.items() if name != "seed"}
+        if "attention_mask" in inputs:
+            real = inputs.pop("attention_mask")[0].bool()
+            inputs["input_ids"] = inputs["input_ids"][:, real]
+        new = made[text : text + 1, width : width + length]
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = made[text : text + 1, : width + length - 1]
+        else:
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], new[:, :-1]], dim=1)
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            inputs["logits_to_keep"] = length
+        scores = model(**inputs, use_cache=False).logits[0, -length:].float().log_softmax(dim=-1)
+        found[text, :length] = scores.gather(1, new[0, :, None])[:, 0]
+    return found

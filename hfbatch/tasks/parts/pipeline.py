@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Task
+from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
+from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.packing import dump, load
-from hfbatch.tasks.parts.text import flatten, length_limit, text_column
+from hfbatch.tasks.parts.text import flatten, length_limit
 
 if TYPE_CHECKING:
     import torch
@@ -64,10 +65,6 @@ class PipelineTask(Task):
         """The pipeline's keyword arguments: those of the params that are not null."""
         return {name: value for name, value in self.params.model_dump().items() if value is not None}
 
-    def preprocess_options(self, columns: Mapping[str, pa.Array]) -> dict[str, Any]:
-        """Further options of the pipeline's preprocess, where they depend on which inputs there are."""
-        return {}
-
     def answer(self, result: Any) -> tuple[Any, ...]:
         """A row's output columns, as plain values, from what the pipeline returned for it; one column takes it whole."""
         return (result,)
@@ -98,8 +95,9 @@ class PipelineTask(Task):
                     found[name].model_max_length = self.limit or NO_LIMIT
                 else:
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
-                if name == "processor" and hasattr(found[name], "tokenizer"):
-                    found[name].tokenizer.model_max_length = self.limit or NO_LIMIT
+                    if getattr(found[name], "tokenizer", None) is not None:
+                        change_tokenizer(found[name].tokenizer, self.tokenizer_changes)
+                        found[name].tokenizer.model_max_length = self.limit or NO_LIMIT
             except (OSError, ValueError):
                 if wanted:  # others are for some models of the task alone
                     raise
@@ -120,6 +118,8 @@ class PipelineTask(Task):
             model = getattr(transformers, self.auto_class).from_config(
                 self.config, trust_remote_code=self.model.trust_remote_code
             )
+        if model.can_generate():
+            model.generation_config = read_defaults(self.model, self.config)
         return self.over(model)
 
     def over(self, model: Any) -> Any:
@@ -147,16 +147,15 @@ class PipelineTask(Task):
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Model inputs of each row as bytes, in the column `inputs`, and their number of elements, `cost`."""
         pipe = self.skeleton
-        options = {**pipe._preprocess_params, **self.preprocess_options(columns)}
-        packed, costs, cut = [], [], 0
+        packed, costs, cut = [], [], []
         for row in self.rows(columns):
-            made = pipe.preprocess(row, **copy.deepcopy(options))
+            made = pipe.preprocess(row, **copy.deepcopy(pipe._preprocess_params))
             steps = [made] if isinstance(made, Mapping) else list(made)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
-            cut += self.is_cut(row, steps)
+            cut.append(self.is_cut(row, steps))
         table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
-        return Features(pa.table(table), cut)
+        return Features(pa.table(table), np.array(cut, bool))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated on its way into model inputs."""
@@ -185,7 +184,7 @@ class PipelineTask(Task):
         alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for place, steps in enumerate(rows):
             for k, step in enumerate(steps):
-                alike[shape_of(step) if self.batched else (place, k)].append((place, k))
+                alike[self.kin_of(step) if self.batched else (place, k)].append((place, k))
         for places in alike.values():
             for start in range(0, len(places), len(rows)):
                 chosen = places[start : start + len(rows)]
@@ -194,13 +193,21 @@ class PipelineTask(Task):
                     results[place][k] = self._kept(output)
         return {"outputs": [dump(row) for row in results]}
 
+    def kin_of(self, step: Mapping[str, Any]) -> Any:
+        """What steps must have in common to run as one batch."""
+        return shape_of(step)
+
+    def together(self, rows: list[Inputs]) -> Inputs:
+        """Steps that are kin as one batch."""
+        return join(rows)
+
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
 
     def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Model outputs of each step, from one call where the outputs can be told apart."""
         if len(rows) > 1:
-            together = pipe.forward(join(rows), **pipe._forward_params)
+            together = pipe.forward(self.together(rows), **pipe._forward_params)
             if splits(together, len(rows)):
                 return [pick(together, place, row) for place, row in enumerate(rows)]
         return [pipe.forward(UserDict(row), **pipe._forward_params) for row in rows]
@@ -216,25 +223,6 @@ class PipelineTask(Task):
             answers.append(self.answer(result))
         fields = self.output_fields()
         return [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
-
-
-class TextPipelineTask(PipelineTask):
-    """Base of tasks that take one text a row."""
-
-    inputs: ClassVar[tuple[InputColumn, ...]] = (text_column("text"),)
-
-    def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
-        """Texts."""
-        yield from columns["text"].to_pylist()
-
-    def whole(self, row: Any) -> int:
-        """Tokens of a row that nobody truncates."""
-        return len(self.tokenizer(row, verbose=False)["input_ids"])
-
-    def is_cut(self, row: Any, steps: list[Any]) -> bool:
-        """Whether a row's tokens fill the limit and there are more of them."""
-        full = self.limit is not None and steps[0]["input_ids"].shape[-1] >= self.limit
-        return full and self.whole(row) > (self.limit or 0)
 
 
 class LabelTask(PipelineTask):
@@ -257,9 +245,11 @@ class LabelTask(PipelineTask):
 
 
 def cost_of(step: Mapping[str, Any]) -> int:
-    """Elements of a step's main input: its token ids, else its first tensor."""
+    """Elements of a step's main input that count: those that its mask shows, else token ids, else its first tensor."""
     import torch
 
+    if isinstance(mask := step.get("attention_mask"), torch.Tensor):
+        return int(mask.sum())
     tensors = [value for value in step.values() if isinstance(value, torch.Tensor)]
     main = step.get("input_ids", tensors[0] if tensors else None)
     return int(main.numel()) if isinstance(main, torch.Tensor) else 1

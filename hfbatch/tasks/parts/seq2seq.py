@@ -5,17 +5,17 @@ transformers 5 has no pipelines for them any more; the answer is that of the mod
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.base import Batch, Features, Histogram, Task
+from hfbatch.tasks.base import Batch, Features
+from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS, GeneratingTask
+from hfbatch.tasks.parts.generation import GenerationParams, generation_notes, read_defaults, resolve
 from hfbatch.tasks.parts.text import (
     collate_text,
     length_faults,
@@ -28,45 +28,29 @@ from hfbatch.tasks.parts.text import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import GenerationConfig
 
 LONGEST = 256
 """New tokens where neither params nor the model say, as in transformers' pipelines."""
-PROBE_TOKENS = 8
 
 
-class Seq2SeqParams(base.Params):
+class Seq2SeqParams(GenerationParams):
     """A null takes what the model's config says for the task, then its generation_config."""
 
     prefix: str | None = None
     """Text put before each row, such as `summarize: `."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens to generate for a row; at last 256."""
-    min_new_tokens: int | None = Field(default=None, ge=0)
-    """Fewest tokens to generate for a row."""
-    num_beams: int | None = Field(default=None, ge=1)
-    """Beams of beam search; 1 takes the likeliest token at each step."""
-    early_stopping: bool | None = None
-    """End beam search as soon as there are num_beams finished candidates."""
-    length_penalty: float | None = None
-    """Above 0 favours longer texts in beam search, below 0 shorter ones."""
-    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
-    """Runs of this many tokens occur only once; 0 for no such rule."""
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    """Above 1, makes tokens that the text already has less likely."""
 
 
-class Seq2SeqTask(Task):
-    """Base of tasks in which an encoder-decoder model writes a text for each text, by greedy or beam search."""
+class Seq2SeqTask(GeneratingTask):
+    """Base of tasks in which an encoder-decoder model writes a text for each text.
+
+    A subclass names one output column, which holds the text.
+    """
 
     Params: ClassVar[type[base.Params]] = Seq2SeqParams
     auto_class = "AutoModelForSeq2SeqLM"
     inputs = (text_column("text"),)
     split_rows = 1024
-    concurrent = False
-    histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
-    ragged: ClassVar[Mapping[str, str]] = {"tokens": "length"}
 
     params: Seq2SeqParams
 
@@ -98,93 +82,60 @@ class Seq2SeqTask(Task):
         return next((prefix for prefix in known if prefix is not None), "")
 
     @cached_property
+    def model_defaults(self) -> GenerationConfig:
+        """The model's own generation settings, and over them those that its config has for the task."""
+        config = read_defaults(self.model, self.config)
+        config.update(**{name: value for name, value in self.defaults.items() if hasattr(config, name)})
+        return config
+
+    @cached_property
     def decoding(self) -> GenerationConfig:
         """How the next token is chosen: the params, else the model's defaults for the task, else its own."""
-        from transformers import GenerationConfig
-
-        try:
-            config = GenerationConfig.from_pretrained(self.model.folder)
-        except OSError:
-            config = GenerationConfig.from_model_config(self.config)
-        asked = {name: value for name, value in self.params.model_dump().items() if value is not None}
-        asked.pop("prefix", None)
-        defaults = {name: value for name, value in self.defaults.items() if hasattr(config, name)}
-        if "max_new_tokens" in asked:
-            defaults.pop("max_length", None)
+        config = resolve(self.model_defaults, self.params, self.tokenizer, {})
+        if self.params.max_new_tokens is not None:
             config.max_length = None
-        elif (
-            config.max_new_tokens is None and "max_length" not in defaults and config.max_length in (None, 20)
+        elif config.max_new_tokens is None and (
+            "max_length" not in self.defaults and config.max_length in (None, 20)
         ):
             config.max_length, config.max_new_tokens = None, LONGEST
-        if "min_new_tokens" in asked:
-            defaults.pop("min_length", None)
-        config = copy.deepcopy(config)
-        config.update(**{**defaults, **asked, "do_sample": False, "num_return_sequences": 1})
+        if self.params.min_new_tokens is not None:
+            config.min_length = None
+        if config.pad_token_id is None or config.pad_token_id < 0:
+            config.pad_token_id = self.pad_id
         return config
 
     def check(self) -> list[str]:
-        """Faults: a model that is no encoder-decoder, and a length beyond the model's."""
-        if not getattr(self.config, "is_encoder_decoder", False):
-            kind = ", ".join(self.config.architectures or [self.config.model_type])
-            return [
-                f"model {self.model.name!r} is a {kind}, which is no encoder-decoder; "
-                "use a model such as T5 or BART, or task text-generation"
-            ]
-        return length_faults(self.max_length, self.tokenizer, self.config)
+        """Faults: a length beyond the model's, and options that contradict each other."""
+        return self.generation_faults() + length_faults(self.max_length, self.tokenizer, self.config)
 
     def notes(self) -> list[str]:
         """What the user left open."""
         found = [f"puts {self.prefix!r} before each row"] if self.prefix else []
-        if self.params.max_new_tokens is None:
-            most = self.decoding.max_new_tokens or self.decoding.max_length
-            found.append(f"generates up to {most} tokens a row (params.max_new_tokens)")
-        return found
+        return found + generation_notes(self.params, self.model_defaults, self.decoding)
 
     def output_fields(self) -> list[pa.Field]:
-        """One column of strings."""
-        return [pa.field(name, pa.string()) for name in self.outputs]
+        """The text column, string or a list of them, and what `details` and `log_probs` add."""
+        name = next(name for name in self.outputs if name not in EXTRA_OUTPUTS)
+        kind = pa.string() if self.count == 1 else pa.list_(pa.string())
+        return [pa.field(name, kind), *self.extra_fields()]
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Tokens of each text, the prefix in front. :raises ValueError: for a text without any token."""
         texts = [self.prefix + text for text in columns["text"].to_pylist()]
         made = tokenize(self.tokenizer, texts, None, self.limit, return_token_type_ids=False)
-        return require_tokens(made)
+        return Features(self.seeded(require_tokens(made).table, places), made.cut)
 
     def lengths(self, features: pa.Table) -> np.ndarray:
         """Tokens of each text."""
         return list_lengths(features["input_ids"])
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Rows padded on the right, which the encoder does not see."""
-        return collate_text(features, rows, self.pad_id, multiple, limit=self.limit)
-
-    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`tokens` int32 [batch, width] without the decoder's first, and `length` int32 [batch] of those that count."""
-        return self._generate(model, batch, self.decoding)
-
-    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Generates the first few tokens."""
-        short = copy.deepcopy(self.decoding)
-        short.update(max_new_tokens=PROBE_TOKENS, max_length=None, min_new_tokens=None, min_length=0)
-        return self._generate(model, batch, short)
-
-    def _generate(
-        self, model: Any, batch: dict[str, torch.Tensor], decoding: GenerationConfig
-    ) -> dict[str, torch.Tensor]:
-        import torch
-
-        ids = model.generate(**batch, generation_config=decoding)[:, 1:]
-        ends = decoding.eos_token_id
-        ends = torch.tensor(ends if isinstance(ends, list) else [ends or -1], device=ids.device)
-        ended = torch.isin(ids, ends).cumsum(1)
-        length = ((ended - torch.isin(ids, ends).long()) == 0).sum(1)
-        return {"tokens": ids.to(torch.int32), "length": length.to(torch.int32)}
+        """Rows padded on the right, which the encoder does not see; `seed` int64 [batch] when sampling."""
+        batch = collate_text(features, rows, self.pad_id, multiple, limit=self.limit)
+        if "seed" in features.column_names:
+            batch["seed"] = features["seed"].to_numpy()[rows]
+        return batch
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
-        """The tokens as text, without special ones."""
-        tokens = outputs["tokens"].to_pylist()
-        return [pa.array(self.tokenizer.batch_decode(tokens, skip_special_tokens=True), pa.string())]
-
-    def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
-        """New tokens of each row."""
-        return outputs["length"].to_numpy()
+        """The tokens as text, without special ones, and what `details` and `log_probs` add."""
+        return [self.grouped(pa.array(self.texts(outputs), pa.string())), *self.extra_columns(outputs)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,12 +85,12 @@ def tokenize(
 
     :param return_token_type_ids: give `token_type_ids` too, where the tokenizer's model takes them.
     """
-    encode = _encode_fast if _is_plain(tokenizer) else _encode
-    columns, truncated = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
+    encode = _encode_fast if is_plain(tokenizer) else _encode
+    columns, cut = encode(tokenizer, texts, pairs, max_length, add_special_tokens)
     if not return_token_type_ids:
         columns.pop("token_type_ids", None)
     table = pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
-    return Features(table, truncated)
+    return Features(table, cut)
 
 
 def require_tokens(features: Features) -> Features:
@@ -100,7 +100,7 @@ def require_tokens(features: Features) -> Features:
     return features
 
 
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether nothing but the Rust tokenizer has a part in encoding."""
     from transformers import TokenizersBackend
 
@@ -115,7 +115,7 @@ def _encode_fast(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Calls the Rust tokenizer itself: twice as fast as through transformers, which copies each row."""
     rust = tokenizer.backend_tokenizer
     rust.no_padding()
@@ -129,7 +129,7 @@ def _encode_fast(
     columns = {"input_ids": [row.ids for row in rows]}
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = [row.type_ids for row in rows]
-    return columns, sum(bool(row.overflowing) for row in rows)
+    return columns, np.array([bool(row.overflowing) for row in rows], bool)
 
 
 def _encode(
@@ -138,18 +138,19 @@ def _encode(
     pairs: list[str] | None,
     max_length: int | None,
     add_special_tokens: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Tokenizers with Python code of their own; of full rows, those cut are found by encoding them uncut."""
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
     if not texts:
-        return {"input_ids": []}, 0
+        return {"input_ids": []}, np.zeros(0, bool)
     encoded = tokenizer(texts, pairs, truncation=max_length is not None, max_length=max_length, **options)
     columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
     full = [row for row, ids in enumerate(columns["input_ids"]) if len(ids) == max_length]
-    if not full:
-        return columns, 0
-    again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
-    return columns, sum(len(ids) > int(max_length or 0) for ids in again["input_ids"])
+    cut = np.zeros(len(texts), bool)
+    if full:
+        again = tokenizer([texts[row] for row in full], pairs and [pairs[row] for row in full], **options)
+        cut[full] = [len(ids) > int(max_length or 0) for ids in again["input_ids"]]
+    return columns, cut
 
 
 def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -157,10 +158,15 @@ def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.diff(offsets_of(flatten(column)))
 
 
+def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArray:
+    """Values as lists, one for each row. :param counts: how many each row has."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
+
+
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """A list column as one array."""
+    """A list column as one array, without a copy if it is one already."""
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
 
 

@@ -2,27 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.media import is_file_like, to_image
-from hfbatch.tasks.base import InputColumn
+from hfbatch.tasks.base import Batch, Features, InputColumn, Task
 from hfbatch.tasks.parts.pipeline import PipelineTask
+from hfbatch.tasks.parts.pixels import Pixels, run_by_shape, size_of, sizes_of
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
 
 IMAGE = InputColumn("image", is_file_like, "binary, string (path or URL) or struct<bytes, path>")
 BOX = pa.struct([(side, pa.int32()) for side in ("xmin", "ymin", "xmax", "ymax")])
 DETECTED = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("box", BOX)]))
 
 
+def decoded(column: pa.Array, root: str) -> Iterator[Image]:
+    """Pictures of a column, one by one, upright and in RGB. :raises ValueError: for one that cannot be read."""
+    for value in column:
+        yield to_image(value.as_py(), root)
+
+
 class ImageTask(PipelineTask):
-    """Base of tasks that take one picture a row."""
+    """Base of tasks that take one picture a row through their transformers pipeline."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
     split_rows = 256
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pictures, decoded one by one."""
-        for value in columns["image"]:
-            yield to_image(value.as_py(), self.root)
+        yield from decoded(columns["image"], self.root)
+
+
+class PixelTask(Task):
+    """Base of tasks that run the model itself on pictures, many at a time."""
+
+    inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGE,)
+    takes = frozenset({"image"})
+    split_rows = 256
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The model's image processor."""
+        return Pixels(self.model)
+
+    def check(self) -> list[str]:
+        """No faults of its own. :raises OSError: for a model without an image processor."""
+        _ = self.pixels.processor
+        return []
+
+    def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Each picture resized and cropped. :raises ValueError: for one that cannot be read."""
+        return Features(self.pixels.features(decoded(columns["image"], self.root)))
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Numbers in the model inputs of each picture."""
+        return sizes_of(features)
+
+    def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
+        """One array for the pictures of each shape."""
+        return self.pixels.collate(features, rows)
+
+    def padded_size(self, batch: Batch) -> int:
+        """Numbers that go into the model."""
+        return size_of(batch)
+
+    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`outputs` of pictures of the same shape at a time."""
+        return run_by_shape(batch, model.dtype, lambda inputs: self.run(model, inputs))
+
+    @abstractmethod
+    def run(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What forward returns for some pictures, from the model's inputs for them."""
+
+
+def shapes_of(
+    task: Task, pixels: Pixels, run: Callable[[Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of what run returns for one picture, from a model without weights, so that nothing is computed."""
+    import torch
+    import transformers
+    from PIL import Image
+
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(
+            task.config, trust_remote_code=task.model.trust_remote_code
+        )
+    batch = pixels.collate(pixels.features([Image.new("RGB", (64, 64))]), np.zeros(1, np.int64))
+    inputs = {name: torch.from_numpy(array).to("meta") for name, array in batch.items()}
+    with torch.inference_mode():
+        found = run_by_shape(inputs, model.dtype, lambda inputs: run(model, inputs))
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from hfbatch.data.media import to_image
 from hfbatch.tasks import base
-from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn, Params
-from hfbatch.tasks.parts.chats import filled, is_images, is_typed_chat, opened
-from hfbatch.tasks.parts.decoding import SAMPLING_ONLY, read_defaults
+from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn
+from hfbatch.tasks.parts.generation import DecodingParams, idle_faults, read_defaults
+from hfbatch.tasks.parts.media_prompts import filled, is_images, is_typed_chat, opened
 from hfbatch.tasks.parts.pipeline import PipelineTask
 from hfbatch.tasks.parts.text import text_column
 
@@ -34,23 +33,6 @@ MESSAGES = InputColumn(
     "list<struct<role, content>>, content a string or list<struct<type, text, ...>> of parts with their files",
     required=False,
 )
-
-
-class WritingParams(Params):
-    """A null takes the model's generation_config, then the transformers pipeline's default."""
-
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens to write for a row; at last 256."""
-    do_sample: bool | None = None
-    """Draw each token at random (true) or take the likeliest (false); at last false."""
-    num_beams: int | None = Field(default=None, ge=1)
-    """Beams of beam search, without sampling; at last 1."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Divides the logits before sampling; at last 1."""
-    top_k: int | None = Field(default=None, ge=0)
-    """Sample among the k likeliest tokens, 0 for all; at last 50."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Sample among the likeliest tokens that together reach this probability; at last 1."""
 
 
 PROBE_TOKENS = 8
@@ -76,13 +58,13 @@ class BrieflyProbed(PipelineTask):
 class WritingTask(BrieflyProbed):
     """Base of tasks in which a model writes a text for each row, through a pipeline that takes a row's seed."""
 
-    Params: ClassVar[type[base.Params]] = WritingParams
+    Params: ClassVar[type[base.Params]] = DecodingParams
     outputs: ClassVar[Mapping[str, str]] = {"generated_text": "string, without what was asked"}
     split_rows = 256
     concurrent = False
     histogram = Histogram("characters", (0.0, *(float(2**k) for k in range(16))))
 
-    params: WritingParams
+    params: DecodingParams
 
     @cached_property
     def model_defaults(self) -> GenerationConfig:
@@ -101,13 +83,8 @@ class WritingTask(BrieflyProbed):
 
     def check(self) -> list[str]:
         """Faults: params that contradict each other, and what the pipeline refuses."""
-        faults = []
-        idle = [name for name in SAMPLING_ONLY if getattr(self.params, name) is not None]
-        if idle and not self.sampling:
-            faults.append(
-                f"params: {', '.join(idle)} only work when sampling; set params.do_sample=true or leave out"
-            )
         beams = self.params.num_beams or self.model_defaults.num_beams or 1
+        faults = idle_faults(self.params, self.sampling, beams)
         if beams > 1 and self.sampling:
             faults.append(f"{beams} beams cannot sample; set params.num_beams=1 or params.do_sample=false")
         if self.max_length is not None:

@@ -1,0 +1,70 @@
+"""The task of a job: found by its name or from the model, and checked against the model. Loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from hfbatch.compute.worker import build_task
+from hfbatch.data.filesystem import one_line
+from hfbatch.data.models import Model
+from hfbatch.errors import SpecError
+from hfbatch.spec import JobSpec, faults_of
+from hfbatch.tasks import named, task_class
+from hfbatch.tasks.base import Task
+from hfbatch.tasks.parts.fit import infer, misfits
+
+
+def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
+    """The spec with the task's own name, inferred or in place of an alias, and the params that go with it."""
+    name = spec.task
+    if name == "auto":
+        if model is None:
+            raise SpecError([])  # what is wrong with the model is told already
+        with model_faults(spec.model.name):
+            name, source = infer(model)
+        notes.append(f"task {name}, inferred from {source}")
+    cls, params = named(name)
+    return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
+
+
+def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: list[str]) -> Task | None:
+    """The task, if the model can do it. Wrong params are faults, and the rest is checked with the defaults."""
+    cls = task_class(spec.task)
+    try:
+        cls.Params.model_validate(spec.params)
+    except ValidationError as error:
+        faults += faults_of(error, cls.Params, "params")
+        spec = spec.model_copy(update={"params": {}})
+        if any(option.is_required() for option in cls.Params.model_fields.values()):
+            return None
+    if model is None:
+        return None
+    with model_faults(spec.model.name):
+        task = build_task(spec, model)
+        faults += misfits(task) or task.check()
+        if spec.batch.continuous:
+            faults += task.continuous_faults()
+        if task.vocabulary is not None:
+            notes.append(
+                f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "
+                "the others, and no training has touched them"
+            )
+    return task
+
+
+@contextmanager
+def model_faults(name: str) -> Iterator[None]:
+    """What transformers raises over a model's files, as a fault. :raises SpecError: with the model's name."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            cause = (
+                "it comes with Python code of its own; read that code, then set model.trust_remote_code=true"
+            )
+        else:
+            cause = one_line(error)
+        raise SpecError(f"model {name!r} cannot be used: {cause}") from error
