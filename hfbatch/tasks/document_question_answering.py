@@ -13,9 +13,9 @@ from pydantic import Field
 
 from hfbatch.data.media import to_image
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
-from hfbatch.tasks.parts.pipeline import PipelineTask
 from hfbatch.tasks.parts.text import is_words, length_faults, length_limit, text_column
 from hfbatch.tasks.parts.vision import IMAGE
+from hfbatch.tasks.parts.writing import BrieflyProbed
 
 ANSWER = pa.struct(
     [("score", pa.float32()), ("answer", pa.string()), ("start", pa.int32()), ("end", pa.int32())]
@@ -58,7 +58,7 @@ class DocumentQuestionAnsweringParams(Params):
     """Beams of beam search, for models that write; at last 1."""
 
 
-class DocumentQuestionAnswering(PipelineTask):
+class DocumentQuestionAnswering(BrieflyProbed):
     """The best answers to a question about each page, found among its words or written by the model.
 
     A LayoutLM reads the page's words and where they stand: columns `words` and `boxes` (left, top, right and

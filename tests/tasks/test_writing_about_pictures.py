@@ -18,6 +18,7 @@ from hfbatch.data.models import Model
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 from hfbatch.tasks.parts.media_prompts import filled, is_typed_chat
+from hfbatch.tasks.parts.packing import load as unpack
 from hfbatch.tasks.parts.sampling import row_seeds
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
 from tests.models.text import tiny_bert
@@ -177,6 +178,17 @@ def test_sampling_draws_from_the_softmax_of_transformers(tmp_path: Path, options
         expected[tokenizer.decode([2, token], skip_special_tokens=True)] += float(share)
     assert sum(share > 0.01 for share in expected.values()) > 4
     assert sum(abs(drawn[text] / rows - expected[text]) for text in drawn | expected) / 2 < 0.05
+
+
+def test_the_choice_of_a_batch_size_waits_for_a_few_tokens_alone(tmp_path: Path) -> None:
+    task = make(CAPTION, tiny_git(tmp_path), max_new_tokens=30)
+    batch, model = task.collate(features_of(task, {"image": FILES[:3]}).table, np.arange(3), 1), load(task)
+    whole, brief = (
+        unpack(call(model, batch)["outputs"][0])[0]["tokens"] for call in (task.forward, task.probe)
+    )
+    assert whole.shape[1] > 20
+    assert whole[:, : brief.shape[1]].tolist() == brief.tolist()
+    assert brief.shape[1] == 1 + 8
 
 
 def test_models_and_params_that_do_not_fit_are_refused(tmp_path: Path, llava: str) -> None:

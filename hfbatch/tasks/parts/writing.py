@@ -35,7 +35,27 @@ MESSAGES = InputColumn(
 )
 
 
-class WritingTask(PipelineTask):
+PROBE_TOKENS = 8
+"""New tokens of each row when batch sizes are compared."""
+
+
+class BrieflyProbed(PipelineTask):
+    """Base of tasks whose model may write at length, which the choice of a batch size does not wait for."""
+
+    params: Any
+
+    @cached_property
+    def brief(self) -> BrieflyProbed:
+        """The same task, but for how much is written."""
+        params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
+        return type(self)(self.model, params, self.max_length, self.seed)
+
+    def probe(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Writes the first few tokens."""
+        return self.brief.forward(model, batch)
+
+
+class WritingTask(BrieflyProbed):
     """Base of tasks in which a model writes a text for each row, through a pipeline that takes a row's seed."""
 
     Params: ClassVar[type[base.Params]] = DecodingParams
