@@ -60,7 +60,10 @@ class WorkOrder:
         return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled, values["root"])
 
     def task(self) -> Task:
-        """The job's task, with the model's files on this machine."""
+        """The job's task, with the model's files on this machine; transformers is told to be silent."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # it would warn of single rows
         return build_task(self.spec, self.model.fetch(), self.root)
 
 
