@@ -63,7 +63,7 @@ def test_auto_without_a_model_speaks_of_the_model_alone(tmp_path: Path, source: 
 
 def test_params_that_lack_are_told_once(tmp_path: Path, source: Path, classifier: str) -> None:
     with pytest.raises(SpecError) as caught:
-        make_plan(make_spec("zero-shot-classification", classifier, source, tmp_path / "out"))
+        make_plan(make_spec("zero-shot-image-classification", classifier, source, tmp_path / "out"))
     (fault,) = caught.value.faults
     assert fault.startswith("params.candidate_labels is missing")
 
