@@ -1,9 +1,9 @@
-"""What a user would write in place of hfbatch: a pipeline of transformers with batches of 8, in float32, from Parquet.
+"""What a user would write in place of hfbatch: a pipeline of transformers with batches of 8, from Parquet.
 
 For tasks that transformers 5 dropped, the documented use of the model class, with batches of 8 too. Writes the
 answers as JSON, in the shape of hfbatch's output columns, and prints one JSON line: `job_s` without start-up.
 
-    python -m tests.benchmarks.pipelines question-answering MODEL FOLDER answers.json
+    python -m tests.benchmarks.pipelines question-answering MODEL FOLDER float32 answers.json
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NEW_TOKENS = 24
 Answers = list[dict[str, Any]]
 
 
-def token_classification(model: str) -> Callable[[pa.Table], Answers]:
+def token_classification(model: str, dtype: str) -> Callable[[pa.Table], Answers]:
     from transformers import pipeline
 
-    pipe = pipeline("token-classification", model, dtype="float32", aggregation_strategy=STRATEGY)
+    pipe = pipeline("token-classification", model, dtype=dtype, aggregation_strategy=STRATEGY)
 
     def answer(table: pa.Table) -> Answers:
         found = pipe(table["text"].to_pylist(), batch_size=BATCH)
@@ -41,10 +41,10 @@ def token_classification(model: str) -> Callable[[pa.Table], Answers]:
     return answer
 
 
-def zero_shot_classification(model: str) -> Callable[[pa.Table], Answers]:
+def zero_shot_classification(model: str, dtype: str) -> Callable[[pa.Table], Answers]:
     from transformers import pipeline
 
-    pipe = pipeline("zero-shot-classification", model, dtype="float32")
+    pipe = pipeline("zero-shot-classification", model, dtype=dtype)
 
     def answer(table: pa.Table) -> Answers:
         found = pipe(table["text"].to_pylist(), LABELS, batch_size=BATCH)
@@ -53,12 +53,12 @@ def zero_shot_classification(model: str) -> Callable[[pa.Table], Answers]:
     return answer
 
 
-def question_answering(model: str) -> Callable[[pa.Table], Answers]:
+def question_answering(model: str, dtype: str) -> Callable[[pa.Table], Answers]:
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    reader = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32).eval()
+    reader = AutoModelForQuestionAnswering.from_pretrained(model, dtype=dtype).eval()
 
     def answer(table: pa.Table) -> Answers:
         best: Answers = []
@@ -101,12 +101,11 @@ def _best_span(start: Any, end: Any, inside: np.ndarray, offsets: Any) -> dict[s
     return {"score": float(spans[first, last]), "start": places[0], "end": places[1]}
 
 
-def summarization(model: str) -> Callable[[pa.Table], Answers]:
-    import torch
+def summarization(model: str, dtype: str) -> Callable[[pa.Table], Answers]:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    writer = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=torch.float32).eval()
+    writer = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=dtype).eval()
 
     def answer(table: pa.Table) -> Answers:
         texts: list[str] = []
@@ -137,11 +136,11 @@ PEERS = {
 
 
 def main() -> None:
-    if len(sys.argv) != 5 or sys.argv[1] not in PEERS:
-        sys.exit(f"{__doc__}\npipelines.py {{{','.join(PEERS)}}} MODEL FOLDER ANSWERS")
-    name, model, source, out = sys.argv[1:]
+    if len(sys.argv) != 6 or sys.argv[1] not in PEERS:
+        sys.exit(f"{__doc__}\npipelines.py {{{','.join(PEERS)}}} MODEL FOLDER DTYPE ANSWERS")
+    name, model, source, dtype, out = sys.argv[1:]
     table = ds.dataset(source, format="parquet").to_table().sort_by("id")
-    answer = PEERS[name](model)
+    answer = PEERS[name](model, dtype)
     begun = time.perf_counter()
     answers = answer(table)
     seconds = time.perf_counter() - begun

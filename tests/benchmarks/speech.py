@@ -1,6 +1,6 @@
 """Speech recognition: measures hfbatch against the transformers pipeline, on the same recordings, in turn.
 
-Recordings per second from Parquet to Parquet in float32, without start-up and with it, as medians of a few rounds,
+Recordings per second from Parquet to Parquet at the same precision, without start-up and with it, as medians of a few rounds,
 and whose texts are those of the pipeline that reads one recording at a time. Models have random weights and the
 shape of wav2vec2-base or whisper-tiny; recordings are made up, with lengths like those of utterances, unless
 `--source` names a Parquet file with an audio column.
@@ -68,16 +68,15 @@ def write_model(folder: Path, kind: str) -> str:
     return tiny_wav2vec2(folder, "Wav2Vec2ForCTC", **shape)
 
 
-def run_pipeline(kind: str, model: str, source: Path, out: Path, batch: int) -> dict[str, Any]:
+def run_pipeline(kind: str, model: str, source: Path, out: Path, batch: int, dtype: str) -> dict[str, Any]:
     """The pipeline over all recordings in this process. :returns: rows, and seconds without the start."""
-    import torch
     import transformers
 
     from hfbatch.data.media import to_sound
 
     transformers.utils.logging.set_verbosity_error()
     generate = {"generate_kwargs": PARAMS[kind]} if PARAMS[kind] else {}
-    recognise = transformers.pipeline(TASK, model, device="cpu", dtype=torch.float32, **generate)
+    recognise = transformers.pipeline(TASK, model, device="cpu", dtype=dtype, **generate)
     begun = time.perf_counter()
     table = pq.read_table(source)
     sounds = (to_sound(file, RATE) for file in table["audio"].to_pylist())
@@ -90,8 +89,9 @@ def run_pipeline(kind: str, model: str, source: Path, out: Path, batch: int) -> 
 class Contest:
     """Runs contestants over the same recordings and keeps their rates and texts by name."""
 
-    def __init__(self, kind: str, model: str, source: Path, folder: Path, rows: int) -> None:
+    def __init__(self, kind: str, model: str, source: Path, folder: Path, rows: int, dtype: str) -> None:
         self.kind, self.model, self.source, self.folder, self.rows = kind, model, source, folder, rows
+        self.dtype = dtype
         self.rates: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.texts: dict[str, list[str]] = {}
 
@@ -113,11 +113,11 @@ class Contest:
 
     def _hfbatch(self, out: Path) -> list[str]:
         params = [f"--param={name}={value}" for name, value in PARAMS[self.kind].items()]
-        flags = ["--model", self.model, "--set", "model.dtype=float32", "--keep", "id", *params]
+        flags = ["--model", self.model, "--set", f"model.dtype={self.dtype}", "--keep", "id", *params]
         return [*tools.HFBATCH, "predict", TASK, str(self.source), str(out), *flags, *tools.OPTIONS]
 
     def _peer(self, name: str, out: Path) -> list[str]:
-        where = [self.kind, self.model, str(self.source), str(out), str(PEERS[name])]
+        where = [self.kind, self.model, str(self.source), str(out), str(PEERS[name]), self.dtype]
         return [sys.executable, "-m", "tests.benchmarks.speech", "--peer", *where]
 
     def medians(self, name: str) -> tuple[float, float]:
@@ -162,22 +162,23 @@ def parse() -> argparse.Namespace:
     options.add_argument("--model", choices=sorted(PARAMS), default="ctc")
     options.add_argument("--rows", type=int, default=128)
     options.add_argument("--rounds", type=int, default=1)
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options.add_argument("--source", type=Path, help="a Parquet file with an audio column; default: made up")
     options.add_argument("--only", nargs="+", choices=NAMES, help="leave out the others")
-    options.add_argument("--peer", nargs=5, help=argparse.SUPPRESS)
+    options.add_argument("--peer", nargs=6, help=argparse.SUPPRESS)
     return options.parse_args()
 
 
 def main() -> None:
     options = parse()
     if options.peer:
-        kind, model, source, out, batch = options.peer
-        print(json.dumps(run_pipeline(kind, model, Path(source), Path(out), int(batch))), flush=True)
+        kind, model, source, out, batch, dtype = options.peer
+        print(json.dumps(run_pipeline(kind, model, Path(source), Path(out), int(batch), dtype)), flush=True)
         return
     with tools.workspace() as folder:
         source = write_recordings(folder / "recordings.parquet", options.rows, options.source)
         model = write_model(folder / "model", options.model)
-        contest = Contest(options.model, model, source, folder, options.rows)
+        contest = Contest(options.model, model, source, folder, options.rows, options.dtype)
         for number in range(1, options.rounds + 1):
             for name in options.only or NAMES:
                 print(f"round {number} of {options.rounds}: {name}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """Text tasks: measures hfbatch against the pipeline of transformers with batches of 8, on the same rows and threads.
 
-Rows per second from Parquet, in float32, without start-up and with it (the whole command), their ratios, and the
+Rows per second from Parquet, at the same precision, without start-up and with it (the whole command), their ratios, and the
 share of rows whose answers are the same, floats within 1e-4. Models have the size of all-MiniLM-L6-v2 (6 layers of
 384) or of a small T5, with random weights, and its tokenizer; texts are generated, of many lengths.
 
@@ -113,19 +113,21 @@ def write_rows(folder: Path, rows: int, source: Path | None) -> Path:
     return folder / "rows"
 
 
-def measure(task: str, model: Path, source: Path, rows: int, folder: Path) -> Round:
+def measure(task: str, model: Path, source: Path, rows: int, dtype: str, folder: Path) -> Round:
     """Both in turn, each in a process of its own."""
     out, answers, spec = folder / "out", folder / "answers.json", folder / "spec.yaml"
     settings = {
         "task": task,
-        "model": {"name": str(model), "dtype": "float32"},
+        "model": {"name": str(model), "dtype": dtype},
         "input": str(source),
         "output": {"path": str(out), "keep": ["id"]},
         "params": PARAMS[task],
     }
     spec.write_text(json.dumps(settings), encoding="utf8")  # JSON is YAML
     ours = tools.run([*tools.HFBATCH, "run", spec, *tools.OPTIONS])
-    theirs = tools.run([sys.executable, "-m", "tests.benchmarks.pipelines", task, model, source, answers])
+    theirs = tools.run(
+        [sys.executable, "-m", "tests.benchmarks.pipelines", task, model, source, dtype, answers]
+    )
     found = ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table().sort_by("id").drop_columns(["id"])
     pairs = zip(found.to_pylist(), json.loads(answers.read_text(encoding="utf8")), strict=True)
     same = sum(alike(got, expected) for got, expected in pairs) / rows
@@ -178,6 +180,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--rows", type=int, default=600)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--source", type=Path, help="a Parquet file with a text column; default: generated")
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options.add_argument("--only", nargs="+", choices=HEADS, help="leave out the others")
     return options.parse_args()
 
@@ -193,7 +196,8 @@ def main() -> None:
             for number in range(1, options.rounds + 1):
                 busy = f"load {os.getloadavg()[0]:.1f}"
                 print(f"{task}: round {number} of {options.rounds} ({busy})", file=sys.stderr, flush=True)
-                rounds[task].append(measure(task, model, source, options.rows, folder))
+                rounds[task].append(measure(task, model, source, options.rows, options.dtype, folder))
+    print(options.dtype)
     show(options.rows, rounds)
     tools.save(options.json, {task: [asdict(one) for one in runs] for task, runs in rounds.items()})
 
