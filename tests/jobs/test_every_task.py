@@ -18,8 +18,8 @@ from PIL import Image
 import hfbatch
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.verify import verify_output
-from tests.cases import CASES
 from tests.cases.case import Case, near
+from tests.cases.every import CASES
 from tests.jobs.tools import make_spec, read_output, read_rejects
 from tests.models.video import film_file, moving
 from tests.tasks.drive import make, run

@@ -16,6 +16,8 @@ from transformers import pipeline
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.fit import misfits
 from hfbatch.tasks.parts.packing import dump, load
+from tests.cases.case import near
+from tests.cases.vision import pictures, png
 from tests.models.text import CORPUS, tiny_bert_encoder, tiny_bert_for
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
@@ -24,34 +26,6 @@ TEXTS = [*CORPUS[:14], "", "river " * 200, "Numbers, numbers: 10:45!", *CORPUS[4
 LABELS = ["weather", "work", "mathematics of the night"]
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
-
-
-def pictures(count: int = 21) -> list[bytes]:
-    """Pictures of mixed sizes, modes and formats, as files."""
-    random = np.random.default_rng(0)
-    files = []
-    for k in range(count):
-        height, width = random.integers(20, 60, 2)
-        pixels = random.integers(0, 255, (height, width, 3), np.uint8)
-        image = Image.fromarray(pixels).convert("L" if k % 5 == 4 else "RGB")
-        target = BytesIO()
-        image.save(target, "JPEG" if k % 3 == 2 else "PNG")
-        files.append(target.getvalue())
-    return files
-
-
-def near(got: Any, expected: Any) -> bool:
-    """Equal; numbers with a point within 1e-4 of their size, grey levels of pictures within 1."""
-    if isinstance(expected, dict):
-        return set(got) == set(expected) and all(near(got[key], expected[key]) for key in expected)
-    if isinstance(expected, list | tuple):
-        return len(got) == len(expected) and all(map(near, got, expected))
-    if isinstance(expected, float | np.floating):
-        return abs(got - float(expected)) < 1e-4 * max(1.0, abs(float(expected)))
-    if isinstance(expected, bytes):
-        one, other = (np.asarray(Image.open(BytesIO(file))).astype(int) for file in (got, expected))
-        return one.shape == other.shape and np.abs(one - other).max() <= 1
-    return got == expected
 
 
 def assert_alike(table: pa.Table, expected: list[Any]) -> None:
@@ -161,12 +135,6 @@ def test_object_detection_of_pictures_of_mixed_sizes(tmp_path: Path, size: int) 
     assert any(row[0] for row in expected)
     task = make(task_class("object-detection"), folder, threshold=0.3)
     assert_alike(run(task, {"image": files}, size), expected)
-
-
-def png(image: Image.Image) -> bytes:
-    target = BytesIO()
-    image.save(target, "PNG")
-    return target.getvalue()
 
 
 @pytest.mark.parametrize("size", [1, 8])

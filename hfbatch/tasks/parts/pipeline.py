@@ -25,8 +25,9 @@ import pyarrow as pa
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
 from hfbatch.tasks.parts.generation import read_defaults
+from hfbatch.tasks.parts.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.parts.packing import dump, load
-from hfbatch.tasks.parts.text import flatten, length_limit
+from hfbatch.tasks.parts.text import length_limit
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,7 @@ class LabelTask(PipelineTask):
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`, lists of one length."""
-        return [pa.field("label", pa.list_(pa.string())), pa.field("score", pa.list_(pa.float32()))]
+        return list(LABEL_LISTS)
 
     def answer(self, result: Any) -> tuple[Any, ...]:
         """Labels and scores apart."""
@@ -240,8 +241,7 @@ class LabelTask(PipelineTask):
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best label of each row."""
-        scores = flatten(columns[1])
-        return scores.values.to_numpy()[scores.offsets.to_numpy()[:-1]]
+        return best_scores(columns)
 
 
 def cost_of(step: Mapping[str, Any]) -> int:
