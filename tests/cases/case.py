@@ -29,7 +29,7 @@ class Case:
     """Loads the model of a folder; what it returns gives the output columns of one row, computed alone."""
     params: Mapping[str, Any] = field(default_factory=dict)
     unreadable: Any = None
-    """A value that the first input can have and nobody can read; texts have none."""
+    """A value of the first input that ends as a reject; where any text will do, there is none."""
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Arrow types of inputs, where their values do not tell."""
     constant: bool = False

@@ -26,5 +26,7 @@ def decision(folder: str) -> Answer:
 
 
 CASES = {
-    "decision": Case(chat_model, {"state": STATES}, decision, {"questions": QUESTIONS}),
+    "decision": Case(
+        chat_model, {"state": STATES}, decision, {"questions": QUESTIONS}, unreadable="long " * 900
+    ),
 }

@@ -152,18 +152,21 @@ CASES = {
         },
         question_answering,
         {"top_k": 2, "doc_stride": 8, "max_seq_len": 40},
+        unreadable="a question that fills the window " * 9,
     ),
     "fill-mask": Case(
         lambda folder: tiny_bert_for(folder, "MaskedLM"),
         {"text": [f"{text[:30 + k]} [MASK] by the" + " [MASK]" * (k % 2) for k, text in enumerate(CORPUS[:24])]},
         fill_mask,
         {"top_k": 3},
+        unreadable="nothing to fill",
     ),
     "zero-shot-classification": Case(
         lambda folder: tiny_bert_for(folder, "SequenceClassification", id2label=NLI),
         {"text": [text for text in TEXTS if text]},
         zero_shot_classification,
         {"candidate_labels": LABELS, "multi_label": True},
+        unreadable="",
     ),
     "text-ranking": Case(
         lambda folder: tiny_bert(folder, num_labels=1),
