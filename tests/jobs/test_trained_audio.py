@@ -16,8 +16,6 @@ from tests.models.audio import tiny_wav2vec2
 from tests.tasks.sounds import RATE, file_of
 
 KINDS = {0: "low tone", 1: "high tone", 2: "rising tone", 3: "noise"}
-PITCHES = {"A": 250, "B": 600, "C": 1400, "D": 3200}
-"""The tone, in Hz, that each letter is spelled with."""
 SMALL: dict[str, Any] = {"masks": True, "initializer_range": 0.05, "mask_time_prob": 0.0, "layerdrop": 0.0}
 
 
@@ -49,24 +47,6 @@ def recording(kind: int, seconds: float, random: np.random.Generator) -> np.ndar
     return (random.uniform(0.2, 0.8) * sound + random.normal(0, 0.02, len(time))).astype(np.float32)
 
 
-def spelled(word: str, random: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """A word as tones with pauses: float32 [samples], and the seconds of each tone."""
-    pieces, seconds, now = [np.zeros(RATE // 10)], [], 0.1
-    for letter in word:
-        length, pause = random.uniform(0.08, 0.12), random.uniform(0.1, 0.14)
-        time = np.arange(int(length * RATE)) / RATE
-        pitch = PITCHES[letter] * random.uniform(0.95, 1.05)
-        pieces += [random.uniform(0.3, 0.8) * np.sin(2 * np.pi * pitch * time), np.zeros(int(pause * RATE))]
-        seconds.append((now, now + length))
-        now += length + pause
-    samples = np.concatenate(pieces)
-    return (samples + random.normal(0, 0.01, len(samples))).astype(np.float32), seconds
-
-
-def some_word(random: np.random.Generator) -> str:
-    return "".join(random.choice(list(PITCHES), random.integers(2, 5)))
-
-
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Wav2Vec2 of four kinds of sound."""
@@ -88,29 +68,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-@pytest.fixture(scope="module")
-def recogniser(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Wav2Vec2 that reads words of tones."""
-    folder = tiny_wav2vec2(
-        tmp_path_factory.mktemp("words"), "Wav2Vec2ForCTC", ctc_loss_reduction="mean", **SMALL
-    )
-    model = transformers.Wav2Vec2ForCTC.from_pretrained(folder)
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    random = np.random.default_rng(0)
-
-    def batch() -> dict[str, torch.Tensor]:
-        words = [some_word(random) for _ in range(8)]
-        sounds = [spelled(word, random)[0] for word in words]
-        inputs = extractor(sounds, sampling_rate=RATE, return_tensors="pt", padding=True)
-        letters = tokenizer(words, return_tensors="pt", padding=True)
-        return {**inputs, "labels": letters.input_ids.masked_fill(letters.attention_mask == 0, -100)}
-
-    train(model, 500, batch)
-    model.save_pretrained(folder)
-    return folder
-
-
 def test_held_out_recordings_of_other_lengths_are_told_apart(
     classifier: str, tmp_path: Path, ray_cluster: str
 ) -> None:
@@ -121,20 +78,3 @@ def test_held_out_recordings_of_other_lengths_are_told_apart(
     found = predict("audio-classification", classifier, tmp_path, columns, ray_cluster)["label"].to_pylist()
     right = [labels[0] == KINDS[int(kind)] for labels, kind in zip(found, kinds, strict=True)]
     assert np.mean(right) >= 0.9
-
-
-def test_held_out_words_are_read_and_each_letter_comes_when_it_is_heard(
-    recogniser: str, tmp_path: Path, ray_cluster: str
-) -> None:
-    random = np.random.default_rng(1)
-    words = [some_word(random) for _ in range(60)]
-    sounds, seconds = zip(*(spelled(word, random) for word in words), strict=True)
-    columns = {"audio": map(file_of, sounds)}
-    flags = ("--param", "return_timestamps=char")
-    table = predict("automatic-speech-recognition", recogniser, tmp_path, columns, ray_cluster, *flags)
-    found = table.to_pylist()
-    right = [row["text"] == word for row, word in zip(found, words, strict=True)]
-    assert np.mean(right) >= 0.9
-    for row, times in zip(np.array(found)[right], np.array(seconds, object)[right], strict=True):
-        for piece, (begin, end) in zip(row["chunks"], times, strict=True):
-            assert begin - 0.05 < piece["timestamp"][0] < piece["timestamp"][1] < end + 0.05
