@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,9 +54,9 @@ class GeneratingTask(Task):
     params: Any
 
     @property
+    @abstractmethod
     def decoding(self) -> GenerationConfig:
         """How the next token is chosen, see `generation.resolve`."""
-        raise NotImplementedError
 
     @property
     def count(self) -> int:
