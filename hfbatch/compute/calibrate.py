@@ -18,15 +18,19 @@ SAMPLE_ROWS = 96
 """Rows that each size is timed on, but at least as many batches as the engine has under way, and two."""
 TRIES = 2
 """Of which the faster counts: what else the machine does can only slow a trial down."""
-GAIN = 1.03
-"""How much faster than the size before it a larger one has to be: it needs more memory and pads more."""
+GAIN = 1.08
+"""How much faster than the size before it a larger one has to be: it needs more memory and pads more, and on a
+machine that others use too, trials of one size differ by as much."""
+MOST_SECONDS = 10
+"""What all trials together may take: where rows are slow, the device is better kept busy with the job."""
 
 
 def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
     """The largest of `engine.batch_sizes` that fits and that it pays to go to.
 
     Sizes are tried from small to large on batches like those of the job, spread over the rows sorted by
-    length, until one is hardly faster or memory is full.
+    length, until one is hardly faster, memory is full or time is up. Rows so slow that there is no time to
+    compare two sizes get the smallest one.
 
     :param features: rows of one split.
     """
@@ -34,8 +38,8 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
     order = by_length(task.lengths(features))
     sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
     chosen, best = sizes[0], 0.0
-    _run(task, engine, features, [order[len(order) // 2 :][: sizes[0]]])
-    for size in sizes:
+    affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes)
+    for size in affordable if len(affordable) > 1 else []:
         try:
             rate = max(_rate(task, engine, features, order, size) for _ in range(TRIES))
         except Exception as error:
@@ -49,9 +53,29 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
     return chosen
 
 
+def _affordable(
+    task: Task, engine: Engine, features: pa.Table, rows: np.ndarray, sizes: list[int]
+) -> list[int]:
+    """The sizes, from the first on, whose trials fit into MOST_SECONDS, going by the time of one batch.
+
+    :param rows: of that batch.
+    """
+    _run(task, engine, features, [rows])  # what a first call sets up does not count
+    begun = time.perf_counter()
+    _run(task, engine, features, [rows])
+    seconds = (time.perf_counter() - begun) / len(rows)
+    costs = np.cumsum([TRIES * _batches(engine, size) * size for size in sizes]) * seconds
+    return [size for size, cost in zip(sizes, costs, strict=True) if cost <= MOST_SECONDS]
+
+
+def _batches(engine: Engine, size: int) -> int:
+    """Batches of a trial."""
+    return max(SAMPLE_ROWS // size, engine.depth, 2)
+
+
 def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, size: int) -> float:
     """Useful tokens per second: what the device computes, less the padding that all rows would have."""
-    batches = max(SAMPLE_ROWS // size, engine.depth, 2)
+    batches = _batches(engine, size)
     starts = np.linspace(0, max(len(order) - size, 0), batches + 2)[1:-1].astype(int)
     begun = time.perf_counter()
     computed = _run(task, engine, features, [order[start : start + size] for start in starts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_the_chosen_batch_size_is_one_that_fits(encoder: str, engine: TorchEngin
     assert choose_batch_size(task, engine, features_of(task, 300)) in engine.batch_sizes
     cramped = make(SmallMemory, encoder)
     assert choose_batch_size(cramped, engine, features_of(cramped, 3)) == engine.batch_sizes[0]
+
+
+def test_slow_rows_are_not_spent_on_choosing_a_batch_size(encoder: str, engine: TorchEngine) -> None:
+    calls: list[int] = []
+
+    class Slow(Embedding):
+        """Takes a twentieth of a second for each row."""
+
+        def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            calls.append(len(batch["input_ids"]))
+            time.sleep(0.05 * len(batch["input_ids"]))
+            return super().forward(model, batch)
+
+    task = make(Slow, encoder)
+    assert choose_batch_size(task, engine, features_of(task, 300)) == engine.batch_sizes[0]
+    assert calls == [engine.batch_sizes[0]] * 2
 
 
 def test_weights_that_lack_layers_are_refused(encoder: str) -> None:
