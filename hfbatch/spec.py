@@ -104,7 +104,8 @@ class BatchSpec(Section):
     max_length: int | None = Field(default=None, ge=1)
     """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of a batch with its padding; when set, it cuts batches along with size."""
+    """Most tokens of a batch with its padding, which cuts batches along with size. Default: where size is auto,
+    4096 for texts that a CPU reads whole; no bound elsewhere."""
     continuous: bool = False
     """Text generation: a finished row makes room for the next; size is then rows at once, tokens those of a step."""
 

@@ -133,6 +133,8 @@ class Worker:
         if settled.dtype != self.engine.dtype:
             self._load(settled.dtype)
         size, tokens = settled.batch_size, self.order.spec.batch.tokens
+        if tokens is None and self.order.spec.batch.size == "auto" and self.task.whole_texts:
+            tokens = self.engine.batch_tokens
         if self.order.spec.batch.continuous:
             self.task.batch = self.order.spec.batch.model_copy(update={"size": size})
             size, tokens = self.order.spec.input.split_rows or self.task.split_rows, None

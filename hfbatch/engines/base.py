@@ -34,6 +34,8 @@ class Engine(ABC):
     """Padded lengths are multiples of this."""
     batch_sizes: tuple[int, ...] = (16, 32)
     """What `batch.size: auto` tries."""
+    batch_tokens: int | None = 4096
+    """Most tokens of a batch of texts unless the spec says; on CPUs, activations of more leave the caches."""
 
     def expect(self, batches: int) -> None:  # noqa: B027 - most engines have no use for it
         """Told before each split how many batches it has, at least 1."""

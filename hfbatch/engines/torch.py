@@ -79,7 +79,7 @@ class TorchEngine(Engine):
         self.model.eval().requires_grad_(False).to(self._torch_device)
         if self._torch_device.type == "cuda":
             self.depth, self.pad_multiple = 3, 8
-            self.batch_sizes = (32, 64, 128, 256, 512, 1024)
+            self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None
             self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
         self._threads = self._threads_each = threads
         self._lanes: ThreadPoolExecutor | None = None

@@ -114,6 +114,8 @@ class Task(ABC):
     histogram: ClassVar[Histogram]
     concurrent: bool = True
     """Whether a CPU does best with one batch on each core; False where a batch takes many small steps."""
+    whole_texts: ClassVar[bool] = False
+    """Whether a batch is one pass over texts, so that its tokens are what it costs."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Outputs whose second dimension differs from row to row, and the output that holds its length."""
     windows: ClassVar[tuple[str, ...]] = ()

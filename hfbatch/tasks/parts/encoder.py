@@ -22,6 +22,8 @@ from hfbatch.tasks.parts.text import (
 class EncoderTask(Task):
     """Base of tasks whose rows are tokens, or windows of tokens."""
 
+    whole_texts = True
+
     @cached_property
     def limit(self) -> int | None:
         """Most tokens of what the model reads at a time."""
