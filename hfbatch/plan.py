@@ -215,13 +215,19 @@ def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -
             continue
         if dataset not in source.schema.names:
             if column.required or name in spec.input.columns:
-                hint = f"; use --column {name}=COLUMN" if name not in spec.input.columns else ""
+                mapped = name in spec.input.columns
+                hint = (
+                    f", which input.columns names for {name!r}" if mapped else f"; use --column {name}=COLUMN"
+                )
                 faults.append(f"column {dataset!r} not in input (has: {has}){hint}")
             continue
         found[name] = dataset
         kind = source.schema.field(dataset).type
         if not column.accepts(kind) and not pa.types.is_null(kind):
-            faults.append(f"column {dataset!r} is {kind}; task {task.name} takes {column.wants} as {name!r}")
+            faults.append(
+                f"column {dataset!r} is {kind}; task {task.name} takes {column.wants} as {name!r}; "
+                f"use --column {name}=COLUMN with another column"
+            )
         lacking = source.files_without(dataset)
         if lacking:
             faults.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -232,8 +233,9 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
     name = ".".join([where, *path] if where else path)
     match fault["type"]:
         case "extra_forbidden":
-            known = ", ".join(_fields_at(model, path[:-1]))
-            return f"unknown key {name!r} (known here: {known})"
+            known = _fields_at(model, path[:-1])
+            alike = "".join(f"; did you mean {key!r}?" for key in get_close_matches(path[-1], known, 1))
+            return f"unknown key {name!r} (known here: {', '.join(known)}){alike}"
         case "missing":
             return f"{name} is missing; add it to the spec"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,10 @@ def faults_shown(as_json: bool) -> Iterator[None]:
         for fault in faults:
             console(err=True).print(f"[red]✗[/] {escaped(fault)}", highlight=False)
         raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
+    except BrokenPipeError:
+        # Whoever read stdout has enough, as `| head` has. What is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except OSError as error:
         console(err=True).print(f"[red]✗[/] {escaped(str(error))}", highlight=False)
         raise typer.Exit(1) from None

@@ -33,6 +33,7 @@ def test_all_faults_come_together() -> None:
     assert "model.name is missing" in faults
     assert "batch.size" in faults
     assert "unknown key 'worker'" in faults
+    assert "did you mean 'workers'?" in faults
 
 
 def test_a_spec_is_frozen() -> None:

@@ -142,7 +142,8 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
         folder = snapshot_download(spec.name, revision=spec.revision, local_files_only=True)
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SpecError(
-            f"{where}: not in the cache and the Hub cannot be reached ({type(cause).__name__}); give a folder"
+            f"{where}: no such folder here, not in the cache, and the Hub cannot be reached "
+            f"({type(cause).__name__}); give a folder"
         ) from error
     return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
 

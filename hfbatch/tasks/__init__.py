@@ -4,6 +4,7 @@ A new task is one new file here, `some_task.py` for `some-task`, with a subclass
 several tasks share is in `parts`.
 """
 
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -41,9 +42,15 @@ def named(name: str) -> tuple[type[Task], dict[str, Any]]:
         params = _load(known).params_of(name)
         if params is not None:
             return _load(known), params
-    raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}")
+    alike = "".join(f"; did you mean {known!r}?" for known in get_close_matches(name, TASKS, 1))
+    raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}{alike}")
 
 
 def _load(name: str) -> type[Task]:
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    return next(cls for cls in vars(module).values() if getattr(cls, "name", None) == name)
+    found = [cls for cls in vars(module).values() if getattr(cls, "name", None) == name]
+    if not found:
+        raise TypeError(
+            f"{module.__file__} has no subclass of Task whose name is {name!r}, as the file's name says"
+        )
+    return found[0]

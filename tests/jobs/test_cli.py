@@ -193,6 +193,14 @@ def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> Non
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    command = f"{sys.executable} -m hfbatch tasks --json | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[\n", "")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
