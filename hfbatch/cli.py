@@ -68,7 +68,10 @@ def run(
     with faults_shown(as_json):
         from hfbatch.spec import read_yaml
 
-        job = _spec(read_yaml(spec), column, keep, param, set_, limit, save)
+        values = read_yaml(spec)
+        if "train" in values:
+            return _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
+        job = _spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
 
 
@@ -125,6 +128,43 @@ def embed(
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
         job = _spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
+
+
+@app.command()
+def finetune(
+    task: Annotated[str, typer.Argument(help="What to learn, such as text-classification.")],
+    train: Annotated[str, typer.Argument(help="Folder, file, glob or URL of rows with labels.")],
+    output: Annotated[str, typer.Argument(help="Output folder or URL.")],
+    model: Model,
+    eval_: Annotated[
+        str | None, typer.Option("--eval", help="Rows to measure with; default: a tenth of the others.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="full, head, lora or qlora.")] = None,
+    column: Columns = None,
+    param: Params = None,
+    set_: Sets = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    address: Address = None,
+    save: Save = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on rows with labels; a rerun goes on from the newest checkpoint.
+
+    Example: hfbatch finetune text-classification train/ out/ -m org/model --eval dev/ --column label=stars
+    """
+    with faults_shown(as_json):
+        given = {
+            "task": task,
+            "model": model,
+            "train": train,
+            "output": output,
+            "eval": eval_,
+            "method": method,
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
 
 
 @app.command()
@@ -324,6 +364,41 @@ def _spec(
     if save:
         save.write_text(job.to_yaml(), encoding="utf8")
     return job
+
+
+def _finetune(
+    values: dict[str, Any],
+    column: list[str] | None,
+    param: list[str] | None,
+    set_: list[str] | None,
+    limit: int | None,
+    save: Path | None,
+    overwrite: bool,
+    address: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from hfbatch.finetune import finetune as run_finetune
+    from hfbatch.finetune_spec import FinetuneSpec
+    from hfbatch.spec import apply_overrides
+
+    flags = [
+        f"{part}.columns.{pair}" for part in ("train", "eval") if part in values for pair in column or []
+    ]
+    flags += [f"params.{pair}" for pair in param or []]
+    flags += [] if limit is None else [f"train.limit={limit}"]
+    spec = FinetuneSpec.build(apply_overrides(values, [*flags, *(set_ or [])]))
+    if save:
+        save.write_text(spec.to_yaml(), encoding="utf8")
+    result = run_finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
+
+    def show(console: Console) -> None:
+        best = result.metrics["best"]
+        figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
+        console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
+        console.print(escaped(result.model), highlight=False)
+
+    answer(result.metrics, as_json, show)
 
 
 def _start(

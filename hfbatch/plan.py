@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,7 @@ from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import InputColumn, Task
 
 PACKAGES = ("torch", "transformers", "ray", "pyarrow", "numpy")
 
@@ -128,11 +128,11 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     spec = _with_absolute_paths(spec)
     model = task = source = None
     notes: list[str] = []
-    with _gather(faults):
+    with gather(faults):
         source = open_source(spec.input)
-    with _gather(faults):
+    with gather(faults):
         model = pin(spec.model)
-    with _gather(faults):
+    with gather(faults):
         spec = name_task(spec, model, notes)
         task = check_task(spec, model, faults, notes)
     ledger = Ledger(spec.output.path)
@@ -181,7 +181,8 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _gather(faults: list[str]) -> Iterator[None]:
+def gather(faults: list[str]) -> Iterator[None]:
+    """Collects the faults of a SpecError that the block raises."""
     try:
         yield
     except SpecError as error:
@@ -200,24 +201,44 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
 
 def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
     """Task input to dataset column, for those that are there."""
-    known = {column.name: column for column in task.columns()}
+    found = bind_columns(
+        spec.input.columns, source, task.columns(), faults, f"task {task.name}", task.exclusive
+    )
+    faults += task.column_faults(set(found))
+    return found
+
+
+def bind_columns(
+    mapping: Mapping[str, str],
+    source: Source,
+    columns: Sequence[InputColumn],
+    faults: list[str],
+    reader: str,
+    exclusive: Sequence[str] = (),
+) -> dict[str, str]:
+    """What is read to dataset column, for those that are there; what is wrong goes to faults.
+
+    :param mapping: what the spec says of it.
+    :param reader: who reads, for errors.
+    :param exclusive: of which one is read; one that is mapped goes before one found by its name.
+    """
+    known = {column.name: column for column in columns}
     has = ", ".join(source.schema.names)
-    for name in spec.input.columns:
+    for name in mapping:
         if name not in known:
-            faults.append(
-                f"input.columns: task {task.name} has no input {name!r} (it has: {', '.join(known)})"
-            )
+            faults.append(f"input.columns: {reader} has no input {name!r} (it has: {', '.join(known)})")
     found = {}
-    chosen = set(task.exclusive) & set(spec.input.columns)
+    chosen = set(exclusive) & set(mapping)
     for name, column in known.items():
-        dataset = spec.input.columns.get(name, name)
-        if name not in spec.input.columns and (not column.by_name or (name in task.exclusive and chosen)):
+        dataset = mapping.get(name, name)
+        if name not in mapping and (not column.by_name or (name in exclusive and chosen)):
             continue
         if dataset not in source.schema.names:
-            if column.required or name in spec.input.columns:
-                mapped = name in spec.input.columns
+            if column.required or name in mapping:
                 hint = (
-                    f", which input.columns names for {name!r}" if mapped else f"; use --column {name}=COLUMN"
+                    f", which input.columns names for {name!r}"
+                    if name in mapping
+                    else f"; use --column {name}=COLUMN"
                 )
                 faults.append(f"column {dataset!r} not in input (has: {has}){hint}")
             continue
@@ -225,7 +246,7 @@ def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -
         kind = source.schema.field(dataset).type
         if not column.accepts(kind) and not pa.types.is_null(kind):
             faults.append(
-                f"column {dataset!r} is {kind}; task {task.name} takes {column.wants} as {name!r}; "
+                f"column {dataset!r} is {kind}; {reader} takes {column.wants} as {name!r}; "
                 f"use --column {name}=COLUMN with another column"
             )
         lacking = source.files_without(dataset)
@@ -233,7 +254,6 @@ def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -
             faults.append(
                 f"column {dataset!r} is missing from {some(lacking)}; leave these files out or add it"
             )
-    faults += task.column_faults(set(found))
     return found
 
 

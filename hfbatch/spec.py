@@ -23,7 +23,7 @@ class Section(BaseModel):
     )
 
 
-def _shorthand(key: str) -> BeforeValidator:
+def shorthand(key: str) -> BeforeValidator:
     """A plain string stands for a section with one key."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
@@ -129,29 +129,8 @@ class RejectsSpec(Section):
     """Largest share of rejected rows with which a job still succeeds."""
 
 
-class JobSpec(Section):
-    """One batch job, whole."""
-
-    task: str = Field(min_length=1)
-    """What to do with each row; `hfbatch tasks` lists the choices, auto goes by the model's files."""
-    model: Annotated[ModelSpec, _shorthand("name")]
-    """The model; a plain string is its name."""
-    input: Annotated[InputSpec, _shorthand("path")]
-    """The rows; a plain string is the path."""
-    output: Annotated[OutputSpec, _shorthand("path")]
-    """The predictions; a plain string is the path."""
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    """Changes to the model's tokenizer."""
-    batch: BatchSpec = BatchSpec()
-    """How rows are batched."""
-    workers: WorkersSpec = WorkersSpec()
-    """How the work is spread."""
-    params: dict[str, Any] = {}
-    """Options of the task; `hfbatch tasks NAME` lists them."""
-    rejects: RejectsSpec = RejectsSpec()
-    """How many rows may fail."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of everything random."""
+class Spec(Section):
+    """A whole spec: read from YAML, validated with every fault, written as YAML."""
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -176,6 +155,31 @@ class JobSpec(Section):
         )
 
 
+class JobSpec(Spec):
+    """One batch job, whole."""
+
+    task: str = Field(min_length=1)
+    """What to do with each row; `hfbatch tasks` lists the choices, auto goes by the model's files."""
+    model: Annotated[ModelSpec, shorthand("name")]
+    """The model; a plain string is its name."""
+    input: Annotated[InputSpec, shorthand("path")]
+    """The rows; a plain string is the path."""
+    output: Annotated[OutputSpec, shorthand("path")]
+    """The predictions; a plain string is the path."""
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    """Changes to the model's tokenizer."""
+    batch: BatchSpec = BatchSpec()
+    """How rows are batched."""
+    workers: WorkersSpec = WorkersSpec()
+    """How the work is spread."""
+    params: dict[str, Any] = {}
+    """Options of the task; `hfbatch tasks NAME` lists them."""
+    rejects: RejectsSpec = RejectsSpec()
+    """How many rows may fail."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A spec file as a nested dict. :raises SpecError: when it is absent, not YAML or not a mapping."""
     try:
@@ -197,7 +201,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     :raises SpecError: for an override without `=`, or one below a value that is not a section.
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    shorthands = {"model": "name", "input": "path", "output": "path"}
+    shorthands = {
+        "model": "name",
+        "method": "name",
+        **dict.fromkeys(("input", "output", "train", "eval"), "path"),
+    }
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals:

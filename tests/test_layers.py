@@ -16,17 +16,18 @@ ROOT = Path(hfbatch.__file__).parent
 LAYERS = [
     {"cli", "__main__", "terminal"},
     {"demo", "doctor"},
-    {"job"},
+    {"job", "finetune"},
     {"cluster", "train"},
     {"verify", "plan", "report", "charts", "attention", "progress", "status", "describe", "catalogue"},
     {"compute"},
     {"tasks", "engines"},
     {"data"},
+    {"finetune_spec"},
     {"spec", "errors"},
 ]
 """Top to bottom: the first part of a module's name below hfbatch."""
 RANKS = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-STRANGERS = [{"tasks", "engines"}, {"cluster", "train"}, {"demo", "doctor"}]
+STRANGERS = [{"tasks", "engines"}, {"cluster", "train"}, {"demo", "doctor"}, {"job", "finetune"}]
 """Neighbours in a layer that never import each other."""
 HOMES = {
     "ray": {"cluster", "train"},

@@ -81,34 +81,36 @@ class Model:
         return parameters, stored
 
 
-def pin(spec: ModelSpec) -> Model:
+def pin(spec: ModelSpec, weights: bool = True) -> Model:
     """Finds the model and fixes its commit.
+
+    :param weights: whether it has to have weights.
 
     :raises SpecError: no such folder or Hub model, no config, no weights, or weights in pickle files alone.
     """
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
-        return _pin_folder(spec, folder.resolve())
+        return _pin_folder(spec, folder.resolve(), weights)
     if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") > 1:
         raise SpecError(
             f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
         )
-    return _pin_hub(spec)
+    return _pin_hub(spec, weights)
 
 
-def _pin_folder(spec: ModelSpec, folder: Path) -> Model:
+def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
     if spec.revision:
         raise SpecError(
             f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
         )
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    faults = weight_faults(spec.name, names)
+    faults = weight_faults(spec.name, names, weights)
     if faults:
         raise SpecError(faults)
     return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
 
 
-def _pin_hub(spec: ModelSpec) -> Model:
+def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -116,7 +118,7 @@ def _pin_hub(spec: ModelSpec) -> Model:
     patterns = [*PICKLES, "*.safetensors"]
     try:
         info = HfApi().model_info(spec.name, revision=spec.revision)
-        faults = weight_faults(spec.name, [file.rfilename for file in info.siblings or []])
+        faults = weight_faults(spec.name, [file.rfilename for file in info.siblings or []], weights)
         if faults:
             raise SpecError(faults)
         folder = snapshot_download(spec.name, revision=info.sha, ignore_patterns=patterns)
@@ -148,12 +150,12 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
     return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
 
 
-def weight_faults(name: str, files: list[str]) -> list[str]:
-    """What is missing among a model's files."""
+def weight_faults(name: str, files: list[str], weights: bool = True) -> list[str]:
+    """What is missing among a model's files. :param weights: whether it has to have weights."""
     top = [file for file in files if "/" not in file]
     if "config.json" not in top:
         return [f"model {name!r} has no config.json; is it a transformers model?"]
-    if any(file.endswith(".safetensors") for file in top):
+    if not weights or any(file.endswith(".safetensors") for file in top):
         return []
     pickles = [file for file in top if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:

@@ -1,0 +1,159 @@
+"""The whole path of a fine-tuning: plan, connect, look at the rows, write features, train, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from hfbatch.data.filesystem import join, kind_of, open_filesystem
+from hfbatch.data.writer import write_file
+from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.plan import FinetunePlan, make_finetune_plan
+
+MOST_FAULTS = 30
+"""Faulty rows that an error names."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """How a fine-tuning ended."""
+
+    output: str
+    model: str
+    """Folder or URL of the model."""
+    metrics: dict[str, Any] = field(repr=False)
+    """The content of metrics.json."""
+
+
+def finetune(
+    spec: FinetuneSpec,
+    *,
+    address: str | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    quiet: bool = False,
+) -> FinetuneResult:
+    """Trains a model, or goes on with it where an earlier run stopped.
+
+    :param address: a Ray cluster; default: one that runs already, else a local one.
+    :param overwrite: replace another training in the output.
+    :param console: where progress goes; default: stderr.
+    :param quiet: show no progress.
+    :raises SpecError: with every fault of the spec, then with every fault of the rows; nothing is overwritten.
+    :raises WorkerError: if training cannot go on; the same command goes on from the newest checkpoint.
+    """
+    from hfbatch.cluster.session import connect
+    from hfbatch.train.launch import choose_team, fit
+    from hfbatch.train.progress import TrainProgress
+
+    started = time.time()
+    plan = make_finetune_plan(spec, overwrite)
+    if plan.finished:
+        return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), _read_metrics(plan))
+    with TrainProgress(console, plan.title, quiet) as progress:
+        progress.say("connecting to Ray")
+        with connect(address):
+            team = choose_team(plan.spec.workers)
+            progress.say("looking at the rows")
+            order, data = _prepare(plan, overwrite, progress)
+            progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
+            news = fit(order, team, progress.show)
+    metrics = _metrics(plan, order.baseline, news, data, asdict(team), time.time() - started)
+    _write(plan, "metrics.json", metrics)
+    _write(plan, "_SUCCESS", {})
+    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+
+
+def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, dict[str, Any]]:
+    """The order of the training processes, its features written. :raises SpecError: for faulty rows."""
+    from hfbatch.train.features import examine, write_features
+    from hfbatch.train.order import TrainOrder, state_folder
+
+    surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
+    recipe = plan.recipe
+    faults = [f"{name}: {fault}" for name, survey in surveys.items() for fault in survey.faults]
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"… and {len(faults) - MOST_FAULTS} more"]
+    faults += [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
+    faults += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
+    if faults:
+        raise SpecError(faults)
+    state = state_folder(plan.spec)
+    if overwrite:
+        _clear(plan.spec.output)
+    _write(plan, "_hfbatch/job.json", plan.job())
+    progress.say("tokenising")
+    features = join(state, f"features-{plan.fingerprint[:12]}")
+    written = {
+        name: asdict(write_features(plan.spec, plan.model, recipe.settled, part, join(features, name)))
+        for name, part in _parts(plan)
+    }
+    order = TrainOrder(plan.spec, plan.model, recipe.settled, features, {})
+    return order, {"rows": written, "labels": dict(surveys["train"].labels)}
+
+
+def _parts(plan: FinetunePlan) -> list[tuple[str, Any]]:
+    return [("train", plan.train), ("eval", plan.eval)]
+
+
+def _clear(output: str) -> None:
+    """Deletes what an earlier training left; nothing else."""
+    fs, root = open_filesystem(output)
+    for name in ("model", "_hfbatch"):
+        if kind_of(fs, f"{root}/{name}") == "folder":
+            fs.delete_dir(f"{root}/{name}")
+    for name in ("_SUCCESS", "metrics.json", "report.html"):
+        if kind_of(fs, f"{root}/{name}") == "file":
+            fs.delete_file(f"{root}/{name}")
+
+
+def _metrics(
+    plan: FinetunePlan,
+    baseline: dict[str, float],
+    news: dict[str, Any],
+    data: dict[str, Any],
+    team: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of metrics.json."""
+    evaluations = [entry for entry in news["log"] if "eval_loss" in entry]
+    plain = [
+        {
+            "step": entry["step"],
+            **{name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")},
+        }
+        for entry in evaluations
+    ]
+    best = next(entry for entry in plain if entry["step"] == news["best_step"])
+    return {
+        "task": plan.spec.task,
+        "method": plan.spec.method.name,
+        "model": {"name": plan.model.name, "commit": plan.model.commit},
+        "best": best,
+        "before": plain[0],
+        "baseline": baseline,
+        "evaluations": plain,
+        "losses": [entry for entry in news["log"] if "loss" in entry],
+        "data": data,
+        "trainable": news["trainable"],
+        "weights": news["weights"],
+        "workers": team,
+        "seconds": seconds,
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def _write(plan: FinetunePlan, name: str, values: Any) -> None:
+    fs, path = open_filesystem(join(plan.spec.output, name))
+    write_file(fs, path, json.dumps(values, indent=2).encode() if values else b"")
+
+
+def _read_metrics(plan: FinetunePlan) -> dict[str, Any]:
+    fs, path = open_filesystem(join(plan.spec.output, "metrics.json"))
+    with fs.open_input_stream(path) as stream:
+        return json.loads(stream.read())

@@ -1,0 +1,181 @@
+"""Starts the training processes with Ray Train, follows them, and says in one sentence what ended them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from hfbatch.data.filesystem import join, one_line, open_filesystem
+from hfbatch.errors import HfbatchError, SpecError, WorkerError
+from hfbatch.finetune_spec import TrainWorkersSpec
+from hfbatch.train.order import TrainOrder
+
+POLL_S = 0.5
+News = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who trains."""
+
+    workers: int
+    gpus: float
+    """GPUs of one process."""
+    cpus: float
+    """CPUs of one process."""
+    at_least: int
+
+
+def choose_team(spec: TrainWorkersSpec) -> Team:
+    """Fits the processes into the cluster. :raises SpecError: if they do not fit."""
+    there = ray.cluster_resources()
+    all_gpus, all_cpus = there.get("GPU", 0.0), there.get("CPU", 0.0)
+    gpus = (1.0 if all_gpus else 0.0) if spec.gpus == "auto" else spec.gpus
+    count = (int(all_gpus / gpus) if gpus else 1) if spec.count == "auto" else spec.count
+    cpus = max(int(all_cpus / max(count, 1)), 1) if spec.cpus == "auto" else spec.cpus
+    if gpus and spec.cpus == "auto":
+        cpus = 1.0
+    if count < 1 or count * gpus > all_gpus or count * cpus > all_cpus:
+        raise SpecError(
+            f"workers: {count} of {cpus:g} CPUs and {gpus:g} GPUs do not fit into the cluster ({all_cpus:g} CPUs, "
+            f"{all_gpus:g} GPUs); set smaller workers.count or workers.cpus"
+        )
+    return Team(count, gpus, float(cpus), spec.at_least or count)
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """What the training processes want the driver to know; outlives each of them."""
+
+    def __init__(self) -> None:
+        self.news: list[News] = []
+        self.fault = ""
+
+    def tell(self, news: News) -> None:
+        """Adds a piece of news."""
+        self.news.append(news)
+
+    def since(self, number: int) -> list[News]:
+        """News from a number on."""
+        return self.news[number:]
+
+    def fail(self, fault: str) -> None:
+        """Notes what no further attempt would mend."""
+        self.fault = self.fault or fault
+
+    def failed(self) -> str:
+        """What no further attempt would mend; empty if nothing is."""
+        return self.fault
+
+
+def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
+    """Trains to the end; returns the last news.
+
+    :param on_news: called from another thread.
+    :raises WorkerError: if training cannot go on.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    board: Any = Board.remote()  # type: ignore[attr-defined]
+    fs, root = open_filesystem(join(order.state, "ray"))
+    elastic = team.at_least < team.workers
+    trainer = TorchTrainer(
+        _process,
+        train_loop_config={"order": order.to_json(), "board": board, "cpus": team.cpus},
+        torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(team.at_least, team.workers) if elastic else team.workers,
+            use_gpu=team.gpus > 0,
+            resources_per_worker={"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=root,
+            storage_filesystem=fs,
+            failure_config=FailureConfig(max_failures=order.spec.workers.failures),
+        ),
+    )
+    follower = _Follower(board, on_news)
+    follower.start()
+    try:
+        trainer.fit()
+    except Exception as error:
+        fault = ray.get(board.failed.remote())
+        raise WorkerError(fault or f"training ended early: {_cause(error)}") from error
+    finally:
+        last = follower.close()
+    fault = ray.get(board.failed.remote())
+    if fault or not last.get("done"):
+        raise WorkerError(fault or "training ended early, without a word")
+    return last
+
+
+class _Follower(threading.Thread):
+    """Reads the board twice a second."""
+
+    def __init__(self, board: Any, on_news: Callable[[News], None]) -> None:
+        super().__init__(name="hfbatch-training", daemon=True)
+        self._board, self._on_news, self._seen = board, on_news, 0
+        self._over = threading.Event()
+        self._last: News = {}
+
+    def run(self) -> None:
+        """Until `close`."""
+        while not self._over.wait(POLL_S):
+            try:
+                self._read()
+            except RayError:
+                return
+
+    def _read(self) -> None:
+        for news in ray.get(self._board.since.remote(self._seen)):
+            self._seen, self._last = self._seen + 1, news
+            self._on_news(news)
+
+    def close(self) -> News:
+        """Reads what is left; returns the last piece."""
+        self._over.set()
+        self.join()
+        self._read()
+        return self._last
+
+
+def _process(config: dict[str, Any]) -> None:
+    """What Ray Train runs in each process."""
+    import torch
+    from ray.train import get_context
+
+    from hfbatch.train.loop import train
+
+    board, context = config["board"], get_context()
+    if ray.get(board.failed.remote()):
+        return  # nothing is gained by another attempt
+    torch.set_num_threads(max(int(config["cpus"]), 1))
+    local = Path(tempfile.mkdtemp(prefix="hfbatch-train-"))
+    try:
+        train(
+            TrainOrder.from_json(config["order"]), local, context.get_world_rank(), context.get_world_size(),
+            lambda news: board.tell.remote(news),
+        )  # fmt: skip
+    except HfbatchError as error:
+        ray.get(board.fail.remote(str(error)))
+        raise
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def _cause(error: BaseException) -> str:
+    """The message of the exception of a process, without the stack frames around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), error)
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else one_line(error)

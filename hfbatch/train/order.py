@@ -1,0 +1,65 @@
+"""What every training process is told, as plain values; it builds the same recipe and model from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from hfbatch.data.filesystem import join
+from hfbatch.data.models import Model
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.tasks import task_class
+from hfbatch.train.recipes import recipe_class
+from hfbatch.train.recipes.base import Recipe
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """One training, with what the plan has found out."""
+
+    spec: FinetuneSpec
+    model: Model
+    settled: dict[str, Any]
+    """What the recipe found in the training rows."""
+    features: str
+    """Folder or URL of `train/` and `eval/`, the features."""
+    baseline: dict[str, float]
+    """Metrics of a guess without a model."""
+
+    def to_json(self) -> str:
+        """The order as text, for `from_json`."""
+        return json.dumps(
+            {**vars(self), "spec": self.spec.model_dump(mode="json"), "model": asdict(self.model)}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainOrder:
+        """The order that `to_json` wrote."""
+        values = json.loads(text)
+        spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
+        return cls(spec, model, **values)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, on the model's files of this machine."""
+        return build_recipe(self.spec, self.model.fetch(), self.settled)
+
+    @property
+    def state(self) -> str:
+        """Folder or URL of what is only needed while training."""
+        return state_folder(self.spec)
+
+
+def state_folder(spec: FinetuneSpec) -> str:
+    """Folder or URL in the output of what is not for its users."""
+    return join(spec.output, "_hfbatch")
+
+
+def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a spec. :raises SpecError: for a task that cannot be trained."""
+    cls, task_cls = recipe_class(spec.task), task_class(spec.task)
+    task = task_cls(model, task_cls.Params(), spec.batch.max_length, spec.seed)
+    task.tokenizer_changes = spec.tokenizer
+    return cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)

@@ -1,0 +1,194 @@
+"""The plan of a fine-tuning: the spec made concrete, all faults together. Starts nothing, changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from hfbatch.compute.checks import model_faults
+from hfbatch.data.filesystem import READ_ERRORS, absolute, join, open_filesystem, redact
+from hfbatch.data.models import Model, pin
+from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
+from hfbatch.data.source import Source, open_source
+from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.plan import bind_columns, gather, versions
+from hfbatch.spec import InputSpec, faults_of
+from hfbatch.train.features import Part
+from hfbatch.train.order import build_recipe, state_folder
+from hfbatch.train.recipes import recipe_class
+from hfbatch.train.recipes.base import Recipe
+
+SPLIT_ROWS = 8192
+"""Rows of a split: what one process reads and tokenises at a time."""
+
+
+@dataclass
+class FinetunePlan:
+    """A fine-tuning that is ready to start, but for what its rows hold."""
+
+    spec: FinetuneSpec
+    model: Model
+    recipe: Recipe
+    train: Part
+    eval: Part
+    types: dict[str, pa.DataType]
+    """Of the recipe's columns in training."""
+    identity: dict[str, Any]
+    """What changes results."""
+    finished: bool = False
+    """Whether the output holds this training, done."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the identity."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The training in a few words."""
+        return f"{self.spec.task} with {self.model.name}, {self.spec.method.name}"
+
+    def job(self) -> dict[str, Any]:
+        """The content of job.json: no secrets, plain values."""
+        spec = self.spec.model_dump(mode="json")
+        for section in ("train", "eval"):
+            if spec[section]:
+                spec[section]["path"] = redact(spec[section]["path"])
+        spec["output"] = redact(spec["output"])
+        return {
+            "spec": spec,
+            "identity": self.identity,
+            "fingerprint": self.fingerprint,
+            "versions": versions(),
+        }
+
+
+def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetunePlan:
+    """Checks all that can be checked without reading rows. :raises SpecError: with every fault found."""
+    faults: list[str] = []
+    spec = _with_absolute_paths(spec)
+    with gather(faults):
+        cls = recipe_class(spec.task)
+        spec = spec.model_copy(update={"task": cls.name})
+        try:
+            cls.Params.model_validate(spec.params)
+        except ValueError as error:
+            faults += faults_of(error, cls.Params, "params")  # type: ignore[arg-type]
+    if faults:
+        raise SpecError(faults)
+    model = recipe = None
+    with gather(faults):
+        model = pin(spec.model, weights=not spec.model.scratch)
+    if model is not None:
+        with gather(faults), model_faults(spec.model.name):
+            recipe = build_recipe(spec, model)
+            faults += recipe.check()
+    sources = {}
+    for name, given in (("train", spec.train), ("eval", spec.eval)):
+        if given is not None:
+            with gather(faults):
+                sources[name] = open_source(given)
+                faults += filter_faults(given.filter, sources[name].schema) if given.filter else []
+    bound = {}
+    if recipe is not None:
+        for name, source in sources.items():
+            bound[name] = _bind(
+                recipe, spec.train if name == "train" else spec.eval or spec.train, source, faults
+            )
+    state, more = _output(spec, overwrite)
+    faults += more
+    if faults or model is None or recipe is None:
+        raise SpecError(list(dict.fromkeys(faults)))
+    train = _part(spec.train, sources["train"], bound["train"])
+    if spec.eval is None:
+        share = (spec.evaluation.fraction, spec.seed)
+        parts = (
+            Part(train.splits, train.read, train.columns, share),
+            Part(train.splits, train.read, train.columns, share, True),
+        )
+    else:
+        parts = train, _part(spec.eval, sources["eval"], bound["eval"])
+    types = {name: sources["train"].schema.field(column).type for name, column in bound["train"].items()}
+    plan = FinetunePlan(spec, model, recipe, *parts, types, _identity(spec, model, parts))
+    if state and not overwrite:
+        plan.finished = _same(state, plan)
+    return plan
+
+
+def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
+    def moved(given: InputSpec | None) -> InputSpec | None:
+        return given and given.model_copy(update={"path": absolute(given.path)})
+
+    update = {"train": moved(spec.train), "eval": moved(spec.eval), "output": absolute(spec.output)}
+    return spec.model_copy(update=update)
+
+
+def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -> dict[str, str]:
+    found = bind_columns(given.columns, source, recipe.columns, faults, f"fine-tuning {recipe.name}")
+    faults += recipe.column_faults(set(found))
+    return found
+
+
+def _part(given: InputSpec, source: Source, columns: dict[str, str]) -> Part:
+    wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
+    names = tuple(name for name in source.schema.names if name in wanted)
+    schema = pa.schema([source.schema.field(name) for name in names])
+    hive = {name: kind for name, kind in source.hive.items() if name in names}
+    read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter)
+    return Part(source.cut(given.split_rows or SPLIT_ROWS, given.limit), read, columns)
+
+
+def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dict[str, Any]:
+    """What changes the model that comes out. The number of workers and how a step is cut do not."""
+    plain = spec.model_dump(mode="json")
+    for name in ("output", "workers", "report_to", "push_to_hub", "train", "eval"):
+        plain.pop(name)
+    plain["batch"].pop("per_device")
+    plain["model"] = {**plain["model"], "name": None, "revision": None, "commit": model.commit}
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(
+            json.dumps(
+                [[split.to_dict() for split in part.splits], dict(part.columns), part.read.filter]
+            ).encode()
+        )
+    return {**plain, "data": digest.hexdigest()}
+
+
+def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None, list[str]]:
+    """What job.json of an earlier training there says, and whether it finished."""
+    fs, root = open_filesystem(spec.output)
+    try:
+        with fs.open_input_stream(f"{root}/_hfbatch/job.json") as stream:
+            return json.loads(stream.read()), []
+    except READ_ERRORS:
+        pass
+    return None, []
+
+
+def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
+    """Whether the output holds this training, done. :raises SpecError: if it holds another one."""
+    old, new = state.get("identity", {}), plan.identity
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if differing:
+        shown = "; ".join(
+            f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
+        )
+        raise SpecError(
+            f"output {plan.spec.output} holds another training; it differs in {shown}. Choose another output, or "
+            "replace it with --overwrite"
+        )
+    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
+    return fs.get_file_info(root).is_file
+
+
+def state_of(plan: FinetunePlan) -> str:
+    """Folder or URL of what is only needed while training."""
+    return state_folder(plan.spec)

@@ -1,0 +1,208 @@
+"""What a recipe is: the contract between rows with labels, training batches and metrics. Knows nothing of Ray and files.
+
+A recipe goes with the task of the same name, and reads a row as that task does: what a model learns from is
+what it will be given. A row passes through it in five places:
+
+    examine     CPU      columns           -> Survey          labels and faults, before any work
+    features    CPU      columns           -> features        the task's own, with the targets beside them
+    collate     CPU      features          -> batch           tensors as the model takes them, with `labels`
+    loss        device   model's outputs   -> sum / items     the same however a step is cut into batches
+    predict     device   batch             -> predictions     one for each row of the features
+    score       driver   predictions       -> metrics
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.tasks.base import Features, InputColumn, Params, Task
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of what is not learnt, such as padding: torch's cross-entropy leaves it out."""
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
+"""Metrics of which less is more."""
+MOST_FAULTS = 20
+"""Faults that are told, of each split."""
+
+
+@dataclass
+class Survey:
+    """What rows hold, before anything is made of them."""
+
+    rows: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    """How often each label occurs."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong with which row."""
+
+    def add(self, other: Survey) -> None:
+        """Takes in what was found elsewhere."""
+        self.rows += other.rows
+        self.labels += other.labels
+        self.faults += other.faults
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model made of a batch."""
+
+    predictions: list[Any]
+    """One for each row: an array, a text or a dict; small, since those of all rows go to one process."""
+    loss: float
+    """Sum over `items`."""
+    items: int
+    """What the loss is the sum over: rows or tokens."""
+
+
+class Recipe(ABC):
+    """How a model learns one task."""
+
+    name: ClassVar[str]
+    auto_class: str
+    """The transformers AutoClass that loads the model."""
+    columns: ClassVar[tuple[InputColumn, ...]]
+    """What it reads: inputs of the task, and targets."""
+    Params: ClassVar[type[Params]] = Params
+    metric: ClassVar[str]
+    """What decides which checkpoint is the best."""
+
+    def __init__(
+        self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
+    ) -> None:
+        self.task = task
+        self.params = params
+        self.label_smoothing = label_smoothing
+        self.settled: dict[str, Any] = dict(settled or {})
+        """What `settle` found in the training rows, in plain values: workers are given it."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names by class index; empty for a recipe without classes, and before `settle`."""
+        return self.settled.get("labels", [])
+
+    @property
+    def processor(self) -> Any:
+        """What is saved beside the model: a tokenizer as its files have it, with the spec's changes."""
+        return self.task.load_tokenizer()
+
+    def check(self) -> list[str]:
+        """What is wrong with params or model, one sentence each with the fix. No row is read."""
+        return self.task.check()
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """What is wrong with the set of columns that the dataset has, beyond required ones that lack."""
+        return []
+
+    @abstractmethod
+    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+        """Counts labels and finds rows that cannot be learnt from.
+
+        :param columns: column of the recipe to array, nulls included.
+        :param places: `file` (string) and `row` (int64) of each row.
+        """
+
+    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Fixes `settled` by all training rows; returns what is wrong with them taken together.
+
+        :param types: of the recipe's columns.
+        """
+        return []
+
+    def eval_faults(self, survey: Survey) -> list[str]:
+        """What is wrong with the rows to measure with: by default, labels that are not in training."""
+        unknown = sorted(set(survey.labels) - set(self.labels)) if self.labels else []
+        if not unknown:
+            return []
+        shown = ", ".join(map(repr, unknown[:5]))
+        return [
+            f"eval holds labels that no training row has: {shown} (training has: {', '.join(self.labels[:20])})"
+        ]
+
+    def config_changes(self) -> dict[str, Any]:
+        """Fields of the model's config that the labels decide."""
+        if not self.labels:
+            return {}
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    @abstractmethod
+    def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Turns rows into features: at least one row each, with the targets and whatever `score` needs."""
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """What each row of the features costs, int64 [rows]."""
+        return self.task.lengths(features)
+
+    @abstractmethod
+    def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
+        """Rows as one padded batch, with `labels`; what is IGNORED of these counts for nothing."""
+
+    def loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy of `outputs.logits` [..., classes], float32.
+
+        A sum divided by the items of the whole step, so that neither accumulation nor the number of workers
+        changes it: means of unequal parts would.
+
+        :param labels: int64 [...], IGNORED where there is nothing to learn.
+        :param num_items_in_batch: labels of the step, over all batches and workers; None for those of this batch.
+        """
+        from torch.nn.functional import cross_entropy
+
+        logits = outputs.logits.float()
+        total = cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        return total / (labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
+        """Logits of each row, float32. Runs under no_grad, the model in eval mode.
+
+        :param batch: of `collate`, on the model's device.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        outputs, items = model(**inputs), int(batch["labels"].ne(IGNORED).sum())
+        loss = float(self.loss(outputs, batch["labels"], 1))
+        return Predicted(list(outputs.logits.float().cpu().numpy()), loss, items)
+
+    @abstractmethod
+    def score(self, predictions: list[Any], features: pa.Table) -> dict[str, float]:
+        """Metrics; `metric` is one of them.
+
+        :param predictions: one for each row of the features, in their order.
+        """
+
+    @abstractmethod
+    def baseline(self, train: Survey, features: pa.Table) -> dict[str, float]:
+        """Metrics of a guess without a model, such as the commonest label; none where no such guess makes sense."""
+
+
+def faulty_rows(found: Mapping[str, np.ndarray], places: pa.Table) -> list[str]:
+    """Sentences that name rows.
+
+    :param found: what is wrong, and with which rows, bool [rows].
+    """
+    sentences = []
+    for fault, rows in found.items():
+        positions = np.flatnonzero(rows)
+        for position in positions[:MOST_FAULTS].tolist():
+            place = places.slice(position, 1).to_pylist()[0]
+            sentences.append(f"{place['file']} row {place['row']}: {fault}")
+        if len(positions) > MOST_FAULTS:
+            sentences.append(f"… and {len(positions) - MOST_FAULTS} more rows where {fault}")
+    return sentences

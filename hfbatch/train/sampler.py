@@ -1,0 +1,41 @@
+"""The order of training rows: decided by seed and epoch alone, so that a resumed training sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class ShuffledRows(Sampler[int]):
+    """Numbers of all rows in random order, each once an epoch.
+
+    :param lengths: what each row costs, int64 [rows].
+    :param step: rows of an optimizer step; with `by_length`, rows of one step are of similar length: batches of
+        50 steps are sorted within (transformers' `get_length_grouped_indices`), and then steps are shuffled.
+    """
+
+    def __init__(self, lengths: np.ndarray, step: int, seed: int, by_length: bool) -> None:
+        self.lengths, self.step, self.seed, self.by_length = lengths, step, seed, by_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of an epoch, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
+        if not self.by_length:
+            return iter(torch.randperm(len(self), generator=generator).tolist())
+        order = get_length_grouped_indices(self.lengths.tolist(), self.step, generator=generator)
+        whole = len(order) // self.step * self.step
+        steps = [order[start : start + self.step] for start in range(0, whole, self.step)]
+        shuffled = torch.randperm(len(steps), generator=generator).tolist()
+        return iter([row for place in shuffled for row in steps[place]] + order[whole:])
