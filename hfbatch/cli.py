@@ -70,7 +70,8 @@ def run(
 
         values = read_yaml(spec)
         if "train" in values:
-            return _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
+            _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
+            return
         job = _spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
 

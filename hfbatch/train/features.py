@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,11 +52,11 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
 
     def look(number: int, split: Split) -> dict[str, Any]:
         columns, places = _read(number, split, part)
-        return asdict(build_recipe(spec, model.fetch()).examine(columns, places))
+        return vars(build_recipe(spec, model.fetch()).examine(columns, places))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
-        survey.add(Survey(found["rows"], Counter(found["labels"]), found["faults"]))
+        survey.add(Survey(**found))
     return survey
 
 
@@ -110,22 +108,18 @@ def flatten(column: pa.ChunkedArray) -> pa.Array:
 
 def over_splits(
     splits: Sequence[Split], work: Callable[[int, Split], dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """What work makes of each split, in their order, on the cluster. :raises SplitError: if it fails on one."""
 
-    def stage(row: dict[str, Any]) -> dict[str, Any]:
+    def guarded(number: int) -> tuple[dict[str, Any], str]:
         try:
-            made = work(row["number"], Split.from_dict(json.loads(row["split"])))
-            return {"number": row["number"], "made": json.dumps(made), "error": ""}
-        except Exception as error:  # noqa: BLE001 - Ray would try it again, and then end the whole job
-            return {"number": row["number"], "made": "", "error": f"{type(error).__name__}: {error}"}
+            return work(number, splits[number]), ""
+        except Exception as error:  # noqa: BLE001 - told below with the file, in one sentence
+            return {}, f"{splits[number].pieces[0].file}: {type(error).__name__}: {error}"
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    rows = [{"number": number, "split": json.dumps(split.to_dict())} for number, split in enumerate(splits)]
-    found = ray.data.from_items(rows, override_num_blocks=max(len(rows), 1)).map(stage, num_cpus=1).take_all()
-    for row in sorted(found, key=lambda row: row["number"]):
-        if row["error"]:
-            raise SplitError(f"{splits[row['number']].pieces[0].file}: {row['error']}")
-        yield json.loads(row["made"])
+    task = ray.remote(num_cpus=1, max_retries=3)(guarded)
+    found = ray.get([task.remote(number) for number in range(len(splits))])
+    for _, fault in found:
+        if fault:
+            raise SplitError(fault)
+    return [made for made, _ in found]

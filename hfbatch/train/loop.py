@@ -50,8 +50,6 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
         order, model, rows, collate, checkpoints, local, world, tell if rank == 0 else None
     )
     found = newest_for_all(checkpoints, local / "resume", rank, world)
-    if found is None:
-        trainer.evaluate()
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     if rank == 0:
         best = trainer.state.best_global_step or max(checkpoints.steps())
@@ -179,10 +177,12 @@ class BatchTrainer(Trainer):
             args=arguments(order, local, world),
             data_collator=collate(rows["train"]),
             train_dataset=rows["train"],
+            eval_dataset=rows["eval"],
             processing_class=order.recipe.processor,
             compute_loss_func=order.recipe.loss,
             callbacks=[EarlyStoppingCallback(patience)] if patience else [],
         )
+        self.add_callback(MeasuredFirst(self))
         if tell is not None:
             self.add_callback(News(tell))
 
@@ -239,6 +239,18 @@ class BatchTrainer(Trainer):
         if stem.startswith("rng_state_"):
             return stem == f"rng_state_{self.args.process_index}"
         return self.is_world_process_zero()
+
+
+class MeasuredFirst(TrainerCallback):
+    """Measures the model before its first step: what training adds is told against that."""
+
+    def __init__(self, trainer: BatchTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Nothing, where training goes on."""
+        if not state.log_history:
+            self.trainer.evaluate()
 
 
 class News(TrainerCallback):

@@ -1,0 +1,73 @@
+"""Training text-classification: losses are those of transformers, faults are told before work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.drive import Bench
+
+TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
+KINDS = {
+    "single": ["good", "bad", "fair", "good", "bad", "fair"],
+    "multi": [["good", "long"], ["bad"], [], ["good"], ["bad", "long"], ["long"]],
+    "regression": [0.9, 0.1, 0.5, 0.8, 0.0, 0.6],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_transformers(encoder, kind):
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}).ready()
+    batch = bench.batch()
+    torch.testing.assert_close(bench.loss(batch), bench.model(**batch).loss)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_has_the_same_loss_however_it_is_cut(encoder, kind):
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}).ready()
+    whole = bench.batch()
+    items = int(whole["labels"].ne(-100).sum())
+    parts = [bench.loss(bench.batch(*numbers), items) for numbers in ([0], [1, 2, 3], [4, 5])]
+    torch.testing.assert_close(sum(parts), bench.loss(whole))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_learnt_and_metrics_show_it(encoder, kind):
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}).ready()
+    first, last = bench.learn()
+    assert last < first / 2
+    assert bench.metrics()[bench.recipe.metric] > 0.9
+
+
+def test_balanced_weights_make_every_label_count_the_same(encoder):
+    labels = ["rare", *["common"] * 5]
+    bench = Bench(
+        "text-classification", encoder, {"text": TEXTS, "label": labels}, params={"class_weights": "balanced"}
+    )
+    bench.settle()
+    assert dict(zip(bench.recipe.labels, bench.recipe.weights, strict=True)) == {"common": 0.6, "rare": 3.0}
+
+
+def test_faults_of_rows_name_file_and_row(encoder):
+    found = Bench(
+        "text-classification", encoder, {"text": ["a", None, ""], "label": ["x", "y", None]}
+    ).survey()
+    assert found.faults == [
+        "rows.parquet row 2: label is null",
+        "rows.parquet row 1: text is null or empty",
+        "rows.parquet row 2: text is null or empty",
+    ]
+
+
+def test_one_label_alone_is_refused(encoder):
+    (fault,) = Bench("text-classification", encoder, {"text": ["a", "b"], "label": ["x", "x"]}).settle()
+    assert "one label 'x'" in fault
+
+
+def test_whole_numbers_are_labels_in_their_order(encoder):
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": [10, 2, 10, 2, 1, 1]}).ready()
+    assert bench.recipe.labels == ["1", "2", "10"]
+    assert bench.batch()["labels"].tolist() == [2, 1, 2, 1, 0, 0]
+    assert bench.model.config.id2label == {0: "1", 1: "2", 2: "10"}
+    assert np.isfinite(bench.metrics()["roc_auc"])
