@@ -23,9 +23,9 @@ from hfbatch.train.evaluate import Collate, evaluate
 from hfbatch.train.export import export_model
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.order import TrainOrder
-from hfbatch.train.recipes.base import LOWER_IS_BETTER, Recipe
+from hfbatch.train.recipes.base import IGNORED, LOWER_IS_BETTER, Recipe
 from hfbatch.train.rows import FeatureRows
-from hfbatch.train.sampler import ShuffledRows
+from hfbatch.train.sampler import NO_ROW, ShuffledRows
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes news of the training to the driver."""
@@ -83,14 +83,20 @@ def newest_for_all(checkpoints: Checkpoints, local: Path, rank: int, world: int)
 
 
 def collator(recipe: Recipe, model: Any) -> Callable[[FeatureRows], Collate]:
-    """Makes, of rows, what turns their numbers into a batch: what the model's forward takes, and labels."""
+    """Makes, of rows, what turns their numbers into a batch: what the model's forward takes, and labels.
+
+    The labels of NO_ROW are IGNORED.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
     known = {*inspect.signature(inner.forward).parameters, "labels"}
 
     def of(rows: FeatureRows) -> Collate:
-        return lambda numbers: {
-            name: value for name, value in recipe.collate(rows.take(numbers)).items() if name in known
-        }
+        def collate(numbers: list[int]) -> dict[str, torch.Tensor]:
+            batch = recipe.collate(rows.take([max(number, 0) for number in numbers]))
+            batch["labels"][[number == NO_ROW for number in numbers]] = IGNORED
+            return {name: value for name, value in batch.items() if name in known}
+
+        return collate
 
     return of
 

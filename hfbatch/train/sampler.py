@@ -1,4 +1,8 @@
-"""The order of training rows: decided by seed and epoch alone, so that a resumed training sees the same."""
+"""The order of training rows: decided by seed and epoch alone, so that a resumed training sees the same.
+
+The last step of an epoch is filled up with NO_ROW, of which nothing is learnt: so that each row is seen once an
+epoch, whatever the number of processes. (Accelerate would fill it with rows from the beginning.)
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+NO_ROW = -1
+"""In place of a row's number: a row that counts for nothing."""
+
 
 class ShuffledRows(Sampler[int]):
-    """Numbers of all rows in random order, each once an epoch.
+    """Numbers of all rows in random order, each once an epoch, in whole steps.
 
     :param lengths: what each row costs, int64 [rows].
     :param step: rows of an optimizer step; with `by_length`, rows of one step are of similar length: batches of
@@ -26,16 +33,21 @@ class ShuffledRows(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.step) * self.step
 
     def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
+        order = self._order(generator)
+        return iter(order + [NO_ROW] * (len(self) - len(order)))
+
+    def _order(self, generator: torch.Generator) -> list[int]:
+        """All rows; where steps are of similar lengths, the one that is not whole comes last."""
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
-        generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
         if not self.by_length:
-            return iter(torch.randperm(len(self), generator=generator).tolist())
+            return torch.randperm(len(self.lengths), generator=generator).tolist()
         order = get_length_grouped_indices(self.lengths.tolist(), self.step, generator=generator)
         whole = len(order) // self.step * self.step
         steps = [order[start : start + self.step] for start in range(0, whole, self.step)]
         shuffled = torch.randperm(len(steps), generator=generator).tolist()
-        return iter([row for place in shuffled for row in steps[place]] + order[whole:])
+        return [row for place in shuffled for row in steps[place]] + order[whole:]

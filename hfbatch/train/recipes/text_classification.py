@@ -14,7 +14,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Features, InputColumn, Params
 from hfbatch.tasks.parts.text import text_column
 from hfbatch.train.metrics.classification import multi_label, regression, single_label
-from hfbatch.train.recipes.base import Recipe, Survey, faulty_rows
+from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
 
 if TYPE_CHECKING:
     import torch
@@ -149,18 +149,21 @@ class TextClassificationRecipe(Recipe):
         import torch
         from torch.nn import functional
 
-        items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        counted = labels.ne(IGNORED)
+        items = counted.sum() if num_items_in_batch is None else num_items_in_batch
         logits = outputs.logits.float()
-        if self.settled["kind"] == "regression":
-            return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum") / items
         weights = None if self.weights is None else torch.tensor(self.weights, device=logits.device)
-        if self.settled["kind"] == "multi":
-            return (
-                functional.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum") / items
+        if self.settled["kind"] == "single":
+            smoothing = self.label_smoothing
+            total = functional.cross_entropy(
+                logits, labels, weights, reduction="sum", label_smoothing=smoothing
             )
-        return functional.cross_entropy(
-            logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
-        ) / items  # fmt: skip
+            return total / items
+        if self.settled["kind"] == "multi":
+            each = functional.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
+        else:
+            each = functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
+        return each[counted].sum() / items
 
     @property
     def weights(self) -> list[float] | None:

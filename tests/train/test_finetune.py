@@ -1,0 +1,171 @@
+"""Fine-tuning as a user runs it: through Ray Train, from Parquet to a model that predicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+import hfbatch
+from hfbatch.errors import SpecError, WorkerError
+from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.finetune_spec import FinetuneSpec
+from tests.models.text import CORPUS
+
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+"""Without dropout nothing is random but the order of rows."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences with `label` yes where they hold "not"; 101 to measure with, which no number of workers divides."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for part, rows in (("train", 120), ("dev", 101)):
+        texts = [CORPUS[place] for place in random.integers(0, len(CORPUS), rows)]
+        labels = ["yes" if "not" in text else "no" for text in texts]
+        (folder / part).mkdir()
+        pq.write_table(
+            pa.table({"text": texts, "label": labels}), folder / part / "rows.parquet", row_group_size=50
+        )
+    return folder
+
+
+def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
+    values: dict[str, Any] = {
+        "task": "text-classification",
+        "model": {"name": model, "overrides": STILL},
+        "train": str(data / "train"),
+        "eval": str(data / "dev"),
+        "output": str(out),
+        "schedule": {"epochs": 3, "learning_rate": 5e-3},
+        "batch": {"size": 16},
+        "compute": {"dtype": "float32"},
+        "workers": {"count": 1, "cpus": 1},
+    }
+    return FinetuneSpec.build({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(
+    ray_cluster: str, encoder: str, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinetuneResult:
+    """The undisturbed training with one worker."""
+    return finetune(spec_of(data, encoder, tmp_path_factory.mktemp("one") / "out"), quiet=True)
+
+
+def test_the_model_predicts_the_labels_that_it_has_learnt(
+    trained: FinetuneResult, data: Path, tmp_path: Path
+) -> None:
+    assert trained.metrics["before"]["accuracy"] < 0.9 <= trained.metrics["best"]["accuracy"]
+    assert trained.metrics["data"]["rows"]["eval"]["rows"] == 101
+    job = {
+        "task": "text-classification",
+        "model": trained.model,
+        "input": str(data / "dev"),
+        "output": {"path": str(tmp_path), "keep": ["text"]},
+    }
+    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
+    found = ds.dataset(sorted(map(str, tmp_path.glob("*.parquet")))).to_table(["label"])
+    assert set(found["label"].to_pylist()) == {"yes", "no"}
+
+
+def test_the_number_of_workers_and_the_cut_of_a_step_change_rounding_alone(
+    trained: FinetuneResult, encoder: str, data: Path, tmp_path: Path
+) -> None:
+    cut = {"size": 16, "per_device": 2}
+    other = finetune(spec_of(data, encoder, tmp_path, workers={"count": 2, "cpus": 1}, batch=cut), quiet=True)
+    for mine, theirs in zip(other.metrics["evaluations"], trained.metrics["evaluations"], strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_a_killed_worker_delays_training_and_changes_nothing(
+    trained: FinetuneResult, encoder: str, data: Path, tmp_path: Path
+) -> None:
+    killed = threading.Thread(target=kill_after_checkpoint, args=(tmp_path,))
+    killed.start()
+    result = finetune(spec_of(data, encoder, tmp_path), quiet=True)
+    killed.join()
+    assert (tmp_path / "killed").exists()
+    assert_same_weights(result.model, trained.model)
+    assert [entry["step"] for entry in result.metrics["evaluations"]] == [0, 8, 16, 24]
+
+
+def kill_after_checkpoint(out: Path) -> None:
+    """Kills the training process with SIGKILL once the first checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    (out / "killed").touch()
+                    return
+        time.sleep(0.05)
+
+
+def assert_same_weights(one: str, other: str) -> None:
+    mine, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():
+        np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
+
+
+def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused(
+    trained: FinetuneResult, encoder: str, data: Path
+) -> None:
+    out = Path(trained.output)
+    before = (out / "model" / "model.safetensors").stat().st_mtime_ns
+    assert finetune(spec_of(data, encoder, out), quiet=True).metrics == json.loads(
+        (out / "metrics.json").read_text()
+    )
+    with pytest.raises(SpecError, match=r"holds another training; it differs in seed \(there: 0, now: 1\)"):
+        finetune(spec_of(data, encoder, out, seed=1), quiet=True)
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_faulty_rows_are_told_together_before_training(
+    ray_cluster: str, encoder: str, tmp_path: Path
+) -> None:
+    rows = {"train": (["fine", None, "bad"], ["yes", "no", None]), "dev": (["fine"], ["maybe"])}
+    for part, (texts, labels) in rows.items():
+        (tmp_path / part).mkdir()
+        pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / part / "rows.parquet")
+    with pytest.raises(SpecError) as caught:
+        finetune(spec_of(tmp_path, encoder, tmp_path / "out"), quiet=True)
+    assert caught.value.faults == [
+        "train: rows.parquet row 2: label is null",
+        "train: rows.parquet row 1: text is null or empty",
+        "eval holds labels that no training row has: 'maybe' (training has: no, yes)",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"batch": {"size": 15}, "workers": {"count": 2, "cpus": 1}},
+            "batch.size 15 does not divide by 2 workers",
+        ),
+        ({"schedule": {"learning_rate": 1e30, "epochs": 3}}, "the loss is nan at step"),
+        ({"evaluation": {"metric": "bleu"}}, "evaluation.metric 'bleu' is not among: loss, accuracy"),
+    ],
+)
+def test_what_training_cannot_mend_ends_it_with_one_sentence(
+    ray_cluster: str, encoder: str, data: Path, tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(WorkerError, match=fault):
+        finetune(spec_of(data, encoder, tmp_path, **changes), quiet=True)
