@@ -49,6 +49,7 @@ def finetune(
     """
     from hfbatch.cluster.session import connect
     from hfbatch.train.launch import choose_team, fit
+    from hfbatch.train.order import shares
     from hfbatch.train.progress import TrainProgress
 
     started = time.time()
@@ -59,6 +60,7 @@ def finetune(
         progress.say("connecting to Ray")
         with connect(address):
             team = choose_team(plan.spec.workers)
+            shares(plan.spec.batch.size, plan.spec.batch.per_device, team.workers)
             progress.say("looking at the rows")
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")

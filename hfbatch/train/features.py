@@ -84,8 +84,9 @@ def write_features(
         )
 
     found = [Written(**one) for one in over_splits(part.splits, write)]
-    sums = [sum(getattr(one, name) for one in found) for name in ("rows", "features", "truncated", "tokens")]
-    return Written(*sums, max((one.longest for one in found), default=0))
+    names = ("rows", "features", "truncated", "tokens")
+    sums = {name: sum(getattr(one, name) for one in found) for name in names}
+    return Written(**sums, longest=max((one.longest for one in found), default=0))
 
 
 def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:

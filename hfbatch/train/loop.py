@@ -22,7 +22,7 @@ from hfbatch.train.checkpoints import Checkpoints
 from hfbatch.train.evaluate import Collate, evaluate
 from hfbatch.train.export import export_model
 from hfbatch.train.model import build_model, trainable
-from hfbatch.train.order import TrainOrder
+from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.recipes.base import IGNORED, LOWER_IS_BETTER, Recipe
 from hfbatch.train.rows import FeatureRows
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
@@ -31,8 +31,6 @@ Tell = Callable[[dict[str, Any]], None]
 """Takes news of the training to the driver."""
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
-PER_DEVICE = 32
-"""Most rows of a forward pass that nobody asked for another number of."""
 
 
 def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> None:
@@ -144,23 +142,6 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
     )
 
 
-def shares(size: int, per_device: int | str, world: int) -> tuple[int, int]:
-    """Rows of a forward pass, and how many of these make a step. :raises WorkerError: if they do not divide it."""
-    each, rest = divmod(size, world)
-    if rest:
-        raise WorkerError(
-            f"batch.size {size} does not divide by {world} workers; set batch.size to a multiple of {world}"
-        )
-    if per_device == "auto":
-        per_device = max(part for part in range(1, min(each, PER_DEVICE) + 1) if each % part == 0)
-    if each % int(per_device):
-        raise WorkerError(
-            f"batch.size {size} over {world} workers is {each} rows each, which batch.per_device {per_device} does "
-            f"not divide; set batch.per_device to a divisor of {each}"
-        )
-    return int(per_device), each // int(per_device)
-
-
 class BatchTrainer(Trainer):
     """transformers' Trainer with our order of rows, loss, evaluation and checkpoints."""
 
@@ -218,7 +199,7 @@ class BatchTrainer(Trainer):
                 f"evaluation.metric {self.args.metric_for_best_model!r} is not among: {', '.join(found)}"
             )
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

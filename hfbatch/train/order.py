@@ -9,10 +9,14 @@ from typing import Any
 
 from hfbatch.data.filesystem import join
 from hfbatch.data.models import Model
+from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
+
+PER_DEVICE = 32
+"""Most rows of a forward pass that nobody asked for another number of."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,20 @@ def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | Non
     task = task_cls(model, task_cls.Params(), spec.batch.max_length, spec.seed)
     task.tokenizer_changes = spec.tokenizer
     return cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
+
+
+def shares(size: int, per_device: int | str, world: int) -> tuple[int, int]:
+    """Rows of a forward pass, and how many of these make a step. :raises SpecError: if they do not divide it."""
+    each, rest = divmod(size, world)
+    if rest:
+        raise SpecError(
+            f"batch.size {size} does not divide by {world} workers; set batch.size to a multiple of {world}"
+        )
+    if per_device == "auto":
+        per_device = max(part for part in range(1, min(each, PER_DEVICE) + 1) if each % part == 0)
+    if each % int(per_device):
+        raise SpecError(
+            f"batch.size {size} over {world} workers is {each} rows each, which batch.per_device {per_device} does "
+            f"not divide; set batch.per_device to a divisor of {each}"
+        )
+    return int(per_device), each // int(per_device)

@@ -73,8 +73,6 @@ class Recipe(ABC):
     columns: ClassVar[tuple[InputColumn, ...]]
     """What it reads: inputs of the task, and targets."""
     Params: ClassVar[type[Params]] = Params
-    metric: ClassVar[str]
-    """What decides which checkpoint is the best."""
 
     def __init__(
         self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
@@ -89,6 +87,11 @@ class Recipe(ABC):
     def labels(self) -> list[str]:
         """Names by class index; empty for a recipe without classes, and before `settle`."""
         return self.settled.get("labels", [])
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """What decides which checkpoint is the best, unless the spec says."""
 
     @property
     def processor(self) -> Any:
