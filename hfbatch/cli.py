@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfbatch.options import (
+    Address,
+    Columns,
+    DryRun,
+    Json,
+    Keep,
+    Limit,
+    Model,
+    Overwrite,
+    Params,
+    Quiet,
+    Save,
+    Sets,
+    finetune_spec,
+    job_spec,
+)
 from hfbatch.terminal import answer, console, escaped, faults_shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hfbatch.finetune_spec import FinetuneSpec
     from hfbatch.spec import JobSpec
 
 STARTED = time.time()
@@ -23,27 +40,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str, typer.Option("--model", "-m", help="Hub name or folder.")]
-Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="Task input = dataset column, such as text=body; repeat.")
-]
-Keep = Annotated[str | None, typer.Option(help="Input columns to keep, such as id,lang; default: all.")]
-Params = Annotated[
-    list[str] | None, typer.Option("--param", help="Option of the task, such as top_k=3; repeat.")
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Any field of the spec, such as batch.size=64; repeat.")
-]
-Limit = Annotated[int | None, typer.Option(help="Read only the first N rows.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another job left in the output.")]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster; default: one that runs already, else a local one.")
-]
-Save = Annotated[Path | None, typer.Option(help="Also write the spec that the flags mean.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, start nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 @app.command()
@@ -70,10 +66,11 @@ def run(
 
         values = read_yaml(spec)
         if "train" in values:
-            _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
-            return
-        job = _spec(values, column, keep, param, set_, limit, save)
-        _start(job, overwrite, address, dry_run, as_json, quiet)
+            training = finetune_spec(values, column, param, set_, limit, save)
+            _finetune(training, overwrite, address, as_json, quiet)
+        else:
+            job = job_spec(values, column, keep, param, set_, limit, save)
+            _start(job, overwrite, address, dry_run, as_json, quiet)
 
 
 @app.command()
@@ -100,7 +97,7 @@ def predict(
     """
     with faults_shown(as_json):
         values = {"task": task, "model": model, "input": input_, "output": output}
-        job = _spec(values, column, keep, param, set_, limit, save)
+        job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
 
 
@@ -127,7 +124,7 @@ def embed(
     """
     with faults_shown(as_json):
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
-        job = _spec(values, column, keep, param, set_, limit, save)
+        job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
 
 
@@ -165,7 +162,8 @@ def finetune(
             "method": method,
         }
         values = {name: value for name, value in given.items() if value is not None}
-        _finetune(values, column, param, set_, limit, save, overwrite, address, as_json, quiet)
+        training = finetune_spec(values, column, param, set_, limit, save)
+        _finetune(training, overwrite, address, as_json, quiet)
 
 
 @app.command()
@@ -200,7 +198,7 @@ def plan(
             raise SpecError("--model is missing; add --model ORG/MODEL, or a folder")
         else:
             raise SpecError("give SPEC.yaml, or TASK INPUT OUTPUT --model MODEL")
-        job = _spec(values, column, keep, param, set_, limit, None)
+        job = job_spec(values, column, keep, param, set_, limit, None)
         _show_plan(job, overwrite, address, trial, as_json)
 
 
@@ -336,61 +334,9 @@ def demo(
         raise typer.Exit(run_demo(folder, console()))
 
 
-def _spec(
-    values: dict[str, Any],
-    column: list[str] | None,
-    keep: str | None,
-    param: list[str] | None,
-    set_: list[str] | None,
-    limit: int | None,
-    save: Path | None,
-) -> JobSpec:
-    """The spec that a file or arguments, then flags, mean."""
-    from hfbatch.errors import SpecError
-    from hfbatch.spec import JobSpec, apply_overrides
-
-    wrong = [f"--column {pair!r}: write --column text={pair}" for pair in column or [] if "=" not in pair]
-    wrong += [
-        f"--param {pair!r} has no value; write --param {pair}=VALUE"
-        for pair in param or []
-        if "=" not in pair
-    ]
-    if wrong:
-        raise SpecError(wrong)
-    flags = [f"input.columns.{pair}" for pair in column or []]
-    flags += [f"params.{pair}" for pair in param or []]
-    flags += [] if limit is None else [f"input.limit={limit}"]
-    flags += [] if keep is None else [f"output.keep=[{keep}]"]
-    job = JobSpec.build(apply_overrides(values, [*flags, *(set_ or [])]))
-    if save:
-        save.write_text(job.to_yaml(), encoding="utf8")
-    return job
-
-
-def _finetune(
-    values: dict[str, Any],
-    column: list[str] | None,
-    param: list[str] | None,
-    set_: list[str] | None,
-    limit: int | None,
-    save: Path | None,
-    overwrite: bool,
-    address: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def _finetune(spec: FinetuneSpec, overwrite: bool, address: str | None, as_json: bool, quiet: bool) -> None:
     from hfbatch.finetune import finetune as run_finetune
-    from hfbatch.finetune_spec import FinetuneSpec
-    from hfbatch.spec import apply_overrides
 
-    flags = [
-        f"{part}.columns.{pair}" for part in ("train", "eval") if part in values for pair in column or []
-    ]
-    flags += [f"params.{pair}" for pair in param or []]
-    flags += [] if limit is None else [f"train.limit={limit}"]
-    spec = FinetuneSpec.build(apply_overrides(values, [*flags, *(set_ or [])]))
-    if save:
-        save.write_text(spec.to_yaml(), encoding="utf8")
     result = run_finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
 
     def show(console: Console) -> None:

@@ -65,7 +65,7 @@ def finetune(
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
             news = fit(order, team, progress.show)
-    metrics = _metrics(plan, order.baseline, news, data, asdict(team), time.time() - started)
+    metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
     _write(plan, "metrics.json", metrics)
     _write(plan, "_SUCCESS", {})
     return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
@@ -95,7 +95,7 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
         name: asdict(write_features(plan.spec, plan.model, recipe.settled, part, join(features, name)))
         for name, part in _parts(plan)
     }
-    order = TrainOrder(plan.spec, plan.model, recipe.settled, features, {})
+    order = TrainOrder(plan.spec, plan.model, recipe.settled, features)
     return order, {"rows": written, "labels": dict(surveys["train"].labels)}
 
 
@@ -116,7 +116,6 @@ def _clear(output: str) -> None:
 
 def _metrics(
     plan: FinetunePlan,
-    baseline: dict[str, float],
     news: dict[str, Any],
     data: dict[str, Any],
     team: dict[str, Any],
@@ -138,7 +137,7 @@ def _metrics(
         "model": {"name": plan.model.name, "commit": plan.model.commit},
         "best": best,
         "before": plain[0],
-        "baseline": baseline,
+        "baseline": news["baseline"],
         "evaluations": plain,
         "losses": [entry for entry in news["log"] if "loss" in entry],
         "data": data,

@@ -14,7 +14,7 @@ import hfbatch
 
 ROOT = Path(hfbatch.__file__).parent
 LAYERS = [
-    {"cli", "__main__", "terminal"},
+    {"cli", "__main__", "options", "terminal"},
     {"demo", "doctor"},
     {"job", "finetune"},
     {"cluster", "train"},
@@ -34,7 +34,7 @@ HOMES = {
     "torch": {"compute", "engines", "tasks", "train"},
     "transformers": {"compute", "engines", "tasks", "train"},
     "sentence_transformers": set(),
-    "typer": {"cli", "__main__", "terminal"},
+    "typer": {"cli", "__main__", "options", "terminal"},
 }
 """The only units that may import a library."""
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "pandas")

@@ -58,6 +58,7 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
                 "done": True,
                 "best_step": best,
                 "log": trainer.state.log_history,
+                "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
                 "weights": weights,
             }

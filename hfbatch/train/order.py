@@ -29,8 +29,6 @@ class TrainOrder:
     """What the recipe found in the training rows."""
     features: str
     """Folder or URL of `train/` and `eval/`, the features."""
-    baseline: dict[str, float]
-    """Metrics of a guess without a model."""
 
     def to_json(self) -> str:
         """The order as text, for `from_json`."""

@@ -70,6 +70,8 @@ def test_the_model_predicts_the_labels_that_it_has_learnt(
 ) -> None:
     assert trained.metrics["before"]["accuracy"] < 0.9 <= trained.metrics["best"]["accuracy"]
     assert trained.metrics["data"]["rows"]["eval"]["rows"] == 101
+    dev = ds.dataset(str(data / "dev")).to_table()["label"].to_pylist()
+    assert trained.metrics["baseline"]["accuracy"] == pytest.approx(max(map(dev.count, ("yes", "no"))) / 101)
     job = {
         "task": "text-classification",
         "model": trained.model,
