@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
+from hfbatch.train.recipes import recipe_class
 
 ROOT = Path(__file__).parent.parent
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+TRAINING = ROOT / "jobs/finetune.yaml"
+JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {TRAINING})
 
 
 def comment_head(path: Path) -> str:
@@ -47,21 +50,30 @@ def test_a_shipped_spec_takes_the_users_own_paths(path):
     assert (spec.input.path, spec.output.path) == ("mine/", "ours/")
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_shipped_training_loads_and_its_task_knows_its_params():
+    spec = FinetuneSpec.load(TRAINING, ["train.path=mine/", "eval=null", "output=ours/"])
+    recipe = recipe_class(spec.task)
+    recipe.Params.model_validate(spec.params)
+    assert set(spec.train.columns) <= {column.name for column in recipe.columns}
+    assert (spec.train.path, spec.eval, spec.output) == ("mine/", None, "ours/")
+
+
+@pytest.mark.parametrize("path", [*JOBS, TRAINING], ids=lambda path: path.name)
 def test_a_shipped_spec_says_what_it_does_how_to_run_it_and_what_comes_out(path):
     head = comment_head(path)
     job = f"hfbatch run jobs/{path.name}"
     assert head.splitlines()[0].endswith(".")
-    assert f"Run:   {job} --set input.path=" in head
+    assert f"Run:   {job} --set {'train' if path == TRAINING else 'input'}.path=" in head
     assert f"ray job submit --working-dir . -- {job}" in head
     assert "Out: " in head
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*JOBS, TRAINING], ids=lambda path: path.name)
 def test_a_spec_survives_being_saved(path, tmp_path):
-    spec = JobSpec.load(path)
+    kind = FinetuneSpec if path == TRAINING else JobSpec
+    spec = kind.load(path)
     (tmp_path / "saved.yaml").write_text(spec.to_yaml(), encoding="utf8")
-    assert JobSpec.load(tmp_path / "saved.yaml") == spec
+    assert kind.load(tmp_path / "saved.yaml") == spec
 
 
 def test_gpu_workers_start_from_zero(cluster):

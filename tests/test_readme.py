@@ -15,10 +15,12 @@ import typer
 import yaml
 
 import hfbatch
-from hfbatch import cli
+from hfbatch import cli, options
 from hfbatch.catalogue import describe_task, list_tasks
-from hfbatch.spec import JobSpec, Section, read_yaml
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec import JobSpec, Section, Spec, read_yaml
 from hfbatch.tasks import task_class
+from hfbatch.train.recipes import recipe_class
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -28,6 +30,10 @@ PACKAGE = Path(hfbatch.__file__).parent
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+SPECS = list(zip(blocks("yaml"), (JobSpec, FinetuneSpec), strict=True))
+"""The specs that are shown whole, and what they are of."""
 
 
 def shell_commands() -> Iterator[list[str]]:
@@ -52,18 +58,24 @@ def hfbatch_commands() -> list[list[str]]:
     return found
 
 
-def job_of(name: str, values: dict[str, Any]) -> JobSpec | None:
+def spec_of(name: str, values: dict[str, Any]) -> Spec | None:
     """The spec that parsed arguments mean, for the commands that take one."""
     what = [str(word) for word in values.get("what", [])]
     if name == "run" or len(what) == 1:
         start = read_yaml(ROOT / (what[0] if what else values["spec"]))
+    elif name == "finetune":
+        start = {key: values[key] for key in ("task", "model", "train", "output")}
+        start |= {"eval": values["eval_"]} if values["eval_"] else {}
     elif name in ("predict", "embed") or what:
         task, source, out = what or [values.get("task", "embedding"), values["input_"], values["output"]]
         start = {"task": task, "model": values["model"], "input": source, "output": out}
     else:
         return None
+    if "train" in start:
+        flags = [values[key] for key in ("column", "param", "set_", "limit")]
+        return options.finetune_spec(start, *flags, None)
     flags = [values[key] for key in ("column", "keep", "param", "set_", "limit")]
-    return cli._spec(start, *flags, None)
+    return options.job_spec(start, *flags, None)
 
 
 def fields_of(model: type[Section]) -> dict[str, Any]:
@@ -88,10 +100,13 @@ def test_a_command_exists_with_these_flags_and_means_a_spec(words):
     name, *rest = words
     command = typer.main.get_command(cli.app).commands[name]
     values = command.make_context(name, rest).params
-    job = job_of(name, values)
-    if job:
-        task_class(job.task).Params.model_validate(job.params)
-        assert set(job.input.columns) <= {column.name for column in task_class(job.task).inputs}
+    spec = spec_of(name, values)
+    if isinstance(spec, JobSpec):
+        task_class(spec.task).Params.model_validate(spec.params)
+        assert set(spec.input.columns) <= {column.name for column in task_class(spec.task).inputs}
+    if isinstance(spec, FinetuneSpec):
+        recipe_class(spec.task).Params.model_validate(spec.params)
+        assert set(spec.train.columns) <= {column.name for column in recipe_class(spec.task).columns}
     if name == "tasks" and values["name"]:
         describe_task(values["name"])
 
@@ -112,25 +127,26 @@ def test_every_flag_in_the_text_is_one_of_a_command():
         assert JobSpec.load(ROOT / "jobs/embed.yaml", [override])
 
 
-def test_the_spec_loads_and_shows_every_field_with_a_comment():
-    (block,) = blocks("yaml")
+@pytest.mark.parametrize(("block", "kind"), SPECS)
+def test_the_spec_loads_and_shows_every_field_with_a_comment(block, kind):
     values = yaml.safe_load(block)
-    spec = JobSpec.build(values)
-    task_class(spec.task).Params.model_validate(spec.params)
-    assert nested(values) == fields_of(JobSpec)
+    spec = kind.build(values)
+    knower = task_class(spec.task) if kind is JobSpec else recipe_class(spec.task)
+    knower.Params.model_validate(spec.params)
+    assert nested(values) == fields_of(kind)
     assert [line for line in block.splitlines() if " # " not in line] == []
 
 
-def test_a_field_that_differs_from_its_default_says_so():
-    (block,) = blocks("yaml")
+@pytest.mark.parametrize(("block", "kind"), SPECS)
+def test_a_field_that_differs_from_its_default_says_so(block, kind):
     values, section = yaml.safe_load(block), ""
     for line in block.splitlines():
         key = line.split(":")[0].strip()
         if not line.startswith(" "):
             section = key
-        holder = type(getattr(JobSpec.build(values), section)) if line.startswith(" ") else JobSpec
+        holder = type(getattr(kind.build(values), section)) if line.startswith(" ") else kind
         field = holder.model_fields[key]
-        spec = JobSpec.build(values)
+        spec = kind.build(values)
         value = getattr(getattr(spec, section), key) if line.startswith(" ") else getattr(spec, key)
         if field.is_required() or line.split("#")[0].rstrip().endswith(":"):
             continue
