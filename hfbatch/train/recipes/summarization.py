@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from hfbatch.tasks import base
 from hfbatch.train.metrics.generation import rouge
@@ -13,8 +13,8 @@ from hfbatch.train.recipes.parts.seq2seq import Seq2SeqRecipe, Seq2SeqTraining
 class SummarizationTraining(Seq2SeqTraining):
     """How summaries are learnt and measured."""
 
-    english: bool = True
-    """ROUGE on stems of words of a-z, as published figures are; false takes whole words of any script."""
+    rouge_words: Literal["english", "any"] = "english"
+    """What ROUGE compares. english: stems of words of a-z, as published figures do; any: whole words of any script."""
 
 
 class SummarizationRecipe(Seq2SeqRecipe):
@@ -27,7 +27,7 @@ class SummarizationRecipe(Seq2SeqRecipe):
 
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
         """ROUGE-1, ROUGE-2 and ROUGE-L."""
-        return rouge(texts, targets, self.params.english)
+        return rouge(texts, targets, self.params.rouge_words == "english")
 
     def guess(self, text: str) -> str:
         """The first sentence."""

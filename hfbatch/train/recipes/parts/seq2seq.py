@@ -208,14 +208,12 @@ class Seq2SeqRecipe(Recipe):
 
     def _write(self, model: Any, batch: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         """The `text` of each row, and whether it is `ended`, not broken off at the most tokens."""
-        kept = model.generation_config
-        made = self.task.forward(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
-        model.generation_config = (
-            kept  # forward puts the task's in its place, which has the defaults of today
-        )
-        ids = [
-            row[:count] for row, count in zip(made["tokens"].tolist(), made["length"].tolist(), strict=True)
-        ]
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+        kept = inner.generation_config
+        made = self.task.forward(inner, {name: batch[name] for name in ("input_ids", "attention_mask")})
+        inner.generation_config = kept  # forward leaves the task's own in its place, which is not for export
+        tokens, counts = made["tokens"].tolist(), made["length"].tolist()
+        ids = [row[:count] for row, count in zip(tokens, counts, strict=True)]
         texts = self.task.tokenizer.batch_decode(ids, skip_special_tokens=True)
         ended = made["stopped"][:, 0].tolist()
         return [{"text": text, "ended": end} for text, end in zip(texts, ended, strict=True)]
