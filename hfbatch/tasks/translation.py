@@ -13,7 +13,7 @@ from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS
 from hfbatch.tasks.parts.seq2seq import Seq2SeqParams, Seq2SeqTask
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class TranslationParams(Seq2SeqParams):
@@ -49,14 +49,16 @@ class Translation(Seq2SeqTask):
     @property
     def defaults_of(self) -> str:
         """The task's key in the config's `task_specific_params`, such as translation_en_to_de."""
-        return f"translation_{self.params.src_lang}_to_{self.params.tgt_lang}"
+        source, target = self.params.src_lang, self.params.tgt_lang
+        return self.name if source is None and target is None else f"translation_{source}_to_{target}"
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, told the language of the texts."""
-        tokenizer = super().tokenizer
-        if self.params.src_lang is not None and hasattr(tokenizer, "src_lang"):
-            tokenizer.src_lang = self.params.src_lang
+    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, told the languages of the texts and of their translations."""
+        tokenizer = super().load_tokenizer(**options)
+        for field in ("src_lang", "tgt_lang"):
+            language = getattr(self.params, field)
+            if language is not None and hasattr(tokenizer, field):
+                setattr(tokenizer, field, language)
         return tokenizer
 
     @cached_property

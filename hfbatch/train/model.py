@@ -36,6 +36,7 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
         new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     if recipe.task.vocabulary is not None:
         grow_vocabulary(model, recipe.task.vocabulary, spec.seed)
+    recipe.prepare(model)
     if spec.method.name == "head":
         freeze_base(model, new)
     return model.train()

@@ -18,6 +18,7 @@ from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.plan import bind_columns, gather, versions
 from hfbatch.spec import InputSpec, faults_of
+from hfbatch.tasks import named
 from hfbatch.train.features import Part
 from hfbatch.train.order import build_recipe, state_folder
 from hfbatch.train.recipes import recipe_class
@@ -76,7 +77,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     spec = _with_absolute_paths(spec)
     with gather(faults):
         cls = recipe_class(spec.task)
-        spec = spec.model_copy(update={"task": cls.name})
+        spec = spec.model_copy(update={"task": cls.name, "params": {**named(spec.task)[1], **spec.params}})
         try:
             cls.Params.model_validate(spec.params)
         except ValueError as error:

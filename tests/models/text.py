@@ -157,6 +157,36 @@ def tiny_t5(folder: str | Path, seed: int = 0, **config: Any) -> str:
     return save(folder, model, tokenizer)
 
 
+def tiny_bart(folder: str | Path, seed: int = 0, **config: Any) -> str:
+    """A BART with a word-piece tokenizer. :returns: its folder."""
+    tokenizer = wordpiece_tokenizer(64)
+    torch.manual_seed(seed)
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    sizes = transformers.BartConfig(
+        **_decoder_sizes(), vocab_size=len(tokenizer), forced_eos_token_id=None, **tokens, **config
+    )
+    return save(folder, transformers.BartForConditionalGeneration(sizes), tokenizer)
+
+
+def tiny_mbart(folder: str | Path, seed: int = 0) -> str:
+    """A model of many languages, whose targets begin with the token of theirs. :returns: its folder."""
+    characters = sorted({character for text in CORPUS for character in text if character != " "})
+    pieces = [*("<unk>", "<s>", "</s>", "▁"), *characters]
+    tokenizer = transformers.MBart50Tokenizer([(piece, -1.0) for piece in pieces], model_max_length=64)
+    torch.manual_seed(seed)
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    sizes = transformers.MBartConfig(
+        **_decoder_sizes(), vocab_size=len(tokenizer), forced_eos_token_id=None, **tokens
+    )
+    return save(folder, transformers.MBartForConditionalGeneration(sizes), tokenizer)
+
+
+def _decoder_sizes() -> dict[str, Any]:
+    sides = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    widths = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    return {**sides, **widths, "max_position_embeddings": 128, "init_std": 0.2}
+
+
 def tiny_bert_encoder(folder: str | Path, seed: int = 0, **config: Any) -> str:
     """A BERT without a head. :returns: its folder."""
     tokenizer = wordpiece_tokenizer(config.get("max_position_embeddings", 64))

@@ -45,16 +45,22 @@ def length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -
 
 
 def length_faults(
-    max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    max_length: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    name: str = "batch.max_length",
 ) -> list[str]:
-    """The fault of a length limit beyond the model's, or so low that no text is left; none for None."""
+    """The fault of a length limit beyond the model's, or so low that no text is left; none for None.
+
+    :param name: of the limit in the spec.
+    """
     if max_length is None:
         return []
     limit, special = length_limit(tokenizer, config), tokenizer.num_special_tokens_to_add()
     if limit is not None and max_length > limit:
-        return [f"batch.max_length {max_length} is more than the model's {limit} tokens; set at most {limit}"]
+        return [f"{name} {max_length} is more than the model's {limit} tokens; set at most {limit}"]
     if max_length <= special:
-        return [f"batch.max_length {max_length} leaves no room beside {special} special tokens; set more"]
+        return [f"{name} {max_length} leaves no room beside {special} special tokens; set more"]
     return []
 
 

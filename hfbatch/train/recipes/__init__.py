@@ -1,6 +1,7 @@
 """One file per task that can be trained: rows with labels to tensors, predictions to metrics.
 
-A new one is one new file here, `some_task.py` for `some-task`, with a subclass of `Recipe` of that name.
+A new one is one new file here, `some_task.py` for `some-task`, with a subclass of `Recipe` of that name. What
+several share is in `parts`.
 """
 
 from importlib import import_module
@@ -11,7 +12,11 @@ from hfbatch.tasks import task_class
 from hfbatch.train.recipes.base import Recipe
 
 RECIPES = tuple(
-    sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name != "base")
+    sorted(
+        module.name.replace("_", "-")
+        for module in iter_modules(__path__)
+        if module.name != "base" and not module.ispkg
+    )
 )
 
 

@@ -141,6 +141,9 @@ class Recipe(ABC):
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
 
+    def prepare(self, model: Any) -> None:  # noqa: B027 - most models are ready
+        """Changes the model itself before it is trained, beside its config."""
+
     @abstractmethod
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Turns rows into features: at least one row each, with the targets and whatever `score` needs."""

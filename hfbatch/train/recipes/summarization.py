@@ -1,0 +1,34 @@
+"""Training summarization: texts and their summaries."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Literal
+
+from hfbatch.tasks import base
+from hfbatch.train.metrics.generation import rouge
+from hfbatch.train.recipes.parts.seq2seq import Seq2SeqRecipe, Seq2SeqTraining
+
+
+class SummarizationTraining(Seq2SeqTraining):
+    """How summaries are learnt and measured."""
+
+    rouge_words: Literal["english", "any"] = "english"
+    """What ROUGE compares. english: stems of words of a-z, as published figures do; any: whole words of any script."""
+
+
+class SummarizationRecipe(Seq2SeqRecipe):
+    """Learns summaries; the guess without a model is a text's first sentence."""
+
+    name = "summarization"
+    Params: ClassVar[type[base.Params]] = SummarizationTraining
+    written_metric = "rougeL"
+    params: SummarizationTraining
+
+    def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
+        """ROUGE-1, ROUGE-2 and ROUGE-L."""
+        return rouge(texts, targets, self.params.rouge_words == "english")
+
+    def guess(self, text: str) -> str:
+        """The first sentence."""
+        return re.split(r"(?<=[.!?])\s|(?<=[。！？])", text.strip(), maxsplit=1)[0]
