@@ -34,6 +34,7 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
             output_loading_info=True,
         )
         new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    recipe.adapt(model)
     if recipe.task.vocabulary is not None:
         grow_vocabulary(model, recipe.task.vocabulary, spec.seed)
     if spec.method.name == "head":

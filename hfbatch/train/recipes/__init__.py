@@ -11,7 +11,11 @@ from hfbatch.tasks import task_class
 from hfbatch.train.recipes.base import Recipe
 
 RECIPES = tuple(
-    sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name != "base")
+    sorted(
+        module.name.replace("_", "-")
+        for module in iter_modules(__path__)
+        if module.name not in ("base", "parts")
+    )
 )
 
 

@@ -153,6 +153,12 @@ class Recipe(ABC):
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
         """Rows as one padded batch, with `labels`; what is IGNORED of these counts for nothing."""
 
+    def adapt(self, model: Any) -> None:  # noqa: B027 - most models lack nothing
+        """Gives a new model what it lacks to read batches, such as a hook; before adapters wrap it.
+
+        Hooks belong on `model.base_model` or below: adapters call the forward of the model itself past them.
+        """
+
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:

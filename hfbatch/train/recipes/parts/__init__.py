@@ -1,0 +1,1 @@
+"""What recipes share; each file one thing."""
