@@ -135,7 +135,7 @@ def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -
 
 
 def _part(given: InputSpec, source: Source, columns: dict[str, str], rows: int) -> Part:
-    """:param rows: of a split, unless the spec says: what one process reads at a time."""
+    """What every process needs to read these rows. :param rows: of a split, unless the spec says."""
     wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
     names = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in names])
