@@ -18,7 +18,7 @@ from hfbatch.data.writer import part_table_bytes, write_file
 from hfbatch.errors import SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import build_recipe
-from hfbatch.train.recipes.base import Survey
+from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
 
 
@@ -52,7 +52,7 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
 
     def look(number: int, split: Split) -> dict[str, Any]:
         columns, places = _read(number, split, part)
-        return vars(build_recipe(spec, model.fetch()).examine(columns, places))
+        return vars(_recipe(spec, model, part).examine(columns, places))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
@@ -68,7 +68,7 @@ def write_features(
 
     def write(number: int, split: Split) -> dict[str, Any]:
         columns, places = _read(number, split, part)
-        recipe = build_recipe(spec, model.fetch(), settled)
+        recipe = _recipe(spec, model, part, settled)
         made = recipe.features(columns, places)
         table, lengths = made.table, recipe.lengths(made.table)
         if ROW not in table.column_names:
@@ -87,6 +87,13 @@ def write_features(
     names = ("rows", "features", "truncated", "tokens")
     sums = {name: sum(getattr(one, name) for one in found) for name in names}
     return Written(**sums, longest=max((one.longest for one in found), default=0))
+
+
+def _recipe(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
+    """The recipe, with paths in the rows relative to the folder that they are from."""
+    recipe = build_recipe(spec, model.fetch(), settled)
+    recipe.task.root = part.read.path
+    return recipe
 
 
 def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:

@@ -24,9 +24,6 @@ from hfbatch.train.order import build_recipe, state_folder
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
 
-SPLIT_ROWS = 8192
-"""Rows of a split: what one process reads and tokenises at a time."""
-
 
 @dataclass
 class FinetunePlan:
@@ -107,7 +104,8 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     faults += more
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
-    train = _part(spec.train, sources["train"], bound["train"])
+    rows = recipe.task.split_rows
+    train = _part(spec.train, sources["train"], bound["train"], rows)
     if spec.eval is None:
         share = (spec.evaluation.fraction, spec.seed)
         parts = (
@@ -115,7 +113,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             Part(train.splits, train.read, train.columns, share, True),
         )
     else:
-        parts = train, _part(spec.eval, sources["eval"], bound["eval"])
+        parts = train, _part(spec.eval, sources["eval"], bound["eval"], rows)
     types = {name: sources["train"].schema.field(column).type for name, column in bound["train"].items()}
     plan = FinetunePlan(spec, model, recipe, *parts, types, _identity(spec, model, parts))
     if state and not overwrite:
@@ -137,13 +135,14 @@ def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -
     return found
 
 
-def _part(given: InputSpec, source: Source, columns: dict[str, str]) -> Part:
+def _part(given: InputSpec, source: Source, columns: dict[str, str], rows: int) -> Part:
+    """What every process needs to read these rows. :param rows: of a split, unless the spec says."""
     wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
     names = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in names])
     hive = {name: kind for name, kind in source.hive.items() if name in names}
     read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter)
-    return Part(source.cut(given.split_rows or SPLIT_ROWS, given.limit), read, columns)
+    return Part(source.cut(given.split_rows or rows, given.limit), read, columns)
 
 
 def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+import hfbatch
 from hfbatch import JobSpec
+from hfbatch.finetune import finetune
+from hfbatch.finetune_spec import FinetuneSpec
 from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
@@ -58,24 +61,28 @@ def read_rejects(out: Path | str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["id"])
 
 
-def predict(
-    task: str,
-    model: Path | str,
-    folder: Path,
-    columns: Mapping[str, Iterable[Any]],
-    address: str,
-    *flags: str,
-) -> pa.Table:
-    """What `hfbatch predict` makes of rows, in their order. :param folder: where input and output go."""
-    table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
-    (folder / "in").mkdir()
-    pq.write_table(table.append_column("id", pa.array(range(len(table)))), folder / "in" / "rows.parquet")
-    out = folder / "out"
-    places = [str(folder / "in"), str(out), "--model", str(model)]
-    command = [*HFBATCH, "predict", task, *places, "--keep", "id", "--address", address, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return read_output(out)
+def learn_and_run(
+    task: str, model: Mapping[str, Any], folder: Path, rows: pa.Table, held_out: pa.Table, **options: Any
+) -> tuple[dict[str, Any], pa.Table]:
+    """Fine-tunes a model, with the test's Ray cluster, and has it predict.
+
+    :param rows: to learn from, with `label`.
+    :param held_out: to measure with and to predict.
+    :param options: further parts of the spec of the training.
+    :returns: metrics of the training, and predictions in order of the rows.
+    """
+    sources = {}
+    for part, table in (("train", rows), ("eval", held_out)):
+        (folder / part).mkdir()
+        table = table.append_column("id", pa.array(range(len(table))))
+        pq.write_table(table, folder / part / "rows.parquet")
+        sources[part] = {"path": str(folder / part), "split_rows": len(table)}
+    workers, trained = {"count": 1, "cpus": 1}, str(folder / "trained")
+    spec = {"task": task, "model": model, **sources, "output": trained, "workers": workers, **options}
+    result = finetune(FinetuneSpec.build({"compute": {"dtype": "float32"}, **spec}), quiet=True)
+    job = make_spec(task, result.model, folder / "eval", folder / "out", output={"keep": ["id"]})
+    assert hfbatch.run(job, quiet=True).exit_code == 0
+    return result.metrics, read_output(folder / "out")
 
 
 def part_names(out: Path | str) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hfbatch.errors import SpecError
 from tests.train.drive import Bench
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
@@ -71,3 +72,22 @@ def test_whole_numbers_are_labels_in_their_order(encoder):
     assert bench.batch()["labels"].tolist() == [2, 1, 2, 1, 0, 0]
     assert bench.model.config.id2label == {0: "1", 1: "2", 2: "10"}
     assert np.isfinite(bench.metrics()["roc_auc"])
+
+
+def test_a_null_among_the_labels_of_a_row_is_a_fault(encoder):
+    labels = [["good"], ["bad", None], [], None, ["bad"], ["good"]]
+    assert Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).survey().faults == [
+        "rows.parquet row 3: label is null",
+        "rows.parquet row 1: label holds a null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("single", "multi"), ("multi", "single"), ("single", "regression")]
+)
+def test_a_kind_that_the_labels_are_not_of_is_refused(encoder, kind, asked):
+    bench = Bench(
+        "text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}, params={"kind": asked}
+    )
+    with pytest.raises(SpecError, match=f"params.kind is {asked}, but the labels are of type"):
+        bench.survey()

@@ -58,7 +58,11 @@ class AudioTask(PipelineTask):
     @cached_property
     def shortest(self) -> int:
         """Fewest samples that give a frame; 1 where convolutions are no part of the config."""
-        config, samples = self.config, 1
+        return self.samples_of(1)
+
+    def samples_of(self, frames: int) -> int:
+        """Fewest samples that give so many frames; as many where convolutions are no part of the config."""
+        config, samples = self.config, frames
         layers = zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True)
         for kernel, stride in reversed(list(layers)):
             samples = (samples - 1) * stride + kernel
@@ -77,10 +81,16 @@ class AudioTask(PipelineTask):
 
     def over(self, model: Any) -> Any:
         """The pipeline over a model that normalises each row of a batch by itself."""
-        if self.masks and self.config.feat_extract_norm == "group":
-            norm = model.base_model.feature_extractor.conv_layers[0].layer_norm
-            norm.register_forward_hook(normalise_rows(self.config.conv_kernel[0], self.config.conv_stride[0]))
+        self.normalise_apart(model)
         return super().over(model)
+
+    def normalise_apart(self, model: Any) -> bool:
+        """Has a model with a norm over whole recordings leave out the padding of each; says whether it has one."""
+        if not self.masks or self.config.feat_extract_norm != "group":
+            return False
+        norm = model.base_model.feature_extractor.conv_layers[0].layer_norm
+        norm.register_forward_hook(normalise_rows(self.config.conv_kernel[0], self.config.conv_stride[0]))
+        return True
 
     def is_padded(self, step: Mapping[str, Any]) -> bool:
         """Whether a step may be padded to the length of another."""

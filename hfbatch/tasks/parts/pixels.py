@@ -149,6 +149,13 @@ def can_stop_early(processor: Any) -> bool:
     return all(_same_early(processor, random.integers(0, 256, (*size, 3), np.uint8)) for size in TRIED_SIZES)
 
 
+def shape_of(processor: Any, height: int, width: int) -> tuple[int, ...]:
+    """The shape of what a processor makes of a picture of a size."""
+    from PIL import Image
+
+    return as_arrays(processor(Image.new("RGB", (width, height))))[PIXELS].shape
+
+
 def _same_early(processor: Any, pixels: np.ndarray) -> bool:
     from PIL import Image
 

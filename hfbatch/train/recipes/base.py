@@ -141,9 +141,6 @@ class Recipe(ABC):
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
 
-    def prepare(self, model: Any) -> None:  # noqa: B027 - most models are ready
-        """Changes the model itself before it is trained, beside its config."""
-
     @abstractmethod
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Turns rows into features: at least one row each, with the targets and whatever `score` needs."""
@@ -155,6 +152,12 @@ class Recipe(ABC):
     @abstractmethod
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
         """Rows as one padded batch, with `labels`; what is IGNORED of these counts for nothing."""
+
+    def prepare(self, model: Any) -> None:  # noqa: B027 - most models are ready
+        """Changes the model itself beside its config, before adapters wrap it: options, hooks.
+
+        Hooks belong on `model.base_model` or below: adapters call the forward of the model itself past them.
+        """
 
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None

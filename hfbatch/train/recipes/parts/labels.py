@@ -1,0 +1,225 @@
+"""What recipes share that learn labels: one label, several labels, or a number for each row."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from hfbatch.errors import SpecError
+from hfbatch.tasks.base import Features, InputColumn, Params
+from hfbatch.train.metrics.classification import multi_label, regression, single_label
+from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
+
+if TYPE_CHECKING:
+    import torch
+
+PROBLEM_TYPES = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+"""Kinds of label, as the configs of transformers call them."""
+
+
+class LabelTraining(Params):
+    """What a label is."""
+
+    kind: Literal["auto", "single", "multi", "regression"] = "auto"
+    """single: one of several; multi: any number of them; regression: a number. auto goes by the column's type."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(default=None)
+    """How much a row of each label counts, such as {spam: 5}; balanced: the rarer the more."""
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_label(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds labels: names, numbers, or lists of names."""
+    kind = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
+    names = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind)
+    return names or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+LABEL = InputColumn("label", is_label, "string, integer, float or list<string>")
+
+
+class LabelRecipe(Recipe):
+    """Base of recipes that learn labels: they say what the input is, and what is wrong with it."""
+
+    Params: ClassVar[type[Params]] = LabelTraining
+    params: LabelTraining
+
+    @property
+    def metric(self) -> str:
+        """What decides which checkpoint is the best."""
+        return {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[self.settled["kind"]]
+
+    @abstractmethod
+    def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
+        """What is wrong with the input of which rows, bool [rows]."""
+
+    @abstractmethod
+    def inputs(self, features: pa.Table) -> dict[str, torch.Tensor]:
+        """Rows as one batch, without labels."""
+
+    def kind_of(self, kind: pa.DataType) -> str:
+        """What labels of this type are: single, multi or regression. :raises SpecError: for params of another type."""
+        asked = self.params.kind
+        if asked == "auto":
+            return "multi" if is_list(kind) else "regression" if pa.types.is_floating(kind) else "single"
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if is_list(kind) != (asked == "multi") or (asked == "regression" and not number):
+            raise SpecError(f"params.kind is {asked}, but the labels are of type {kind}; leave it out")
+        return asked
+
+    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+        """Counts labels; a null label, an input that cannot be used and a number that is none are faults."""
+        label = columns["label"]
+        kind = self.kind_of(label.type)
+        found = {"label is null": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
+        if kind == "multi":
+            found["label holds a null"] = holds_null(label)
+        faults = faulty_rows({**found, **self.input_faults(columns)}, places)
+        if kind == "regression":
+            return Survey(len(places), Counter(), faults)
+        return Survey(len(places), Counter(names_of(label.flatten() if kind == "multi" else label)), faults)
+
+    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Labels in order of their names, numbers by their value."""
+        kind = self.kind_of(types["label"])
+        self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
+        if kind == "regression":
+            return (
+                []
+                if not self.params.class_weights
+                else ["params.class_weights: a number has no classes; leave it out"]
+            )
+        self.settled["labels"] = labels = sorted(survey.labels, key=by_value)
+        faults = []
+        if len(labels) < 2:
+            faults.append(
+                f"all training rows have the one label {labels[0] if labels else None!r}; there is nothing to learn"
+            )
+        if isinstance(self.params.class_weights, dict):
+            unknown = sorted(set(self.params.class_weights) - set(labels))
+            faults += [
+                f"params.class_weights names {name!r}, which no row has (labels: {', '.join(labels)})"
+                for name in unknown
+            ]
+        return faults
+
+    def config_changes(self) -> dict[str, Any]:
+        """Labels, and the loss that goes with them as transformers knows it."""
+        labels = super().config_changes() or {
+            "num_labels": 1,
+            "id2label": {0: "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+        }
+        return {**labels, "problem_type": PROBLEM_TYPES[self.settled["kind"]]}
+
+    def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """The task's features, and `labels`: int64, list<float32> with a 1 for each label, or float32."""
+        made = self.task.preprocess(columns, places)
+        return Features(made.table.append_column("labels", self._targets(columns["label"])), made.cut)
+
+    def _targets(self, label: pa.Array) -> pa.Array:
+        if self.settled["kind"] == "regression":
+            return label.cast(pa.float32())
+        index = {name: place for place, name in enumerate(self.labels)}
+        if self.settled["kind"] == "single":
+            return pa.array([index[name] for name in names_of(label)], pa.int64())
+        hot = np.zeros((len(label), len(index)), np.float32)
+        rows = pc.list_parent_indices(label).to_numpy()
+        hot[rows, [index[name] for name in names_of(label.flatten())]] = 1
+        return pa.array(list(hot), pa.list_(pa.float32()))
+
+    def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
+        """The inputs, with labels int64 [batch], float32 [batch, labels] or float32 [batch]."""
+        import torch
+
+        labels = torch.from_numpy(np.array(features["labels"].to_pylist()))
+        return {
+            **self.inputs(features),
+            "labels": labels.float() if labels.is_floating_point() else labels,
+        }
+
+    def loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy, binary cross-entropy of each label, or squared error; class weights multiply rows."""
+        import torch
+        from torch.nn import functional
+
+        counted = labels.ne(IGNORED)
+        items = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        logits = outputs.logits.float()
+        weights = None if self.weights is None else torch.tensor(self.weights, device=logits.device)
+        if self.settled["kind"] == "single":
+            smoothing = self.label_smoothing
+            total = functional.cross_entropy(
+                logits, labels, weights, reduction="sum", label_smoothing=smoothing
+            )
+            return total / items
+        if self.settled["kind"] == "multi":
+            each = functional.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
+        else:
+            each = functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
+        return each[counted].sum() / items
+
+    @property
+    def weights(self) -> list[float] | None:
+        """How much each class counts, by its index; balanced: rows / (classes × rows of the class), as scikit-learn."""
+        asked, counts = self.params.class_weights, self.settled["counts"]
+        if asked is None:
+            return None
+        if asked == "balanced":
+            rows = sum(counts.values())
+            return [rows / (len(counts) * counts[name]) for name in self.labels]
+        return [asked.get(name, 1.0) for name in self.labels]
+
+    def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
+        """Metrics of the kind of label."""
+        logits, labels = np.stack(predictions), np.array(features["labels"].to_pylist())
+        if self.settled["kind"] == "regression":
+            return regression(logits[:, 0], labels)
+        return (
+            multi_label(logits, labels) if self.settled["kind"] == "multi" else single_label(logits, labels)
+        )
+
+    def baseline(self, features: pa.Table) -> dict[str, float]:
+        """The commonest label of the training rows for each row."""
+        if self.settled["kind"] != "single":
+            return {}
+        most = max(range(len(self.labels)), key=lambda place: self.settled["counts"][self.labels[place]])
+        labels = np.array(features["labels"].to_pylist())
+        return {"accuracy": float((labels == most).mean())}
+
+
+def names_of(labels: pa.Array) -> list[str]:
+    """Labels as names: numbers and booleans as text, nulls left out."""
+    return [str(value) for value in labels.to_pylist() if value is not None]
+
+
+def holds_null(lists: pa.Array) -> np.ndarray:
+    """Which lists have a null among their values, bool [rows]."""
+    nulls = pc.is_null(lists.flatten()).to_numpy(zero_copy_only=False)
+    found = np.zeros(len(lists), bool)
+    found[pc.list_parent_indices(lists).to_numpy()[nulls]] = True
+    return found
+
+
+def by_value(name: str) -> tuple[int, float, str]:
+    """Orders names that are numbers by their value, before the others."""
+    try:
+        return 0, float(name), name
+    except ValueError:
+        return 1, 0.0, name
