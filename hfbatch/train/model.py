@@ -38,6 +38,7 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
         grow_vocabulary(model, recipe.task.vocabulary, spec.seed)
     if spec.method.name == "head":
         freeze_base(model, new)
+    recipe.prepare(model)
     return model.train()
 
 

@@ -77,6 +77,10 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     with gather(faults):
         cls = recipe_class(spec.task)
         spec = spec.model_copy(update={"task": cls.name})
+        if spec.method.name not in cls.methods:
+            faults.append(
+                f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {', '.join(cls.methods)}"
+            )
         try:
             cls.Params.model_validate(spec.params)
         except ValueError as error:
