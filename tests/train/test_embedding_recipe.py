@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import hfbatch
 from hfbatch.errors import SpecError
 from hfbatch.finetune import finetune
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.order import shares
+from hfbatch.train.loop import train
+from hfbatch.train.order import TrainOrder, shares
+from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.recipes import recipe_class
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
@@ -234,24 +237,43 @@ def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.build({**values, **changes})
 
 
-def test_the_trained_folder_gives_what_sentence_transformers_gives_whatever_the_workers(
+def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_sentence_transformers(
     ray_cluster: str, still: str, data: Path, tmp_path: Path
 ) -> None:
-    one = finetune(spec_of(data, still, tmp_path / "one"), quiet=True)
-    two = finetune(spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1}), quiet=True)
-    assert one.metrics["before"]["mrr_at_10"] < one.metrics["best"]["mrr_at_10"]
-    for mine, theirs in zip(two.metrics["evaluations"], one.metrics["evaluations"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
+    spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})
+    two = finetune(spec, quiet=True)
+    assert two.metrics["before"]["mrr_at_10"] < two.metrics["best"]["mrr_at_10"]
+    alone = train_here(spec_of(data, still, tmp_path / "one"), tmp_path / "two")
+    for mine, theirs in zip(two.metrics["evaluations"], alone, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-3)
+        assert mine["mrr_at_10"] == pytest.approx(theirs["eval_mrr_at_10"], rel=1e-3)
+    texts = pq.read_table(data / "dev")["anchor"].to_pylist()
+    model = SentenceTransformer(two.model, device="cpu")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    expected = model.encode_query(texts)
+    assert not np.allclose(expected, model.encode(texts), atol=1e-3)
+    np.testing.assert_allclose(predicted(two.model, data, tmp_path / "vectors"), expected, atol=1e-4)
+
+
+def train_here(spec: FinetuneSpec, other: Path) -> list[dict[str, float]]:
+    """Trains in this process, with the features of another training. :returns: what was measured."""
+    plan = make_finetune_plan(spec)
+    (features,) = other.glob("_hfbatch/features-*")
+    order = TrainOrder(plan.spec, plan.model, {"kind": "pairs"}, str(features))
+    news: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as local:
+        train(order, Path(local), 0, 1, news.append)
+    return [entry for entry in news[-1]["log"] if "eval_loss" in entry]
+
+
+def predicted(model: str, data: Path, out: Path) -> np.ndarray:
+    """Vectors of the anchors to measure with, by `hfbatch predict`."""
     job = {
         "task": "embedding",
-        "model": two.model,
+        "model": {"name": model, "dtype": "float32"},
         "input": {"path": str(data / "dev"), "columns": {"text": "anchor"}},
-        "output": str(tmp_path / "vectors"),
+        "output": str(out),
         "params": {"prompt_name": "query"},
     }
     assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    found = ds.dataset(sorted(map(str, (tmp_path / "vectors").glob("*.parquet")))).to_table()
-    model = SentenceTransformer(two.model, device="cpu")
-    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
-    expected = model.encode_query(found["anchor"].to_pylist())
-    np.testing.assert_allclose(np.stack(found["embedding"].to_pylist()), expected, atol=1e-4)
+    return np.stack(ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()["embedding"].to_pylist())
