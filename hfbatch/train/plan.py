@@ -77,10 +77,6 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     with gather(faults):
         cls = recipe_class(spec.task)
         spec = spec.model_copy(update={"task": cls.name})
-        if spec.method.name not in cls.methods:
-            faults.append(
-                f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {', '.join(cls.methods)}"
-            )
         try:
             cls.Params.model_validate(spec.params)
         except ValueError as error:
@@ -94,6 +90,9 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
             faults += recipe.check()
+    if spec.method.name not in cls.methods:
+        allowed = ", ".join(cls.methods)
+        faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")
     sources = {}
     for name, given in (("train", spec.train), ("eval", spec.eval)):
         if given is not None:

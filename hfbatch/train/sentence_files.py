@@ -41,6 +41,7 @@ def write_sentence_files(
         for number, (path, kind) in enumerate(zip(paths, types, strict=True))
     ]
     limit = task.recipe.max_length or length_limit(task.tokenizer, task.config)
+    reading = {"do_lower_case": task.recipe.lowercase, **({"max_seq_length": limit} if limit else {})}
     general = {
         **(task.model.read_json("config_sentence_transformers.json") or {}),
         "__version__": {"sentence_transformers": sentence_transformers.__version__},
@@ -49,10 +50,7 @@ def write_sentence_files(
         "default_prompt_name": default_prompt,
     }
     _write(folder / "modules.json", listed)
-    _write(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": limit, "do_lower_case": task.recipe.lowercase},
-    )
+    _write(folder / "sentence_bert_config.json", reading)
     _write(folder / "config_sentence_transformers.json", general)
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer import losses, modules
 
 import hfbatch
 from hfbatch.errors import SpecError
@@ -22,7 +22,6 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.loop import train
 from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.plan import make_finetune_plan
-from hfbatch.train.recipes import recipe_class
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
 
@@ -182,7 +181,38 @@ def test_faults_of_params_are_told_before_work(encoder: str) -> None:
     faults = Bench("embedding", encoder, ROWS["pairs"], **options).recipe.check()
     assert "params.group 16 does not divide batch.size 24" in faults[0]
     assert "schedule.label_smoothing: embedding has no labels" in faults[1]
-    assert "head" not in recipe_class("embedding").methods
+
+
+@pytest.mark.parametrize("own", [{}, {"query_prompt": "ask: ", "document_prompt": "text: "}])
+def test_modules_and_prompts_of_the_base_go_into_the_folder(
+    still: str, tmp_path: Path, own: dict[str, str]
+) -> None:
+    parts = [
+        modules.Transformer(still, max_seq_length=9),
+        modules.Pooling(32, pooling_mode=["cls", "mean"]),
+        modules.Dense(64, 24),
+        modules.Normalize(),
+    ]
+    prompts = {"query": "seek: ", "plain": "plain: "}
+    base = SentenceTransformer(modules=parts, device="cpu", prompts=prompts, default_prompt_name="plain")
+    base.save_pretrained(str(tmp_path / "base"))
+    bench = bench_of(str(tmp_path / "base"), "pairs", **own).ready()
+    out = tmp_path / "out"
+    bench.model.save_pretrained(out)
+    bench.recipe.processor.save_pretrained(out)
+    bench.recipe.complete(out)
+    texts = {"anchor": ANCHORS, "positive": POSITIVES}
+    encode = {"anchor": SentenceTransformer.encode, "positive": SentenceTransformer.encode}
+    if own:
+        base.prompts |= {"query": "ask: ", "document": "text: "}
+        encode = {"anchor": SentenceTransformer.encode_query, "positive": SentenceTransformer.encode_document}
+    with torch.no_grad():
+        found = torch.from_numpy(np.stack(bench.recipe.predict(bench.model, bench.batch()).predictions))
+    again = SentenceTransformer(str(out), device="cpu")
+    for place, name in enumerate(texts):
+        expected = encode[name](base, texts[name])
+        np.testing.assert_allclose(found[:, place], expected, atol=1e-5)
+        np.testing.assert_allclose(encode[name](again, texts[name]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +267,16 @@ def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.build({**values, **changes})
 
 
+def test_faults_of_the_spec_are_told_together_before_work(still: str, data: Path, tmp_path: Path) -> None:
+    columns = {"sentence1": "anchor", "sentence2": "positive"}
+    train = {"path": str(data / "train"), "columns": columns}
+    with pytest.raises(SpecError) as caught:
+        make_finetune_plan(spec_of(data, still, tmp_path, method="head", train=train))
+    first, second = caught.value.faults
+    assert first == "method 'head' trains nothing in embedding; use one of: full, lora, qlora"
+    assert second.startswith("columns of two kinds at once: 'anchor', 'positive', 'sentence1', 'sentence2'")
+
+
 def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_sentence_transformers(
     ray_cluster: str, still: str, data: Path, tmp_path: Path
 ) -> None:
@@ -244,9 +284,13 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     two = finetune(spec, quiet=True)
     assert two.metrics["before"]["mrr_at_10"] < two.metrics["best"]["mrr_at_10"]
     alone = train_here(spec_of(data, still, tmp_path / "one"), tmp_path / "two")
-    for mine, theirs in zip(two.metrics["evaluations"], alone, strict=True):
+    measured = [entry for entry in alone if "eval_loss" in entry]
+    for mine, theirs in zip(two.metrics["evaluations"], measured, strict=True):
         assert mine["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-3)
         assert mine["mrr_at_10"] == pytest.approx(theirs["eval_mrr_at_10"], rel=1e-3)
+    (mine,), (theirs,) = two.metrics["losses"], [entry for entry in alone if "loss" in entry]
+    assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
     texts = pq.read_table(data / "dev")["anchor"].to_pylist()
     model = SentenceTransformer(two.model, device="cpu")
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
@@ -255,15 +299,15 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     np.testing.assert_allclose(predicted(two.model, data, tmp_path / "vectors"), expected, atol=1e-4)
 
 
-def train_here(spec: FinetuneSpec, other: Path) -> list[dict[str, float]]:
-    """Trains in this process, with the features of another training. :returns: what was measured."""
+def train_here(spec: FinetuneSpec, other: Path) -> list[dict[str, Any]]:
+    """Trains in this process, with the features of another training. :returns: what was logged."""
     plan = make_finetune_plan(spec)
     (features,) = other.glob("_hfbatch/features-*")
     order = TrainOrder(plan.spec, plan.model, {"kind": "pairs"}, str(features))
     news: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as local:
         train(order, Path(local), 0, 1, news.append)
-    return [entry for entry in news[-1]["log"] if "eval_loss" in entry]
+    return news[-1]["log"]
 
 
 def predicted(model: str, data: Path, out: Path) -> np.ndarray:

@@ -209,11 +209,12 @@ class EmbeddingRecipe(Recipe):
         made, cut = {}, np.zeros(len(places), bool)
         for name in self.texts:
             prompt = self.prompts.get("query" if name == "anchor" else "document", "")
-            texts = [prompt + text for text in columns[name].to_pylist()]
-            tokens = self.task.preprocess({"text": pa.array(texts, pa.string())}, places)
+            texts = columns[name].to_pylist()
+            prompted = pa.array([prompt + text for text in texts], pa.string())
+            tokens = self.task.preprocess({"text": prompted}, places)
             for column in tokens.table.column_names:
                 made[f"{name}.{column}"] = tokens.table[column]
-            made[f"{name}.key"] = pa.array([key_of(text) for text in columns[name].to_pylist()], pa.int64())
+            made[f"{name}.key"] = pa.array([key_of(text) for text in texts], pa.int64())
             cut |= False if tokens.cut is None else tokens.cut
         if "score" in columns:
             made["score"] = columns["score"].cast(pa.float32())
