@@ -60,7 +60,8 @@ def finetune(
         progress.say("connecting to Ray")
         with connect(address):
             team = choose_team(plan.spec.workers)
-            shares(plan.spec.batch.size, plan.spec.batch.per_device, team.workers)
+            batch = plan.spec.batch
+            shares(batch.size, batch.per_device, team.workers, plan.recipe.group)
             progress.say("looking at the rows")
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")

@@ -33,7 +33,7 @@ HOMES = {
     "ray": {"cluster", "train"},
     "torch": {"compute", "engines", "tasks", "train"},
     "transformers": {"compute", "engines", "tasks", "train"},
-    "sentence_transformers": set(),
+    "sentence_transformers": {"train"},
     "typer": {"cli", "__main__", "options", "terminal"},
 }
 """The only units that may import a library."""

@@ -285,9 +285,6 @@ class Embedding(TextOrImageTask):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`embedding`, float32 [batch, dimension]."""
-        import torch
-        from torch.nn.functional import normalize
-
         if PLACES in batch:
             found = run_by_shape(batch, model.dtype, lambda inputs: self._see(model, inputs))
             vectors = found["vectors"].float()
@@ -295,7 +292,21 @@ class Embedding(TextOrImageTask):
             vectors = encode_texts(model, batch).float()
         else:
             hidden = run_text(model, batch).last_hidden_state
-            vectors = pool(hidden, batch.get("attention_mask"), self.poolings, self.prompt_tokens)
+            return {"embedding": self.join(hidden, batch.get("attention_mask"))}
+        return {"embedding": self._finish(vectors)}
+
+    def join(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Vectors of tokens [batch, tokens, size] to one vector a row, float32 [batch, dimension].
+
+        :param mask: 1 for a token, 0 for padding, [batch, tokens]; None when nothing is padded.
+        """
+        return self._finish(pool(hidden, mask, self.poolings, self.prompt_tokens))
+
+    def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What follows pooling: the model's further modules, truncation, normalisation."""
+        import torch
+        from torch.nn.functional import normalize
+
         for step in self.steps:
             vectors = (
                 self._apply_dense(step, vectors) if isinstance(step, Dense) else normalize(vectors, dim=-1)
@@ -303,7 +314,7 @@ class Embedding(TextOrImageTask):
         vectors = vectors[:, : self.dimension]
         if self.params.normalize is True:
             vectors = normalize(vectors, dim=-1)
-        return {"embedding": vectors.to(torch.float32).contiguous()}
+        return vectors.to(torch.float32).contiguous()
 
     def _see(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"vectors": encode_pictures(model, inputs, self.poolings)}

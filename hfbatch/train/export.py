@@ -25,8 +25,10 @@ def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: 
         raise WorkerError(
             f"the best checkpoint, of step {step}, is not as it was written; run again to train on"
         )
+    order.recipe.complete(found)
     fs, root = open_filesystem(join(order.spec.output, "model"))
-    fs.create_dir(root, recursive=True)
-    names = [path.name for path in sorted(found.iterdir()) if not path.name.startswith(OF_TRAINING)]
+    files = [path for path in sorted(found.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(found)) for path in files if not path.name.startswith(OF_TRAINING)]
     for name in sorted(names, key=lambda name: name == "config.json"):
+        fs.create_dir(f"{root}/{name}".rpartition("/")[0], recursive=True)
         pafs.copy_files(str(found / name), f"{root}/{name}", pafs.LocalFileSystem(), fs)

@@ -105,7 +105,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
     spec, schedule, every = order.spec, order.spec.schedule, order.spec.evaluation.every
     rate = LEARNING_RATES[spec.method.name] if schedule.learning_rate == "auto" else schedule.learning_rate
     dtype = native_dtype()[1] if spec.compute.dtype == "auto" else spec.compute.dtype
-    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, world)
+    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, world, order.recipe.group)
     metric = spec.evaluation.metric or order.recipe.metric
     when = {"eval_strategy": "epoch"} if every == "epoch" else {"eval_strategy": "steps", "eval_steps": every}
     saved = (

@@ -39,6 +39,7 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
     recipe.prepare(model)
     if spec.method.name == "head":
         freeze_base(model, new)
+    recipe.prepare(model)
     return model.train()
 
 

@@ -64,21 +64,35 @@ def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | Non
     cls, task_cls = recipe_class(spec.task), task_class(spec.task)
     task = task_cls(model, task_cls.Params(), spec.batch.max_length, spec.seed)
     task.tokenizer_changes = spec.tokenizer
-    return cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
+    recipe = cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
+    recipe.batch = spec.batch
+    return recipe
 
 
-def shares(size: int, per_device: int | str, world: int) -> tuple[int, int]:
-    """Rows of a forward pass, and how many of these make a step. :raises SpecError: if they do not divide it."""
+def shares(size: int, per_device: int | str, world: int, group: int = 1) -> tuple[int, int]:
+    """Rows of a forward pass, and how many of these make a step.
+
+    :param group: rows that are learnt together, a divisor of size: the passes of all workers together hold whole
+        groups.
+    :raises SpecError: if they do not divide a step.
+    """
     each, rest = divmod(size, world)
     if rest:
         raise SpecError(
             f"batch.size {size} does not divide by {world} workers; set batch.size to a multiple of {world}"
         )
+    fitting = [part for part in range(1, each + 1) if each % part == 0 and part * world % group == 0]
     if per_device == "auto":
-        per_device = max(part for part in range(1, min(each, PER_DEVICE) + 1) if each % part == 0)
+        per_device = max((part for part in fitting if part <= PER_DEVICE), default=fitting[0])
     if each % int(per_device):
         raise SpecError(
             f"batch.size {size} over {world} workers is {each} rows each, which batch.per_device {per_device} does "
             f"not divide; set batch.per_device to a divisor of {each}"
+        )
+    if per_device not in fitting:
+        raise SpecError(
+            f"batch.per_device {per_device} over {world} workers is {int(per_device) * world} rows, which are not whole "
+            f"groups of {group} that are learnt together (params.group); set batch.per_device to one of: "
+            f"{', '.join(map(str, fitting))}, or a smaller params.group"
         )
     return int(per_device), each // int(per_device)

@@ -17,11 +17,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.finetune_spec import TrainBatchSpec
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Recipe(ABC):
     columns: ClassVar[tuple[InputColumn, ...]]
     """What it reads: inputs of the task, and targets."""
     Params: ClassVar[type[Params]] = Params
+    methods: ClassVar[tuple[str, ...]] = ("full", "head", "lora", "qlora")
+    """Methods of training that make sense."""
 
     def __init__(
         self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
@@ -82,6 +86,8 @@ class Recipe(ABC):
         self.label_smoothing = label_smoothing
         self.settled: dict[str, Any] = dict(settled or {})
         """What `settle` found in the training rows, in plain values: workers are given it."""
+        self.batch = TrainBatchSpec()
+        """What one step sees, for recipes whose loss has a part in it."""
 
     @property
     def labels(self) -> list[str]:
@@ -94,9 +100,20 @@ class Recipe(ABC):
         """What decides which checkpoint is the best, unless the spec says."""
 
     @property
+    def group(self) -> int:
+        """How many rows that follow each other are learnt together; one pass of all workers holds whole groups."""
+        return 1
+
+    @property
     def processor(self) -> Any:
         """What is saved beside the model: a tokenizer as its files have it, with the spec's changes."""
         return self.task.load_tokenizer()
+
+    def prepare(self, model: Any) -> None:  # noqa: B027 - most recipes need no change
+        """Changes what the model to train gives and which weights change; called once in each process."""
+
+    def complete(self, folder: Path) -> None:  # noqa: B027 - most models need no more
+        """Adds what else belongs into the folder of the finished model, which has its weights and config."""
 
     def check(self) -> list[str]:
         """What is wrong with params or model, one sentence each with the fix. No row is read."""

@@ -1,0 +1,330 @@
+"""Training embedding: texts that belong together come near each other, by the losses of sentence-transformers.
+
+What is trained is what the task computes: its pooling, its further modules, its prompts. Dense modules stay as
+they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from hfbatch.spec import Auto
+from hfbatch.tasks.base import Features, InputColumn, Params, Task
+from hfbatch.tasks.embedding import Embedding, EmbeddingParams
+from hfbatch.tasks.parts.text import list_lengths, text_column
+from hfbatch.train.metrics.classification import regression
+from hfbatch.train.metrics.retrieval import cosines, retrieval, triplet_accuracy
+from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faulty_rows
+
+if TYPE_CHECKING:
+    import torch
+
+TEXTS = {
+    "pairs": ("anchor", "positive"),
+    "triplets": ("anchor", "positive", "negative"),
+    "scores": ("sentence1", "sentence2"),
+}
+"""Kinds of rows, and the texts of one."""
+LOSSES = {"pairs": ("ranking",), "triplets": ("ranking", "triplet"), "scores": ("cosent", "cosine")}
+"""Losses of each kind of rows, the usual one first."""
+GROUPED = ("ranking", "cosent")
+"""Losses in which the rows of a group meet."""
+LARGEST_GROUP = 32
+"""Rows of a group that nobody asked for another number of."""
+
+
+class EmbeddingTraining(Params):
+    """What the vectors are, and what is learnt of them."""
+
+    loss: Literal["auto", "ranking", "triplet", "cosent", "cosine"] = "auto"
+    """ranking: the positive before all other texts of the group; triplet: before the row's negative; cosent: cosines
+    in the order of the scores; cosine: cosines equal to the scores. auto: ranking, and cosent for scores."""
+    group: Annotated[int, Field(ge=2)] | Auto = "auto"
+    """Rows that ranking and cosent compare with each other: the more, the harder. Neither batch.per_device nor the
+    number of workers changes it. auto: the largest divisor of batch.size up to 32."""
+    scale: float = Field(default=20, gt=0)
+    """Cosines are multiplied by this in ranking and cosent: one over the temperature."""
+    margin: float = Field(default=5, gt=0)
+    """triplet: how much nearer (Euclidean) the positive has to be; at most 2 means something for vectors of length 1."""
+    pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
+        "auto"
+    )
+    """How the vectors of tokens become one; auto goes by the model's sentence-transformers files, else is mean."""
+    normalize: bool | Literal["auto"] = "auto"
+    """Scale vectors to length 1; auto does what the model's sentence-transformers files say."""
+    query_prompt: str | None = None
+    """Text put before anchors, such as "query: "; the trained model has it as its prompt `query`."""
+    document_prompt: str | None = None
+    """Text put before positives and negatives; the trained model has it as its prompt `document`."""
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds numbers."""
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+class EmbeddingRecipe(Recipe):
+    """Learns from pairs, triplets or scored pairs of texts."""
+
+    name = "embedding"
+    columns = (
+        *(text_column(name, required=False) for name in ("anchor", "positive", "negative")),
+        *(text_column(name, required=False) for name in ("sentence1", "sentence2")),
+        InputColumn("score", is_number, "float or integer", required=False),
+    )
+    Params = EmbeddingTraining
+    methods = ("full", "lora", "qlora")
+    params: EmbeddingTraining
+    task: Embedding
+
+    def __init__(
+        self,
+        task: Task,
+        params: Any,
+        label_smoothing: float = 0.0,
+        settled: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(task, params, label_smoothing, settled)
+        prompt = "" if self.prompts else None
+        self.task.params = EmbeddingParams(pooling=params.pooling, normalize=params.normalize, prompt=prompt)
+        self.auto_class = task.auto_class
+
+    @property
+    def metric(self) -> str:
+        """What decides which checkpoint is the best."""
+        return "spearman" if self.settled["kind"] == "scores" else "mrr_at_10"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns of the texts of a row."""
+        return TEXTS[self.settled["kind"]]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompts of its own that the trained model will have."""
+        given = {"query": self.params.query_prompt, "document": self.params.document_prompt}
+        return {name: text for name, text in given.items() if text}
+
+    @property
+    def group(self) -> int:
+        """Rows that are compared with each other."""
+        if self.params.group != "auto":
+            return self.params.group
+        size = self.batch.size
+        return max(part for part in range(1, min(size, LARGEST_GROUP) + 1) if size % part == 0)
+
+    def loss_name(self, kind: str) -> str:
+        """The loss for a kind of rows."""
+        return LOSSES[kind][0] if self.params.loss == "auto" else self.params.loss
+
+    def check(self) -> list[str]:
+        """Models of pictures, and params that do not go together."""
+        where = f"model {self.task.model.name!r}"
+        if self.task.encodes != ("text",):
+            return [f"{where} reads pictures; embedding can be trained for models of texts alone"]
+        faults = super().check()
+        if self.batch.size % self.group:
+            faults.append(
+                f"params.group {self.group} does not divide batch.size {self.batch.size}; set batch.size to a "
+                f"multiple of {self.group}"
+            )
+        if self.label_smoothing:
+            faults.append("schedule.label_smoothing: embedding has no labels; leave it out")
+        if self.prompts and not self.task.recipe.include_prompt:
+            names = " and ".join(f"params.{name}_prompt" for name in self.prompts)
+            faults.append(f"{where} leaves its prompts out of pooling, so that {names} cannot be trained")
+        return faults
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """The columns of one kind have to be there, all of them, and no others."""
+        pairs, scores = present & set(TEXTS["triplets"]), present & {*TEXTS["scores"], "score"}
+        if pairs and scores:
+            shown = ", ".join(map(repr, sorted(present)))
+            return [f"columns of two kinds at once: {shown}; leave those of one out, or name them otherwise"]
+        kind = kind_of(present)
+        needed = (*TEXTS[kind], "score") if kind == "scores" else TEXTS["pairs"]
+        faults = [
+            f"{name!r} is not among the columns; embedding learns from anchor and positive (and negative), or from "
+            f"sentence1, sentence2 and score; use --column {name}=COLUMN"
+            for name in needed
+            if name not in present
+        ]
+        loss = self.loss_name(kind)
+        if loss not in LOSSES[kind]:
+            faults.append(f"params.loss {loss!r} is not for {kind}; use {' or '.join(LOSSES[kind])}")
+        if loss in GROUPED and self.group == 1:
+            faults.append(
+                f"batch.size {self.batch.size} leaves groups of one row, in which there is nothing to compare; set it to "
+                "a multiple of 32, or set params.group"
+            )
+        if kind == "scores" and self.prompts:
+            faults.append("params.query_prompt and params.document_prompt are for anchors; leave them out")
+        return faults
+
+    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+        """Null and empty texts, scores that are no cosine, and negatives that are the positive."""
+        kind = kind_of(set(columns))
+        texts = {name: columns[name].cast(pa.string()) for name in TEXTS[kind]}
+        found = {
+            f"{name} is null or empty": pc.equal(pc.utf8_length(text), 0).fill_null(True)
+            for name, text in texts.items()
+        }
+        if kind == "scores":
+            score = columns["score"].cast(pa.float64())
+            found["score is null"] = pc.is_null(score, nan_is_null=True)
+            found["score is not from -1 to 1; divide scores by the highest, such as 5"] = pc.greater(
+                pc.abs(score), 1
+            ).fill_null(False)
+        if kind == "triplets":
+            same = pc.equal(texts["negative"], texts["positive"])
+            found["negative is the same text as positive"] = same.fill_null(False)
+        faults = {fault: rows.to_numpy(zero_copy_only=False) for fault, rows in found.items()}
+        return Survey(len(places), Counter({kind: len(places)}), faulty_rows(faults, places))
+
+    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
+        """The kind of rows."""
+        self.settled = {"kind": kind_of(set(types))}
+        return []
+
+    def eval_faults(self, survey: Survey) -> list[str]:
+        """Rows of another kind than those to learn from."""
+        kind = self.settled["kind"]
+        return [
+            f"train has {kind} ({', '.join(TEXTS[kind])}) and eval has {other}; give both the same columns"
+            for other in survey.labels
+            if other != kind
+        ]
+
+    def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Of each text the task's tokens, and `key`, int64, equal for equal texts; `score`, float32, if there is one."""
+        made, cut = {}, np.zeros(len(places), bool)
+        for name in self.texts:
+            prompt = self.prompts.get("query" if name == "anchor" else "document", "")
+            texts = columns[name].to_pylist()
+            prompted = pa.array([prompt + text for text in texts], pa.string())
+            tokens = self.task.preprocess({"text": prompted}, places)
+            for column in tokens.table.column_names:
+                made[f"{name}.{column}"] = tokens.table[column]
+            made[f"{name}.key"] = pa.array([key_of(text) for text in texts], pa.int64())
+            cut |= False if tokens.cut is None else tokens.cut
+        if "score" in columns:
+            made["score"] = columns["score"].cast(pa.float32())
+        return Features(pa.table(made), cut)
+
+    def lengths(self, features: pa.Table) -> np.ndarray:
+        """Tokens of all texts of each row."""
+        return np.sum([list_lengths(features[f"{name}.input_ids"]) for name in self.texts], axis=0)
+
+    def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
+        """All first texts, then all second ones, as one padded batch [texts * rows, width], and labels of the rows."""
+        import torch
+
+        names = [
+            name
+            for name in ("input_ids", "token_type_ids")
+            if f"{self.texts[0]}.{name}" in features.column_names
+        ]
+        parts = [pa.table({name: features[f"{text}.{name}"] for name in names}) for text in self.texts]
+        rows = pa.concat_tables(parts).combine_chunks()
+        batch = self.task.collate(rows, np.arange(len(rows)), 1)
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
+        return {**tensors, "labels": torch.from_numpy(self._labels(features))}
+
+    def _labels(self, features: pa.Table) -> np.ndarray:
+        """Scores, float32 [rows], or keys of the texts, int64 [rows, texts]."""
+        if self.settled["kind"] == "scores":
+            return features["score"].to_numpy().copy()
+        return np.stack([features[f"{name}.key"].to_numpy() for name in self.texts], axis=1)
+
+    def prepare(self, model: Any) -> None:
+        """Makes the model give vectors in place of token vectors; layers that have no part in them stay as they are."""
+        model.register_forward_hook(self._join, with_kwargs=True)
+        for name, weight in model.named_parameters():
+            if any(part in self.task.unused for part in name.split(".")):
+                weight.requires_grad = False
+
+    def _join(
+        self, model: Any, arguments: tuple[()], inputs: dict[str, torch.Tensor], outputs: Any
+    ) -> dict[str, torch.Tensor]:
+        """`embedding`, float32 [texts * rows, dimension], whatever the precision of the model."""
+        import torch
+
+        hidden = outputs.last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):
+            return {"embedding": self.task.join(hidden, inputs.get("attention_mask"))}
+
+    def loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The mean loss of the groups of a pass, each label counted once.
+
+        Where one worker's rows are not whole groups, each works out the groups of all of them; its loss is its share.
+        """
+        from hfbatch.train.embedding_loss import of_all_workers
+
+        vectors, workers = by_row(outputs["embedding"], len(labels)), 1
+        if len(labels) % self.group:
+            vectors, labels, workers = of_all_workers(vectors, labels)
+        items = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return self._sum(vectors, labels) / workers / items
+
+    def _sum(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        from hfbatch.train.embedding_loss import make_loss, sum_over_groups
+
+        loss = make_loss(self.loss_name(self.settled["kind"]), self.params.scale, self.params.margin)
+        return sum_over_groups(loss, vectors, labels, self.group)
+
+    def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
+        """Vectors of each row's texts, float32 [texts, dimension]. The loss is for `score`, which sees all rows."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        rows = len(batch["labels"])
+        return Predicted(list(by_row(model(**inputs)["embedding"], rows).cpu().numpy()), 0.0, rows)
+
+    def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
+        """Correlation of cosines with scores, or whether anchors find their positives; `loss` in the rows' order."""
+        import torch
+
+        vectors, labels = np.stack(predictions), self._labels(features)
+        loss = self._sum(torch.from_numpy(vectors), torch.from_numpy(labels)) / labels.size
+        first, second = vectors[:, 0], vectors[:, 1]
+        if self.settled["kind"] == "scores":
+            found = regression(cosines(first, second), labels)
+            return {"loss": float(loss), "pearson": found["pearson"], "spearman": found["spearman"]}
+        found = retrieval(first, second, labels[:, 0], labels[:, 1])
+        if self.settled["kind"] == "triplets":
+            found["triplet_accuracy"] = triplet_accuracy(first, second, vectors[:, 2])
+        return {"loss": float(loss), **found}
+
+    def complete(self, folder: Path) -> None:
+        """The files of sentence-transformers: without them, others would pool as they like."""
+        from hfbatch.train.sentence_files import write_sentence_files
+
+        own = self.task.recipe
+        default = None if self.prompts else own.default_prompt
+        write_sentence_files(self.task, folder, {**own.prompts, **self.prompts}, default)
+
+
+def kind_of(present: set[str]) -> str:
+    """What rows with these columns are: pairs, triplets or scores."""
+    if present & {*TEXTS["scores"], "score"}:
+        return "scores"
+    return "triplets" if "negative" in present else "pairs"
+
+
+def by_row(vectors: torch.Tensor, rows: int) -> torch.Tensor:
+    """[texts * rows, dimension], all first texts before all second ones, to [rows, texts, dimension]."""
+    return vectors.reshape(-1, rows, vectors.shape[-1]).transpose(0, 1)
+
+
+def key_of(text: str) -> int:
+    """A number from 0 that is equal for equal texts, and for others with a chance of 1 in 2**63."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
