@@ -21,4 +21,5 @@ def recipe_class(name: str) -> type[Recipe]:
     if name not in RECIPES:
         raise SpecError(f"task {name!r} cannot be trained; choose one of: {', '.join(RECIPES)}")
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    return next(cls for cls in vars(module).values() if getattr(cls, "name", None) == name)
+    classes = (cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, Recipe))
+    return next(cls for cls in classes if getattr(cls, "name", None) == name)
