@@ -126,22 +126,27 @@ class QuestionAnswering(EncoderTask):
         return batch
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The best spans of each window; see `best_spans`."""
+        characters = batch.pop("start"), batch.pop("end")
+        output = run_text(model, batch)
+        return self.best_spans((output.start_logits, output.end_logits), characters)
+
+    def best_spans(
+        self, ends: tuple[torch.Tensor, torch.Tensor], characters: tuple[torch.Tensor, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """The best spans of each window, best first, and what no answer scores.
 
+        :param ends: start and end logits, float [batch, tokens].
+        :param characters: first character of each token and one behind its last, int [batch, tokens].
         :returns: `score` float64, `start` and `end` (characters) int32 [batch, top_k]; `none` float64 [batch].
         """
         import torch
         from torch.nn import functional
 
-        characters = batch.pop("start"), batch.pop("end")
-        output = run_text(model, batch)
         inside = characters[0] != OUTSIDE
         usable = inside.clone()
         usable[:, 0] = True
-        start, end = (
-            logits.double().masked_fill(~usable, -torch.inf).softmax(-1)
-            for logits in (output.start_logits, output.end_logits)
-        )
+        start, end = (logits.double().masked_fill(~usable, -torch.inf).softmax(-1) for logits in ends)
         none = start[:, 0] * end[:, 0]
         longest, count = self.params.max_answer_len, self.params.top_k
         reach = functional.pad(end * inside, (0, longest - 1)).unfold(1, longest, 1)

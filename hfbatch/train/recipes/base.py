@@ -235,3 +235,14 @@ def faulty_rows(found: Mapping[str, np.ndarray], places: pa.Table) -> list[str]:
         if len(positions) > MOST_FAULTS:
             sentences.append(f"… and {len(positions) - MOST_FAULTS} more rows where {fault}")
     return sentences
+
+
+def faults_at(found: Mapping[int, str], places: pa.Table) -> list[str]:
+    """Sentences that name rows. :param found: what is wrong with a row, by its position."""
+    sentences = []
+    for position in sorted(found)[:MOST_FAULTS]:
+        place = places.slice(position, 1).to_pylist()[0]
+        sentences.append(f"{place['file']} row {place['row']}: {found[position]}")
+    if len(found) > MOST_FAULTS:
+        sentences.append(f"… and {len(found) - MOST_FAULTS} more faulty rows")
+    return sentences

@@ -1,0 +1,255 @@
+"""Training token-classification: tags of words, or labels of spans of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from hfbatch.tasks.base import Features, InputColumn, Params
+from hfbatch.tasks.parts.text import flatten, is_text, is_words, list_lengths, lists_of, pad, text_column
+from hfbatch.tasks.parts.windows import TOKENS
+from hfbatch.tasks.token_classification import TokenClassification, TokenClassificationParams
+from hfbatch.train.metrics.spans import OUTSIDE, PREFIXES, span_scores
+from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at
+from hfbatch.train.tagged import Tagged, fault_of_spans, fault_of_words, from_spans, from_words, pieces_of
+
+if TYPE_CHECKING:
+    import torch
+
+WORDS, SPANS = ("tokens", "tags"), ("text", "spans")
+"""The two forms of a row; where a dataset has both, words go first."""
+
+
+class TokenClassificationTraining(Params):
+    """What of a text is learnt."""
+
+    pieces: Literal["all", "first"] = "all"
+    """Which tokens of a word learn its tag. With first the others are left open, so that predictions need the
+    aggregation_strategy first."""
+    stride: int = Field(default=32, ge=0)
+    """Tokens that the windows of a text share which is longer than batch.max_length."""
+    tag_names: tuple[str, ...] | None = None
+    """Names of tags that are numbers, such as [O, B-PER, I-PER], from 0; default: the numbers."""
+
+
+def is_tags(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds lists of names or of whole numbers."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_words(kind) or (lists and pa.types.is_integer(kind.value_type))
+
+
+def is_spans(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds lists of structs with a start, an end and a label."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(
+        kind.value_type
+    ):
+        return False
+    parts = {field.name: field.type for field in kind.value_type}
+    numbers = all(pa.types.is_integer(parts.get(name, pa.null())) for name in ("start", "end"))
+    return numbers and is_text(parts.get("label", pa.null()))
+
+
+class TokenClassificationRecipe(Recipe):
+    """Learns the tags of words. A long text becomes several windows, of which each is a row of the features.
+
+    Features: `input_ids` and the like; `labels`, a class or IGNORED for each token; `word`, the number in its text
+    of the word whose tag is read from a token, or -1; `tags`, the classes of all words of a text, in its first
+    window; all list<int32>.
+    """
+
+    name = "token-classification"
+    auto_class = "AutoModelForTokenClassification"
+    columns = (
+        InputColumn("tokens", is_words, "list<string>", required=False),
+        InputColumn("tags", is_tags, "list<string> or list<integer>", required=False),
+        text_column("text", required=False),
+        InputColumn("spans", is_spans, "list<struct<start, end, label>>", required=False),
+    )
+    Params = TokenClassificationTraining
+    params: TokenClassificationTraining
+    task: TokenClassification
+
+    def __init__(
+        self, task: Any, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(task, params, label_smoothing, settled)
+        task.params = TokenClassificationParams(aggregation_strategy="simple", stride=params.stride)
+
+    @property
+    def metric(self) -> str:
+        """F1 of spans; accuracy where every word has a tag, so that there are none."""
+        return "f1" if OUTSIDE in self.labels else "accuracy"
+
+    def check(self) -> list[str]:
+        """Faults: a tokenizer that cannot tell where tokens stand, beside those of the task."""
+        if not self.task.tokenizer.is_fast:
+            return [
+                f"model {self.task.model.name!r} has a tokenizer without offsets; use one with tokenizer.json"
+            ]
+        return super().check()
+
+    def column_faults(self, present: set[str]) -> list[str]:
+        """A fault where neither form of a row is whole."""
+        if set(WORDS) <= present or set(SPANS) <= present:
+            return []
+        return [
+            "fine-tuning token-classification needs columns 'tokens' and 'tags', or 'text' and 'spans'; use --column "
+            "tags=COLUMN"
+        ]
+
+    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+        """Counts tags of words, as `tagged` reads them."""
+        survey, faults = Survey(len(places)), {}
+        for position, row in enumerate(self._rows(columns)):
+            fault = self._fault(columns, *row)
+            if fault:
+                faults[position] = fault
+            else:
+                survey.labels.update(self._tagged(columns, *row).tags)
+        survey.faults = faults_at(faults, places)
+        return survey
+
+    def _rows(self, columns: Mapping[str, pa.Array]) -> list[tuple[Any, Any]]:
+        """Tokens and tags, or texts and spans; tags that are numbers by their names."""
+        if not has_words(columns):
+            return list(zip(*(columns[name].to_pylist() for name in SPANS), strict=True))
+        words, tags = (columns[name].to_pylist() for name in WORDS)
+        return list(zip(words, [row and [self._tag_name(tag) for tag in row] for row in tags], strict=True))
+
+    def _tag_name(self, tag: str | int | None) -> str | None:
+        names = self.params.tag_names
+        if not isinstance(tag, int):
+            return tag
+        return str(tag) if names is None else names[tag] if 0 <= tag < len(names) else None
+
+    def _fault(self, columns: Mapping[str, pa.Array], first: Any, second: Any) -> str:
+        """What is wrong with a row."""
+        if not has_words(columns):
+            return fault_of_spans(first, second)
+        fault = fault_of_words(first, second)
+        named = fault.startswith("tag ") and self.params.tag_names is not None
+        return (
+            f"{fault} or beyond the {len(self.params.tag_names or ())} of params.tag_names"
+            if named
+            else fault
+        )
+
+    def _tagged(self, columns: Mapping[str, pa.Array], first: Any, second: Any) -> Tagged:
+        return from_words(first, second) if has_words(columns) else from_spans(first, second)
+
+    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Labels: O first, then B- and I- of each kind of span; plain tags by their name, or number."""
+        tags = sorted(
+            set(survey.labels) - {OUTSIDE}, key=lambda tag: (int(tag) if tag.isdigit() else -1, tag)
+        )
+        prefixed = [tag for tag in tags if tag.startswith(PREFIXES)]
+        outside = [OUTSIDE] if prefixed or OUTSIDE in survey.labels else []
+        kinds = sorted({tag[2:] for tag in prefixed})
+        names = [prefix + kind for kind in kinds for prefix in PREFIXES] if prefixed else tags
+        commonest = next((tag for tag, _ in survey.labels.most_common(1)), OUTSIDE)
+        self.settled = {"labels": outside + names, "commonest": commonest}
+        if not tags:
+            return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to learn"]
+        if prefixed and prefixed != tags:
+            others = ", ".join(repr(tag) for tag in tags if tag not in prefixed)
+            return [
+                f"tags are of several forms: {others} beside {prefixed[0]!r}; write spans as B-KIND and I-KIND"
+            ]
+        return []
+
+    def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
+        """Windows of the texts; see the class."""
+        from hfbatch.train.rows import ROW
+
+        texts = [self._tagged(columns, *row) for row in self._rows(columns)]
+        made = self.task.preprocess(
+            {"text": pa.array([text.text for text in texts], pa.string())}, places
+        ).table
+        windows = list_lengths(made["input_ids"])
+        tokens = {name: flatten(made[name]).flatten() for name in made.column_names}
+        owner, sizes = np.repeat(np.arange(len(texts)), windows), list_lengths(tokens["input_ids"])
+        window = np.repeat(np.arange(len(sizes)), sizes)
+        start, special = (tokens[name].flatten().to_numpy().astype(np.int64) for name in ("start", "special"))
+        pieces = pieces_of(texts, owner[window], window, start, special > 0)
+        index = {label: number for number, label in enumerate(self.labels)}
+        classes = np.array([index[tag] for text in texts for tag in text.tags], np.int64)
+        words = np.array([len(text.tags) for text in texts])
+        number = pieces.word - (np.cumsum(words) - words)[owner[window]]
+        first = np.diff(owner, prepend=-1) != 0
+        columns = {name: tokens[name] for name in TOKENS if name in tokens} | {
+            "labels": lists_of(
+                pa.array(self._targets(pieces.word, pieces.first, classes), pa.int32()), sizes
+            ),
+            "word": lists_of(pa.array(np.where(pieces.tells, number, -1), pa.int32()), sizes),
+            "tags": lists_of(pa.array(classes, pa.int32()), np.where(first, words[owner], 0)),
+            ROW: pa.array(owner),
+        }
+        return Features(pa.table(columns))
+
+    def _targets(self, word: np.ndarray, first: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """The class that each token learns, int64 [tokens]: behind the first of a word with B- it is I-."""
+        inside = [
+            self.labels.index("I-" + label[2:]) if label.startswith("B-") else number
+            for number, label in enumerate(self.labels)
+        ]
+        tag = np.append(classes, IGNORED)[word]
+        if self.params.pieces == "first":
+            return np.where(first, tag, IGNORED)
+        return np.where(first | (word < 0), tag, np.array(inside)[np.maximum(tag, 0)])
+
+    def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
+        """Padded tokens; labels int64 [batch, tokens]."""
+        import torch
+
+        rows = np.arange(len(features))
+        batch = self.task.collate(features, rows, 1)
+        batch["labels"], _ = pad(features["labels"], rows, IGNORED)
+        return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+    def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
+        """The best class of each token, int32 [tokens of the batch's longest row]."""
+        found = super().predict(model, batch)
+        return replace(found, predictions=[row.argmax(-1).astype(np.int32) for row in found.predictions])
+
+    def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
+        """Span F1, precision and recall, accuracy of tags: over words, each once, whatever the windows."""
+        word, sizes = flatten(features["word"]), list_lengths(features["word"])
+        place = word.flatten().to_numpy()
+        best = np.concatenate([row[:size] for row, size in zip(predictions, sizes, strict=True)])
+        owner, words = self._words_of(features)
+        firsts = np.cumsum(words) - words
+        told = place >= 0
+        guess = np.full(words.sum(), -1)  # O, for a word that the tokenizer drops
+        guess[firsts[np.repeat(owner, sizes)[told]] + place[told]] = best[told]
+        return self._scores(guess, features)
+
+    def baseline(self, features: pa.Table) -> dict[str, float]:
+        """The commonest tag of the training rows for each word."""
+        _, words = self._words_of(features)
+        return self._scores(np.full(words.sum(), self.labels.index(self.settled["commonest"])), features)
+
+    def _words_of(self, features: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """The text of each window, from 0, and the words of each text."""
+        from hfbatch.train.rows import ROW
+
+        owner = np.unique(features[ROW].to_numpy(), return_inverse=True)[1]
+        return owner, np.bincount(owner, list_lengths(features["tags"])).astype(np.int64)
+
+    def _scores(self, guess: np.ndarray, features: pa.Table) -> dict[str, float]:
+        """Metrics. :param guess: the class of each word of all texts; -1 is O."""
+        names = np.array([*self.labels, OUTSIDE], object)
+        cuts = np.cumsum(self._words_of(features)[1])[:-1]
+        truth = flatten(features["tags"]).flatten().to_numpy()
+        return span_scores(
+            *([part.tolist() for part in np.split(names[tags], cuts)] for tags in (truth, guess))
+        )
+
+
+def has_words(columns: Mapping[str, Any]) -> bool:
+    """Whether rows are words with tags, not texts with spans."""
+    return set(WORDS) <= set(columns)
