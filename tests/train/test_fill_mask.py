@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.loss.loss_utils import ForMaskedLMLoss
 
+from hfbatch.train.checkpoints import Checkpoints
+from hfbatch.train.loop import train
+from hfbatch.train.order import TrainOrder
 from hfbatch.train.recipes.fill_mask import FIXED, hide
+from hfbatch.train.rows import LENGTH, FeatureRows
 from tests.models.text import CORPUS, tiny_bert_for, tiny_llama
 from tests.train.drive import Bench
 
@@ -153,3 +161,44 @@ def test_faults_of_rows_and_models_are_told(model: str, tmp_path: Any) -> None:
     assert nothing.faults == []
     (fault,) = Bench("fill-mask", tiny_llama(tmp_path), {"text": ["a"]}).recipe.check()
     assert "without a mask token" in fault
+
+
+def test_what_is_hidden_differs_from_epoch_to_epoch_and_training_goes_on_with_the_same(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "output": str(tmp_path / "out"),
+        "schedule": {"epochs": 3, "learning_rate": 1e-2},
+        "batch": {"size": 4, "per_device": 2},
+        "evaluation": {"every": 2, "keep": 9},
+        "compute": {"dtype": "float32"},
+    }
+    bench = bench_of(model, CORPUS[:14], **options)
+    for part in ("train", "eval"):
+        (tmp_path / "features" / part).mkdir(parents=True)
+        lengths = pa.array(bench.recipe.lengths(bench.features))
+        pq.write_table(
+            bench.features.append_column(LENGTH, lengths), tmp_path / "features" / part / "rows.parquet"
+        )
+    seen: list[int] = []
+    take = FeatureRows.take
+
+    def noted(rows: FeatureRows, numbers: list[int]) -> pa.Table:
+        seen.extend(numbers)
+        return take(rows, numbers)
+
+    monkeypatch.setattr(FeatureRows, "take", noted)
+    order = TrainOrder(bench.spec, bench.recipe.task.model, {}, str(tmp_path / "features"))
+    states = []
+    for attempt in ("one", "two"):
+        (tmp_path / attempt).mkdir()
+        train(order, tmp_path / attempt, 0, 1, lambda news: None)
+        checkpoints = Checkpoints(f"{order.state}/checkpoints")
+        assert checkpoints.steps() == [2, 4, 6, 8, 10, 12]
+        states.append(load_file(Path(checkpoints.path(12)) / "model.safetensors"))
+        for step in (8, 10, 12):
+            shutil.rmtree(checkpoints.path(step))
+        if attempt == "one":
+            assert set(seen) >= set(range(42))
+    for name, weight in states[0].items():
+        torch.testing.assert_close(states[1][name], weight, rtol=0, atol=0)

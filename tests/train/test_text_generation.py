@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
 from transformers import AutoTokenizer
 
+from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks.text_generation import TextGeneration
 from hfbatch.train.chats import answer_tokens
+from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.recipes.text_generation import PACKABLE, TextGenerationRecipe
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert_for, tiny_llama
 from tests.tasks.drive import features_of, make
@@ -345,6 +349,16 @@ def test_rows_of_one_kind_are_read(llama: str, tmp_path: Path) -> None:
     assert set(recipe.choose(there, {"completion"})) == {"prompt", "completion"}
     plain = Bench("text-generation", tiny_llama(tmp_path), {"text": ["a"]}).recipe
     assert "no chat template" in plain.column_faults({"messages"})[0]
+
+
+def test_a_mapped_column_says_what_is_learnt(llama: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "messages": CHATS}), tmp_path / "rows.parquet")
+    values = {"task": "text-generation", "model": llama, "output": str(tmp_path / "out")}
+    with pytest.raises(SpecError, match="columns 'text' and 'messages' are there; map those to learn from"):
+        make_finetune_plan(FinetuneSpec.build({**values, "train": str(tmp_path)}))
+    source = {"path": str(tmp_path), "columns": {"messages": "messages"}}
+    plan = make_finetune_plan(FinetuneSpec.build({**values, "train": source}))
+    assert plan.train.columns == plan.eval.columns == {"messages": "messages"}
 
 
 def test_a_template_of_the_params_is_used_and_saved(marked: str, tmp_path: Path) -> None:
