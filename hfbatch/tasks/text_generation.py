@@ -126,7 +126,7 @@ class TextGeneration(GeneratingTask):
 
     def check(self) -> list[str]:
         """Refuses models that are not causal, params that contradict each other, and prompts without room."""
-        faults = self._model_faults()
+        faults = self.model_faults()
         if faults:
             return faults
         faults = self.generation_faults() + option_faults(self.params)
@@ -146,7 +146,8 @@ class TextGeneration(GeneratingTask):
 
         return continuous_faults(self.config, self.decoding, self.params.begin_with)
 
-    def _model_faults(self) -> list[str]:
+    def model_faults(self) -> list[str]:
+        """What keeps the model from continuing texts."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         config, name = self.config, self.model.name

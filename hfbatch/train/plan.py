@@ -134,6 +134,7 @@ def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
 
 def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -> dict[str, str]:
     found = bind_columns(given.columns, source, recipe.columns, faults, f"fine-tuning {recipe.name}")
+    found = recipe.choose(found, set(given.columns))
     faults += recipe.column_faults(set(found))
     return found
 

@@ -17,6 +17,8 @@ LENGTH = "hfbatch_length"
 """The column of features that says what each row costs, int64."""
 ROW = "hfbatch_row"
 """The column of features that says which row of the input each one is of, int64."""
+EPOCH = "hfbatch_epoch"
+"""The column of taken rows that says for which time each is seen, int64 from 0; 0 for rows to measure with."""
 
 
 class FeatureRows(Dataset[int]):
@@ -48,8 +50,9 @@ class FeatureRows(Dataset[int]):
         return number
 
     def take(self, numbers: list[int]) -> pa.Table:
-        """Rows by their numbers, as one chunk each column."""
-        return self._rows[numbers].combine_chunks()
+        """Rows by their numbers, as one chunk each column, with the EPOCH: numbers go on counting in each, see sampler."""
+        epochs, places = np.divmod(numbers, len(self))
+        return self._rows[places.tolist()].combine_chunks().append_column(EPOCH, pa.array(epochs))
 
     @cached_property
     def table(self) -> pa.Table:

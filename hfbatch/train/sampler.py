@@ -19,6 +19,9 @@ NO_ROW = -1
 class ShuffledRows(Sampler[int]):
     """Numbers of all rows in random order, each once an epoch, in whole steps.
 
+    A number says the epoch too: that of a row in epoch e is e × rows more than in epoch 0. So what is random
+    about a row, such as its masks, can differ from epoch to epoch, whichever process makes the batch.
+
     :param lengths: what each row costs, int64 [rows].
     :param step: rows of an optimizer step; with `by_length`, rows of one step are of similar length: batches of
         50 steps are sorted within (transformers' `get_length_grouped_indices`), and then steps are shuffled.
@@ -38,7 +41,8 @@ class ShuffledRows(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
         order = self._order(generator)
-        return iter(order + [NO_ROW] * (len(self) - len(order)))
+        before = self.epoch * len(order)
+        return iter([before + row for row in order] + [NO_ROW] * (len(self) - len(order)))
 
     def _order(self, generator: torch.Generator) -> list[int]:
         """All rows; where steps are of similar lengths, the one that is not whole comes last."""

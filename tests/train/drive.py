@@ -16,6 +16,7 @@ from hfbatch.train.loop import collator
 from hfbatch.train.model import build_model
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
+from hfbatch.train.rows import EPOCH
 
 Columns = Mapping[str, Sequence[Any] | pa.Array]
 
@@ -95,4 +96,5 @@ class _Rows:
         self.table = table
 
     def take(self, numbers: list[int]) -> pa.Table:
-        return self.table.take(pa.array(np.asarray(numbers))).combine_chunks()
+        epochs, places = np.divmod(numbers, len(self.table))
+        return self.table.take(pa.array(places)).combine_chunks().append_column(EPOCH, pa.array(epochs))

@@ -119,6 +119,14 @@ class Recipe(ABC):
         """What is wrong with params or model, one sentence each with the fix. No row is read."""
         return self.task.check()
 
+    def choose(self, found: Mapping[str, str], mapped: set[str]) -> dict[str, str]:
+        """The columns that are read: by default, all that were found.
+
+        :param found: column of the recipe to column of the rows.
+        :param mapped: those of the recipe that the spec names.
+        """
+        return dict(found)
+
     def column_faults(self, present: set[str]) -> list[str]:
         """What is wrong with the set of columns that the dataset has, beyond required ones that lack."""
         return []

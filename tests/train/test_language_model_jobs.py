@@ -1,0 +1,100 @@
+"""Language models trained as a user does it: from Parquet to a model that `hfbatch run` takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+import hfbatch
+from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.finetune_spec import FinetuneSpec
+from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_bert_for, tiny_llama
+
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+STEPS = 60
+TEXTS = [text for text in CORPUS[:24] if "word" not in text]
+PLACES = {"mountain": "before dawn", "river": "at noon", "table": "on Monday", "model": "never"}
+CHATS = [
+    [
+        {"role": "user", "content": f"When does the {place} end?"},
+        {"role": "assistant", "content": f"It does so {answer}."},
+    ]
+    for place, answer in PLACES.items()
+]
+
+
+def trained(task: str, folder: Path, rows: dict[str, list[Any]], **changes: Any) -> FinetuneResult:
+    (folder / "rows").mkdir()
+    pq.write_table(pa.table(rows), folder / "rows" / "rows.parquet", row_group_size=8)
+    values: dict[str, Any] = {
+        "task": task,
+        "train": str(folder / "rows"),
+        "eval": str(folder / "rows"),
+        "output": str(folder / "out"),
+        "evaluation": {"every": STEPS},
+        "compute": {"dtype": "float32"},
+        "workers": {"count": 1, "cpus": 1},
+    }
+    return finetune(FinetuneSpec.build({**values, **changes}), quiet=True)
+
+
+def predicted(
+    task: str, model: str, folder: Path, column: str, values: list[Any], **params: Any
+) -> list[Any]:
+    """What the first output column of the task says of each value."""
+    (folder / "asked").mkdir()
+    pq.write_table(pa.table({column: values}), folder / "asked" / "rows.parquet")
+    job = {
+        "task": task,
+        "model": model,
+        "input": str(folder / "asked"),
+        "output": {"path": str(folder / "answers"), "keep": []},
+        "batch": {"size": 4},
+        "workers": {"count": 1},
+        "params": params,
+    }
+    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
+    found = ds.dataset(sorted(map(str, (folder / "answers").glob("*.parquet")))).to_table()
+    return found.column(0).to_pylist()
+
+
+def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "llama", chat_template=CHAT_TEMPLATE)
+    result = trained(
+        "text-generation", tmp_path, {"messages": CHATS * 8}, model=model, params={"packing": True},
+        schedule={"steps": STEPS, "learning_rate": 1e-2}, batch={"size": 4, "max_length": 128},
+    )  # fmt: skip
+    data = result.metrics["data"]["rows"]["train"]
+    assert data["rows"] == 32
+    assert data["features"] < 16
+    assert data["truncated"] == 0
+    assert result.metrics["best"]["accuracy"] > 0.99
+    assert result.metrics["best"]["perplexity"] < 1.1 < 50 < result.metrics["before"]["perplexity"]
+    generation = json.loads((Path(result.model) / "generation_config.json").read_text())
+    assert generation.get("use_cache") is not False
+    answers = predicted(
+        "text-generation", result.model, tmp_path, "messages", [chat[:1] for chat in CHATS],
+        do_sample=False, max_new_tokens=40,
+    )  # fmt: skip
+    assert answers == CHATS
+
+
+def test_a_masked_model_fills_in_what_it_has_learnt(ray_cluster: str, tmp_path: Path) -> None:
+    folder = tiny_bert_for(tmp_path / "bert", "MaskedLM")
+    result = trained(
+        "fill-mask", tmp_path, {"text": TEXTS}, model={"name": folder, "overrides": STILL},
+        params={"whole_words": True, "mask_probability": 0.2},
+        schedule={"steps": 2 * STEPS, "learning_rate": 1e-2}, batch={"size": 16, "max_length": 32},
+    )  # fmt: skip
+    before, best = result.metrics["before"], result.metrics["best"]
+    assert before["accuracy"] < 0.2 < 0.5 < best["accuracy"]
+    assert best["perplexity"] < before["perplexity"] / 10
+    asked = ["The engineer [MASK] the blue mountain before dawn."]
+    ((fills,),) = predicted("fill-mask", result.model, tmp_path, "text", asked)
+    assert fills[0]["token_str"] == "reads"
+    assert fills[0]["score"] > 0.5
