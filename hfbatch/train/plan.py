@@ -18,6 +18,7 @@ from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.plan import bind_columns, gather, versions
 from hfbatch.spec import InputSpec, faults_of
+from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
 from hfbatch.train.order import build_recipe, state_folder
 from hfbatch.train.recipes import recipe_class
@@ -90,6 +91,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
             faults += recipe.check()
+            faults += method_faults(spec, recipe)
     sources = {}
     for name, given in (("train", spec.train), ("eval", spec.eval)):
         if given is not None:
