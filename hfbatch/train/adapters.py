@@ -44,7 +44,9 @@ def method_faults(spec: FinetuneSpec, recipe: Recipe) -> list[str]:
         ]
     linear = linear_layers(model, trained_modules(model, new))
     if not linear:
-        return [f"method {method.name}: {type(model).__name__} has no linear layers below its head; choose full"]
+        return [
+            f"method {method.name}: {type(model).__name__} has no linear layers below its head; choose full"
+        ]
     known = sorted({name.rpartition(".")[2] for name in linear if not name.rpartition(".")[2].isdigit()})
     return [
         f"method.targets: no linear layer below the head is named {target!r}; choose among: {', '.join(known)}"
@@ -67,17 +69,23 @@ def _quantisation_faults(spec: FinetuneSpec, recipe: Recipe) -> list[str]:
 
 
 def skeleton(spec: FinetuneSpec, recipe: Recipe) -> tuple[Any, set[str]]:
-    """The model without storage for its weights, and the names of those that its checkpoint lacks."""
+    """The model without storage for its weights, and the names of those that its checkpoint lacks.
+
+    Where the checkpoint is not on this machine yet, it counts as complete.
+    """
     import torch
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()  # else it tells at length what `new` is
+    transformers.utils.logging.disable_progress_bar()
     loader = getattr(transformers, recipe.auto_class)
     config, trusted = copy.deepcopy(recipe.task.config), spec.model.trust_remote_code
-    if spec.model.scratch:
+    folder = Path(recipe.task.model.folder)
+    if spec.model.scratch or not any(folder.glob("*.safetensors")):
         with torch.device("meta"):
             return loader.from_config(config, trust_remote_code=trusted), set()
     model, found = loader.from_pretrained(
-        recipe.task.model.folder,
+        folder,
         config=config,
         device_map="meta",
         use_safetensors=True,

@@ -24,7 +24,13 @@ from hfbatch.errors import SpecError
 from hfbatch.finetune import compare, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train import adapters
-from hfbatch.train.adapters import linear_layers, method_faults, save_adapter, skeleton, trained_modules
+from hfbatch.train.adapters import (
+    head_weights,
+    linear_layers,
+    method_faults,
+    save_adapter,
+    trained_modules,
+)
 from hfbatch.train.checkpoints import Checkpoints
 from hfbatch.train.loop import train
 from hfbatch.train.model import load_adapted, trainable
@@ -35,6 +41,7 @@ from tests.train.drive import Bench
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
 ROWS = {"text": TEXTS, "label": ["good", "bad", "fair", "good", "bad", "fair"]}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 QLORA4, QLORA8 = {"name": "qlora"}, {"name": "qlora", "bits": 8}
 
 
@@ -55,7 +62,14 @@ def tiny_distilbert(folder: Path) -> str:
 
 def tiny_t5(folder: Path) -> str:
     tokenizer = text.wordpiece_tokenizer(64)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": len(tokenizer)}
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": len(tokenizer),
+    }
     tokens = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens))
@@ -94,13 +108,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def logits(model: Any, bench: Bench) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(**{name: value for name, value in bench.batch().items() if name != "labels"}).logits
+        return model.eval()(
+            **{name: value for name, value in bench.batch().items() if name != "labels"}
+        ).logits
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_head_alone_is_trained(folders: dict[str, str], name: str) -> None:
     bench = Bench("text-classification", folders[name], ROWS, method="head").ready()
-    changing = {key.rpartition(".")[0] for key, weight in bench.model.named_parameters() if weight.requires_grad}
+    changing = {
+        key.rpartition(".")[0] for key, weight in bench.model.named_parameters() if weight.requires_grad
+    }
     assert changing == set(HEADS[name])
     assert trainable(bench.model)[0] == sum(HEADS[name].values())
     first, last = bench.learn()
@@ -158,8 +176,8 @@ def test_a_quantised_base_is_written_out_for_the_merge(
 
 
 def test_layers_that_the_checkpoint_lacks_are_trained_whole(folders: dict[str, str], tmp_path: Path) -> None:
-    weights = {name: value for name, value in load_file(Path(folders["bert"]) / "model.safetensors").items()}
     shutil.copytree(folders["bert"], tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
     kept = {name: value for name, value in weights.items() if not name.startswith("pooler")}
     save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     for method in ("lora", QLORA4):
@@ -199,7 +217,7 @@ def test_new_tokens_are_learnt_in_both_tables_of_embeddings(folders: dict[str, s
 
 
 def test_gradients_are_those_without_gradient_checkpointing(folders: dict[str, str]) -> None:
-    model = {"name": folders["bert"], "overrides": {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}}
+    model = {"name": folders["bert"], "overrides": STILL}
     bench = Bench("text-classification", "", ROWS, model=model, method={"name": "lora", "dropout": 0}).ready()
     bench.model.train()
     found = []
@@ -240,6 +258,64 @@ def test_what_a_method_cannot_do_is_told_before_work(
         "schedule.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes",
     ]
     assert faults(bert) == []
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+T5_SIZES = {"d_model": 32, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+OTHERS: dict[str, tuple[str, dict[str, Any], set[str], set[str], set[str]]] = {
+    "ViTForImageClassification": (
+        "ViTConfig", SIZES, {"classifier"}, {"classifier"},
+        {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"},
+    ),
+    "Wav2Vec2ForSequenceClassification": (
+        "Wav2Vec2Config", {**SIZES, "num_conv_pos_embedding_groups": 2}, {"projector", "classifier"},
+        {"projector", "classifier"},
+        {"projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"},
+    ),
+    "RobertaForSequenceClassification": (
+        "RobertaConfig", SIZES, {"classifier.dense", "classifier.out_proj"},
+        {"classifier.dense", "classifier.out_proj"}, {"query", "key", "value", "dense"},
+    ),
+    "LlamaForCausalLM": (
+        "LlamaConfig", SIZES, {"lm_head"}, set(),
+        {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    ),
+    "T5ForConditionalGeneration": (
+        "T5Config", T5_SIZES, set(), set(), {"q", "k", "v", "o", "wi", "wo"},
+    ),
+    "BertForMaskedLM": (
+        "BertConfig", SIZES,
+        {"cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"}, set(),
+        {"query", "key", "value", "dense"},
+    ),
+}  # fmt: skip
+"""Class to: config, sizes; modules with weights of the head, those trained whole beside adapters, adapted layers."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_head_and_what_gets_adapters(name: str) -> None:
+    config, sizes, head, whole, linear = OTHERS[name]
+    with torch.device("meta"):
+        model = getattr(transformers, name)(getattr(transformers, config)(**sizes))
+    assert {weight.rpartition(".")[0] for weight in head_weights(model, set())} == head
+    assert set(trained_modules(model, set())) == whole
+    layers = linear_layers(model, trained_modules(model, set()))
+    assert {layer.rpartition(".")[2] for layer in layers} == linear
+    assert not any(layer.startswith(("cls.", "classifier", "lm_head")) for layer in layers)
+
+
+def test_a_model_without_a_head_of_its_own_is_refused(folders: dict[str, str]) -> None:
+    bench = Bench("text-classification", folders["gpt2"], ROWS, method="head")
+    bench.recipe.auto_class = "AutoModelForCausalLM"
+    (fault,) = method_faults(bench.spec, bench.recipe)
+    assert "GPT2LMHeadModel has no head of its own" in fault
+
+
+def test_a_new_layer_tied_to_the_base_is_refused(folders: dict[str, str]) -> None:
+    bench = Bench("text-classification", folders["bert"], ROWS, method="lora")
+    bench.recipe.auto_class = "AutoModelForMaskedLM"  # of a checkpoint that has no such head
+    with pytest.raises(SpecError, match=r"cls\.predictions\.bias cannot be trained .* choose method full"):
+        method_faults(bench.spec, bench.recipe)
 
 
 def train_here(bench: Bench, out: Path) -> dict[str, Any]:
@@ -308,26 +384,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["lora", QLORA4], ids=["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("method", "rate", "epochs", "workers"),
+    [("lora", 1e-2, 6, 2), (QLORA4, 6e-3, 10, 1)],
+    ids=["lora", "qlora"],
+)
 def test_from_rows_to_a_merged_model_that_predicts(
-    ray_cluster: str, encoder: str, data: Path, method: Any, tmp_path: Path
+    ray_cluster: str,
+    encoder: str,
+    data: Path,
+    method: Any,
+    rate: float,
+    epochs: int,
+    workers: int,
+    tmp_path: Path,
 ) -> None:
     values = {
         "task": "text-classification",
-        "model": encoder,
+        "model": {"name": encoder, "overrides": STILL},
         "train": str(data / "train"),
         "eval": str(data / "dev"),
         "output": str(tmp_path / "out"),
         "method": method,
         "tokenizer": {"add_special_tokens": ["<yes>", "<no>"]},
-        "schedule": {"epochs": 4, "learning_rate": 1e-2},
+        "schedule": {"epochs": epochs, "learning_rate": rate},
         "batch": {"size": 16},
-        "workers": {"count": 1, "cpus": 1},
+        "compute": {"dtype": "float32"},
+        "workers": {"count": workers, "cpus": 1},
     }
     result = finetune(FinetuneSpec.build(values), quiet=True)
     best, merged = result.metrics["best"], result.metrics["merged"]
     assert result.metrics["before"]["accuracy"] < 0.9 <= merged["accuracy"]
-    assert merged["loss"] == pytest.approx(best["loss"], rel=0.05)
+    assert merged["loss"] == pytest.approx(best["loss"], rel=1e-3)
     assert result.metrics["merge"]["difference"] == max(abs(merged[name] - best[name]) for name in merged)
     out = Path(result.output)
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
@@ -335,18 +423,21 @@ def test_from_rows_to_a_merged_model_that_predicts(
     assert not list((out / "model").glob("adapter*"))
     job = {
         "task": "text-classification",
-        "model": result.model,
+        "model": {"name": result.model, "dtype": "float32"},
         "input": str(data / "dev"),
         "output": {"path": str(tmp_path / "scores"), "prefix": "found_"},
     }
     assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
     found = ds.dataset(sorted(map(str, (tmp_path / "scores").glob("*.parquet")))).to_table()
     right = np.array(found["found_label"].to_pylist()) == np.array(found["label"].to_pylist())
-    assert right.mean() == pytest.approx(merged["accuracy"], abs=1 / 33)
+    assert right.mean() == pytest.approx(merged["accuracy"])
 
 
 def test_a_merge_that_changes_the_loss_is_told() -> None:
     before, near, far = ({"loss": loss, "accuracy": 0.9} for loss in (1.0, 1.005, 1.02))
-    assert compare(before, near) == {"merged": near, "merge": {"metric": "loss", "difference": pytest.approx(0.005)}}
+    assert compare(before, near) == {
+        "merged": near,
+        "merge": {"metric": "loss", "difference": pytest.approx(0.005)},
+    }
     (note,) = compare(before, far)["notes"]
     assert "changed the loss from 1 to 1.02" in note
