@@ -343,6 +343,8 @@ def _finetune(spec: FinetuneSpec, overwrite: bool, address: str | None, as_json:
         best = result.metrics["best"]
         figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
         console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
+        for note in result.metrics.get("notes", ()):
+            console.print(escaped(note), highlight=False)
         console.print(escaped(result.model), highlight=False)
 
     answer(result.metrics, as_json, show)

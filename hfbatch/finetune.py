@@ -18,6 +18,9 @@ from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 MOST_FAULTS = 30
 """Faulty rows that an error names."""
 
+MERGE_TOLERANCE = 0.01
+"""Relative change of the loss by merging adapters, above which the result says so."""
+
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -107,7 +110,7 @@ def _parts(plan: FinetunePlan) -> list[tuple[str, Any]]:
 def _clear(output: str) -> None:
     """Deletes what an earlier training left; nothing else."""
     fs, root = open_filesystem(output)
-    for name in ("model", "_hfbatch"):
+    for name in ("model", "adapter", "_hfbatch"):
         if kind_of(fs, f"{root}/{name}") == "folder":
             fs.delete_dir(f"{root}/{name}")
     for name in ("_SUCCESS", "metrics.json", "report.html"):
@@ -132,11 +135,13 @@ def _metrics(
         for entry in evaluations
     ]
     best = next(entry for entry in plain if entry["step"] == news["best_step"])
+    merged = compare(best, news["merged"]) if news["merged"] else {}
     return {
         "task": plan.spec.task,
         "method": plan.spec.method.name,
         "model": {"name": plan.model.name, "commit": plan.model.commit},
         "best": best,
+        **merged,
         "before": plain[0],
         "baseline": news["baseline"],
         "evaluations": plain,
@@ -148,6 +153,22 @@ def _metrics(
         "seconds": seconds,
         "fingerprint": plan.fingerprint,
     }
+
+
+def compare(adapted: dict[str, float], merged: dict[str, float]) -> dict[str, Any]:
+    """Metrics after adapters were merged into the model, beside those before.
+
+    :returns: `merged`, the metrics; `merge`, the metric that differs most and by how much; `notes`, if that matters.
+    """
+    differences = {name: abs(value - adapted[name]) for name, value in merged.items() if name in adapted}
+    most = max(differences, key=lambda name: differences[name])
+    found: dict[str, Any] = {"merged": merged, "merge": {"metric": most, "difference": differences[most]}}
+    if differences["loss"] > MERGE_TOLERANCE * abs(adapted["loss"]):
+        found["notes"] = [
+            f"merging the adapters changed the loss from {adapted['loss']:.4g} to {merged['loss']:.4g}; `adapter` on "
+            "its base is what was trained, `model` is near it"
+        ]
+    return found
 
 
 def _write(plan: FinetunePlan, name: str, values: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import join, open_filesystem
 from hfbatch.errors import WorkerError
+from hfbatch.train.adapters import save_adapter
 from hfbatch.train.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.model import load_adapted
 from hfbatch.train.order import TrainOrder
 
 OF_TRAINING = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", MANIFEST)
@@ -16,19 +20,60 @@ OF_TRAINING = ("optimizer", "scheduler", "rng_state", "trainer_state", "training
 
 
 def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: Path) -> None:
-    """Puts the model of a checkpoint into the output's folder `model`, whole before it has its config.
+    """Puts the model of a checkpoint into the output's folder `model`. :raises WorkerError: if it is gone."""
+    found = best_of(checkpoints, step, local)
+    order.recipe.complete(found)
+    put(found, join(order.spec.output, "model"), last="config.json")
 
+
+def export_merged(
+    order: TrainOrder,
+    checkpoints: Checkpoints,
+    step: int,
+    local: Path,
+    first: bool,
+    measure: Callable[[Any], dict[str, float]],
+) -> dict[str, float]:
+    """Puts the adapters of a checkpoint into the folder `adapter`, and a plain model with them added into `model`.
+
+    Runs in every process, since they measure the merged model together.
+
+    :param first: whether this process is the one that writes.
+    :param measure: metrics of a model.
+    :returns: metrics of the merged model.
     :raises WorkerError: if the checkpoint is gone.
     """
+    recipe, base = order.recipe, order.model
+    adapted = load_adapted(order.spec, recipe, best_of(checkpoints, step, local))
+    if first:
+        save_adapter(adapted, base.name, base.commit if base.hub else None, local / "adapter")
+        recipe.processor.save_pretrained(local / "adapter")
+        put(local / "adapter", join(order.spec.output, "adapter"), last="adapter_config.json")
+    merged = adapted.merge_and_unload(safe_merge=True)
+    metrics = measure(merged)
+    if first:
+        merged.save_pretrained(local / "merged")
+        recipe.processor.save_pretrained(local / "merged")
+        recipe.complete(local / "merged")
+        put(local / "merged", join(order.spec.output, "model"), last="config.json")
+    return metrics
+
+
+def best_of(checkpoints: Checkpoints, step: int, local: Path) -> Path:
+    """A copy of the best checkpoint. :raises WorkerError: if it is gone."""
     found = checkpoints.fetch(step, local)
     if found is None:
         raise WorkerError(
             f"the best checkpoint, of step {step}, is not as it was written; run again to train on"
         )
-    order.recipe.complete(found)
-    fs, root = open_filesystem(join(order.spec.output, "model"))
-    files = [path for path in sorted(found.rglob("*")) if path.is_file()]
-    names = [str(path.relative_to(found)) for path in files if not path.name.startswith(OF_TRAINING)]
-    for name in sorted(names, key=lambda name: name == "config.json"):
+    return found
+
+
+def put(folder: Path, url: str, last: str) -> None:
+    """Copies a model's files to a folder or URL, without those of training. :param last: the file that comes last."""
+    fs, root = open_filesystem(url)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [str(path.relative_to(folder)) for path in files if not path.name.startswith(OF_TRAINING)]
+    for name in sorted(names, key=lambda name: name == last):
         fs.create_dir(f"{root}/{name}".rpartition("/")[0], recursive=True)
-        pafs.copy_files(str(found / name), f"{root}/{name}", pafs.LocalFileSystem(), fs)
+        pafs.copy_files(str(folder / name), f"{root}/{name}", pafs.LocalFileSystem(), fs)

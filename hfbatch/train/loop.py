@@ -18,9 +18,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from hfbatch.compute.precision import native_dtype
 from hfbatch.data.filesystem import join
 from hfbatch.errors import WorkerError
+from hfbatch.train.adapters import ADAPTED
 from hfbatch.train.checkpoints import Checkpoints
 from hfbatch.train.evaluate import Collate, evaluate
-from hfbatch.train.export import export_model
+from hfbatch.train.export import export_merged, export_model
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.recipes.base import IGNORED, LOWER_IS_BETTER, Recipe
@@ -49,14 +50,21 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
     )
     found = newest_for_all(checkpoints, local / "resume", rank, world)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
-    if rank == 0:
-        best = trainer.state.best_global_step or max(checkpoints.steps())
+    best, merged = trainer.state.best_global_step or max(checkpoints.steps()), None
+    if spec.method.name in ADAPTED:
+        merged = export_merged(
+            order, checkpoints, best, local / f"best-{rank}", rank == 0,
+            lambda plain: trainer.measure(plain.to(trainer.args.device)),
+        )  # fmt: skip
+    elif rank == 0:
         export_model(order, checkpoints, best, local / "best")
+    if rank == 0:
         changed, weights = trainable(model)
         tell(
             {
                 "done": True,
                 "best_step": best,
+                "merged": merged,
                 "log": trainer.state.log_history,
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
@@ -190,10 +198,7 @@ class BatchTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Metrics of the rows to measure with, `eval_` before their names."""
-        found = evaluate(
-            self._order.recipe, self.model, self._rows["eval"], self._collate_eval,
-            self.args.per_device_train_batch_size * 2, self.args.device,
-        )  # fmt: skip
+        found = self.measure(self.model)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         if self.args.metric_for_best_model not in (*found, *metrics):
             raise WorkerError(
@@ -202,6 +207,14 @@ class BatchTrainer(Trainer):
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Metrics of a model, computed as the one that is trained."""
+        with self.accelerator.autocast():
+            return evaluate(
+                self._order.recipe, model, self._rows["eval"], self._collate_eval,
+                self.args.per_device_train_batch_size * 2, self.args.device,
+            )  # fmt: skip
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves on this machine, then to the output folder: every process its own files, the first one commits."""

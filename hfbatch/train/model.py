@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hfbatch.engines.torch import grow_vocabulary
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.finetune_spec import FinetuneSpec, MethodSpec
+from hfbatch.train.adapters import ADAPTED, adapt, head_weights, quantisation, take_quantised
 from hfbatch.train.recipes.base import Recipe
 
 
@@ -13,7 +15,18 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
     """A transformers model in float32, in train mode, the weights that stay as they are without gradients.
 
     Layers that the checkpoint lacks, such as a head for new labels, begin random: the same for the same seed.
+    With adapters, it is a PeftModel around it.
     """
+    model, new = load_model(spec, recipe)
+    if spec.method.name == "head":
+        freeze_base(model, new)
+    if spec.method.name in ADAPTED:
+        model = adapt(model, spec, recipe, new)
+    return model.train()
+
+
+def load_model(spec: FinetuneSpec, recipe: Recipe) -> tuple[Any, set[str]]:
+    """The model before a method has a say, but for the quantised weights of qlora; and names of new weights."""
     import transformers
     from transformers.trainer_utils import set_seed
 
@@ -32,15 +45,27 @@ def build_model(spec: FinetuneSpec, recipe: Recipe) -> Any:
             trust_remote_code=spec.model.trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **(quantisation(spec, recipe) if spec.method.name == "qlora" else {}),
         )
         new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     if recipe.task.vocabulary is not None:
         grow_vocabulary(model, recipe.task.vocabulary, spec.seed)
     recipe.prepare(model)
-    if spec.method.name == "head":
-        freeze_base(model, new)
-    recipe.prepare(model)
-    return model.train()
+    return model, new
+
+
+def load_adapted(spec: FinetuneSpec, recipe: Recipe, folder: Path) -> Any:
+    """A PeftModel in float32 with the adapters of a checkpoint, ready to be merged.
+
+    The base of qlora is the quantised one, written out: adding adapters to 4-bit weights would round these again, and
+    the original weights are not what the adapters were trained on.
+    """
+    from peft import PeftModel
+
+    model, _ = load_model(spec.model_copy(update={"method": MethodSpec()}), recipe)
+    if spec.method.name == "qlora":
+        take_quantised(model, load_model(spec, recipe)[0])
+    return PeftModel.from_pretrained(model, str(folder))
 
 
 def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:
@@ -53,12 +78,14 @@ def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:
 
 def freeze_base(model: Any, new: set[str]) -> None:
     """Leaves gradients to the head alone: what is not in the base model, and what the checkpoint lacked."""
-    base = {id(weight) for weight in model.base_model.parameters()}
+    changing = set(head_weights(model, new))
     for name, weight in model.named_parameters():
-        weight.requires_grad = id(weight) not in base or name in new
+        weight.requires_grad = name in changing
 
 
 def trainable(model: Any) -> tuple[int, int]:
     """Weights that training changes, and all of them."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # of peft, which knows how many are in a byte
+        return model.get_nb_trainable_parameters()
     counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     return sum(count for count, changes in counts if changes), sum(count for count, _ in counts)

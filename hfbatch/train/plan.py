@@ -19,6 +19,7 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.plan import bind_columns, gather, versions
 from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
+from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
 from hfbatch.train.order import build_recipe, state_folder
 from hfbatch.train.recipes import recipe_class
@@ -88,6 +89,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
             faults += recipe.check()
+            faults += method_faults(spec, recipe)
     if spec.method.name not in cls.methods:
         allowed = ", ".join(cls.methods)
         faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")

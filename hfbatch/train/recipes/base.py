@@ -109,9 +109,6 @@ class Recipe(ABC):
         """What is saved beside the model: a tokenizer as its files have it, with the spec's changes."""
         return self.task.load_tokenizer()
 
-    def prepare(self, model: Any) -> None:  # noqa: B027 - most recipes need no change
-        """Changes what the model to train gives and which weights change; called once in each process."""
-
     def complete(self, folder: Path) -> None:  # noqa: B027 - most models need no more
         """Adds what else belongs into the folder of the finished model, which has its weights and config."""
 
