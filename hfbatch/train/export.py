@@ -23,7 +23,7 @@ def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: 
     found = checkpoints.fetch(step, local)
     if found is None:
         raise WorkerError(
-            f"the best checkpoint, of step {step}, is not as it was written; run again to train on"
+            f"the best checkpoint, of step {step}, is not as it was written; --overwrite trains anew"
         )
     fs, root = open_filesystem(join(order.spec.output, "model"))
     fs.create_dir(root, recursive=True)

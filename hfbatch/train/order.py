@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -65,6 +66,18 @@ def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | Non
     task = task_cls(model, task_cls.Params(), spec.batch.max_length, spec.seed)
     task.tokenizer_changes = spec.tokenizer
     return cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
+
+
+def check_shares(size: int, per_device: int | str, least: int, most: int) -> None:
+    """Whether a step can be cut for any number of workers between two. :raises SpecError: if it cannot."""
+    wanted = math.lcm(*range(least, most + 1))
+    if least < most and size % wanted:
+        raise SpecError(
+            f"batch.size {size} does not divide by each number of workers from {least} to {most}; set batch.size to a "
+            f"multiple of {wanted}, or workers.at_least nearer to workers.count"
+        )
+    for world in range(least, most + 1):
+        shares(size, per_device, world)
 
 
 def shares(size: int, per_device: int | str, world: int) -> tuple[int, int]:
