@@ -150,6 +150,7 @@ def _metrics(
         "model": {"name": plan.model.name, "commit": plan.model.commit},
         "best": best,
         "before": plain[0],
+        "resumed_at": news["resumed_at"],
         "baseline": news["baseline"],
         "evaluations": plain,
         "losses": [entry for entry in news["log"] if "loss" in entry],

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -50,7 +51,7 @@ class Checkpoints:
 
         What was there of that step before, such as one that is damaged, counts no longer.
         """
-        if kind_of(self.fs, f"{self.path(step)}/{MANIFEST}") == "file":
+        with suppress(FileNotFoundError):
             self.fs.delete_file(f"{self.path(step)}/{MANIFEST}")
         for name in names:
             target = f"{self.path(step)}/{name}"

@@ -72,6 +72,7 @@ def train(
             {
                 "done": True,
                 "best_step": best,
+                "resumed_at": state.global_step if state else 0,
                 "log": trainer.state.log_history,
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,

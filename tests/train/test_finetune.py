@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -18,7 +14,7 @@ import pytest
 import hfbatch
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.finetune import FinetuneResult, finetune
-from tests.train.tools import assert_same_weights, spec_of, write_rows
+from tests.train.tools import assert_same_weights, kill_after_checkpoint, spec_of, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +69,6 @@ def test_a_killed_worker_delays_training_and_changes_nothing(
     assert (tmp_path / "killed").exists()
     assert_same_weights(result.model, trained.model)
     assert [entry["step"] for entry in result.metrics["evaluations"]] == [0, 8, 16, 24]
-
-
-def kill_after_checkpoint(out: Path) -> None:
-    """Kills the training process with SIGKILL once the first checkpoint is there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    (out / "killed").touch()
-                    return
-        time.sleep(0.05)
 
 
 def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -149,6 +152,19 @@ def rows_noted(taken: list[int]) -> Iterator[None]:
         yield
     finally:
         FeatureRows.take = take  # type: ignore[method-assign]
+
+
+def kill_after_checkpoint(out: Path) -> None:
+    """Kills the training process with SIGKILL once the first checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    (out / "killed").touch()
+                    return
+        time.sleep(0.05)
 
 
 def assert_same_weights(one: str, other: str) -> None:
