@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from hfbatch.data.filesystem import join, kind_of, open_filesystem
+from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem
 from hfbatch.data.writer import write_file
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.plan import FinetunePlan, make_finetune_plan
+from hfbatch.train.plan import FinetunePlan, make_finetune_plan, state_of
 
 MOST_FAULTS = 30
 """Faulty rows that an error names."""
@@ -52,19 +52,20 @@ def finetune(
     """
     from hfbatch.cluster.session import connect
     from hfbatch.train.launch import choose_team, fit
-    from hfbatch.train.order import shares
+    from hfbatch.train.order import check_shares
     from hfbatch.train.progress import TrainProgress
 
     started = time.time()
     plan = make_finetune_plan(spec, overwrite)
     if plan.finished:
+        _tidy(plan)
         return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), _read_metrics(plan))
     with TrainProgress(console, plan.title, quiet) as progress:
         progress.say("connecting to Ray")
         with connect(address):
             team = choose_team(plan.spec.workers)
             batch = plan.spec.batch
-            shares(batch.size, batch.per_device, team.workers, plan.recipe.group)
+            check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
             progress.say("looking at the rows")
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
@@ -72,6 +73,7 @@ def finetune(
     metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
     _write(plan, "metrics.json", metrics)
     _write(plan, "_SUCCESS", {})
+    _tidy(plan)
     return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
 
 
@@ -108,14 +110,33 @@ def _parts(plan: FinetunePlan) -> list[tuple[str, Any]]:
 
 
 def _clear(output: str) -> None:
-    """Deletes what an earlier training left; nothing else."""
+    """Deletes what an earlier training left; nothing else.
+
+    First what says that it is done, last what says which it is: its checkpoints are never taken for another's.
+    """
     fs, root = open_filesystem(output)
-    for name in ("model", "adapter", "_hfbatch"):
-        if kind_of(fs, f"{root}/{name}") == "folder":
+    for name in (
+        "_SUCCESS",
+        "metrics.json",
+        "report.html",
+        "model",
+        "adapter",
+        "_hfbatch/checkpoints",
+        "_hfbatch",
+    ):
+        match kind_of(fs, f"{root}/{name}"):
+            case "file":
+                fs.delete_file(f"{root}/{name}")
+            case "folder":
+                fs.delete_dir(f"{root}/{name}")
+
+
+def _tidy(plan: FinetunePlan) -> None:
+    """Deletes what is of no use once training is done: checkpoints, features, what Ray Train left."""
+    fs, root = open_filesystem(state_of(plan))
+    for name, folder in list_names(fs, root).items():
+        if folder and (name in {"checkpoints", "ray"} or name.startswith("features-")):
             fs.delete_dir(f"{root}/{name}")
-    for name in ("_SUCCESS", "metrics.json", "report.html"):
-        if kind_of(fs, f"{root}/{name}") == "file":
-            fs.delete_file(f"{root}/{name}")
 
 
 def _metrics(
@@ -143,6 +164,7 @@ def _metrics(
         "best": best,
         **merged,
         "before": plain[0],
+        "resumed_at": news["resumed_at"],
         "baseline": news["baseline"],
         "evaluations": plain,
         "losses": [entry for entry in news["log"] if "loss" in entry],

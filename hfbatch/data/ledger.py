@@ -152,13 +152,11 @@ class Ledger:
         made = _absent_folders(f"{self.root}/{FOLDER}") if is_local(self.fs) else []
         try:
             if kind_of(self.fs, self.root) == "file":
-                return f"output.path {shown} is a file; give a folder"
+                return f"output {shown} is a file; give a folder"
             write_file(self.fs, probe, b"hfbatch")
             self.fs.delete_file(probe)
         except OSError as error:
-            return (
-                f"output.path {shown} cannot be written: {one_line(error)}; give a folder that you may write"
-            )
+            return f"output {shown} cannot be written: {one_line(error)}; give a folder that you may write"
         finally:
             for folder in made:
                 with suppress(OSError):

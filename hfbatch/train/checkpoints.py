@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -46,7 +47,12 @@ class Checkpoints:
         return [step for step in steps if kind_of(self.fs, f"{self.path(step)}/{MANIFEST}") == "file"]
 
     def upload(self, local: Path, step: int, names: list[str]) -> Sums:
-        """Copies files of a local folder; they count once `commit` names them."""
+        """Copies files of a local folder; they count once `commit` names them.
+
+        What was there of that step before, such as one that is damaged, counts no longer.
+        """
+        with suppress(FileNotFoundError):
+            self.fs.delete_file(f"{self.path(step)}/{MANIFEST}")
         for name in names:
             target = f"{self.path(step)}/{name}"
             self.fs.create_dir(target.rpartition("/")[0], recursive=True)
@@ -54,7 +60,14 @@ class Checkpoints:
         return {name: sum_of(local / name) for name in names}
 
     def commit(self, step: int, sums: Mapping[str, tuple[int, str]]) -> None:
-        """Makes the files that were uploaded the checkpoint of a step."""
+        """Makes the files that were uploaded the checkpoint of a step.
+
+        :raises OSError: if one of them is not there in full; there is no checkpoint of that step then.
+        """
+        for name, (size, _) in sums.items():
+            there = self.fs.get_file_info(f"{self.path(step)}/{name}").size
+            if there != size:
+                raise OSError(f"{name} has {there or 0:,} bytes in place of {size:,}")
         text = json.dumps({"step": step, "files": sums}, indent=1)
         write_file(self.fs, f"{self.path(step)}/{MANIFEST}", text.encode())
 
@@ -79,10 +92,17 @@ class Checkpoints:
                 return step, found
         return None
 
-    def prune(self, keep: int, best: int | None) -> None:
-        """Deletes all but the newest few and the best one. :param best: its step."""
-        for step in self.steps()[:-keep]:
-            if step != best:
+    def prune(self, newest: int, keep: int, best: int | None) -> None:
+        """Deletes all but the newest few and the best one.
+
+        :param newest: the step of the one just committed. Those of later steps are damaged: training would else
+            have gone on from them.
+        :param best: the step of the best one.
+        """
+        steps = self.steps()
+        kept = {best, *[step for step in steps if step <= newest][-keep:]}
+        for step in steps:
+            if step not in kept:
                 self.fs.delete_file(
                     f"{self.path(step)}/{MANIFEST}"
                 )  # first: what is left of it is no checkpoint

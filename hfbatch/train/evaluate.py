@@ -14,6 +14,10 @@ from hfbatch.errors import WorkerError
 from hfbatch.train.recipes.base import Predicted, Recipe
 from hfbatch.train.rows import FeatureRows
 
+NO_NUMBERS = (
+    "lower schedule.learning_rate, or set compute.dtype=float32. The checkpoints before it are untouched"
+)
+"""What to do when training has come to infinities."""
 Collate = Callable[[list[int]], dict[str, torch.Tensor]]
 
 
@@ -27,7 +31,7 @@ def evaluate(
 
     :param collate: numbers of rows to a batch.
     :param size: rows of a batch.
-    :raises WorkerError: if a row was scored twice or not at all.
+    :raises WorkerError: if a row was scored twice or not at all, or the loss is no number.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     order = by_length(rows.lengths)
@@ -81,4 +85,6 @@ def _score(recipe: Recipe, rows: FeatureRows, shares: list[Any]) -> dict[str, fl
     ordered = [predictions[place] for place in back.tolist()]
     items = sum(share[3] for share in shares)
     loss = sum(share[2] for share in shares) / items if items else float("nan")
+    if items and np.isnan(loss):
+        raise WorkerError(f"the loss of the rows to measure with is {loss}; {NO_NUMBERS}")
     return {"loss": loss, **recipe.score(ordered, rows.table)}

@@ -64,7 +64,7 @@ def best_of(checkpoints: Checkpoints, step: int, local: Path) -> Path:
     found = checkpoints.fetch(step, local)
     if found is None:
         raise WorkerError(
-            f"the best checkpoint, of step {step}, is not as it was written; run again to train on"
+            f"the best checkpoint, of step {step}, is not as it was written; --overwrite trains anew"
         )
     return found
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hfbatch.data.filesystem import join, one_line, open_filesystem
 from hfbatch.errors import HfbatchError, SpecError, WorkerError
@@ -19,6 +22,8 @@ from hfbatch.finetune_spec import TrainWorkersSpec
 from hfbatch.train.order import TrainOrder
 
 POLL_S = 0.5
+STARTS = 10
+"""How often processes that find no place are asked for, a minute each time; Ray would ask for ever."""
 News = dict[str, Any]
 
 
@@ -32,6 +37,7 @@ class Team:
     cpus: float
     """CPUs of one process."""
     at_least: int
+    """How many go on training when the cluster shrinks."""
 
 
 def choose_team(spec: TrainWorkersSpec) -> Team:
@@ -43,12 +49,14 @@ def choose_team(spec: TrainWorkersSpec) -> Team:
     cpus = max(int(all_cpus / max(count, 1)), 1) if spec.cpus == "auto" else spec.cpus
     if gpus and spec.cpus == "auto":
         cpus = 1.0
-    if count < 1 or count * gpus > all_gpus or count * cpus > all_cpus:
+    least = spec.at_least or count
+    count = max(count, least)
+    if least < 1 or least * gpus > all_gpus or least * cpus > all_cpus:
         raise SpecError(
-            f"workers: {count} of {cpus:g} CPUs and {gpus:g} GPUs do not fit into the cluster ({all_cpus:g} CPUs, "
+            f"workers: {least} of {cpus:g} CPUs and {gpus:g} GPUs do not fit into the cluster ({all_cpus:g} CPUs, "
             f"{all_gpus:g} GPUs); set smaller workers.count or workers.cpus"
         )
-    return Team(count, gpus, float(cpus), spec.at_least or count)
+    return Team(count, gpus, float(cpus), least)
 
 
 @ray.remote(num_cpus=0)
@@ -85,7 +93,8 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    board: Any = Board.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     fs, root = open_filesystem(join(order.state, "ray"))
     elastic = team.at_least < team.workers
     trainer = TorchTrainer(
@@ -101,13 +110,14 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
             name="run",
             storage_path=root,
             storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=order.spec.workers.failures),
+            failure_config=FailureConfig(order.spec.workers.failures, controller_failure_limit=STARTS),
         ),
     )
     follower = _Follower(board, on_news)
     follower.start()
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except Exception as error:
         fault = ray.get(board.failed.remote())
         raise WorkerError(fault or f"training ended early: {_cause(error)}") from error
@@ -117,6 +127,19 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     if fault or not last.get("done"):
         raise WorkerError(fault or "training ended early, without a word")
     return last
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is KeyboardInterrupt: Ray ends the processes, then leaves with SystemExit, and keeps the signal."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 class _Follower(threading.Thread):
@@ -152,7 +175,7 @@ class _Follower(threading.Thread):
 def _process(config: dict[str, Any]) -> None:
     """What Ray Train runs in each process."""
     import torch
-    from ray.train import get_context
+    from ray.train import get_context, get_preemption_info
 
     from hfbatch.train.loop import train
 
@@ -164,7 +187,7 @@ def _process(config: dict[str, Any]) -> None:
     try:
         train(
             TrainOrder.from_json(config["order"]), local, context.get_world_rank(), context.get_world_size(),
-            lambda news: board.tell.remote(news),
+            lambda news: board.tell.remote(news), lambda: get_preemption_info() is not None,
         )  # fmt: skip
     except HfbatchError as error:
         ray.get(board.fail.remote(str(error)))

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from hfbatch.compute.precision import native_dtype
-from hfbatch.data.filesystem import join
+from hfbatch.data.filesystem import join, one_line, redact
 from hfbatch.errors import WorkerError
 from hfbatch.train.adapters import ADAPTED
 from hfbatch.train.checkpoints import Checkpoints
-from hfbatch.train.evaluate import Collate, evaluate
+from hfbatch.train.evaluate import NO_NUMBERS, Collate, evaluate
 from hfbatch.train.export import export_merged, export_model
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.order import TrainOrder, shares
@@ -34,11 +35,19 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "a
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
 
 
-def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> None:
+def train(
+    order: TrainOrder,
+    local: Path,
+    rank: int,
+    world: int,
+    tell: Tell,
+    leaving: Callable[[], bool] | None = None,
+) -> None:
     """Trains to the end in this process, one of `world`; what it leaves is in the output folder.
 
     :param local: an empty folder on this machine.
     :param tell: used by the first process alone.
+    :param leaving: whether a machine is about to be taken away; asked after each step, and the same in every process.
     """
     recipe, spec = order.recipe, order.spec
     rows = {part: FeatureRows(join(order.features, part), local / part) for part in ("train", "eval")}
@@ -48,8 +57,14 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
     trainer = BatchTrainer(
         order, model, rows, collate, checkpoints, local, world, tell if rank == 0 else None
     )
+    if leaving is not None:
+        trainer.add_callback(SaveBeforeLeaving(leaving))
     found = newest_for_all(checkpoints, local / "resume", rank, world)
-    trainer.train(resume_from_checkpoint=None if found is None else str(found))
+    state = None if found is None else TrainerState.load_from_json(str(found / TRAINER_STATE_NAME))
+    if state is not None and is_over(state):
+        trainer.state = state  # nothing is left but to export
+    else:
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
     best, merged = trainer.state.best_global_step or max(checkpoints.steps()), None
     if spec.method.name in ADAPTED:
         merged = export_merged(
@@ -65,12 +80,18 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
                 "done": True,
                 "best_step": best,
                 "merged": merged,
+                "resumed_at": state.global_step if state else 0,
                 "log": trainer.state.log_history,
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
                 "weights": weights,
             }
         )
+
+
+def is_over(state: TrainerState) -> bool:
+    """Whether training had ended when a checkpoint was saved: by its steps, or early."""
+    return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
 def newest_for_all(checkpoints: Checkpoints, local: Path, rank: int, world: int) -> Path | None:
@@ -146,6 +167,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
         save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,
         **when,
         **saved,
     )
@@ -167,6 +189,8 @@ class BatchTrainer(Trainer):
     ) -> None:
         self._order, self._rows, self._checkpoints = order, rows, checkpoints
         self._collate_eval = collate(rows["eval"])
+        batch = order.spec.batch
+        self.sampler = ShuffledRows(rows["train"].lengths, batch.size, order.spec.seed, batch.by_length)
         patience = order.spec.evaluation.patience
         super().__init__(
             model=model,
@@ -179,25 +203,25 @@ class BatchTrainer(Trainer):
             callbacks=[EarlyStoppingCallback(patience)] if patience else [],
         )
         self.add_callback(MeasuredFirst(self))
+        self.add_callback(EpochOrder(self.sampler))
         if tell is not None:
             self.add_callback(News(tell))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self._order.spec.batch
-        return ShuffledRows(self._rows["train"].lengths, batch.size, self.args.seed, batch.by_length)
+        return self.sampler
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. :raises WorkerError: when the loss is no number."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise WorkerError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower schedule.learning_rate, or set "
-                "compute.dtype=float32. The checkpoints before it are untouched"
-            )
+            raise WorkerError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; {NO_NUMBERS}")
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Metrics of the rows to measure with, `eval_` before their names."""
+        """Metrics of the rows to measure with, `eval_` before their names.
+
+        :raises WorkerError: when the loss is no number, or the metric that decides is not among the metrics.
+        """
         found = self.measure(self.model)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         if self.args.metric_for_best_model not in (*found, *metrics):
@@ -217,9 +241,23 @@ class BatchTrainer(Trainer):
             )  # fmt: skip
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves on this machine, then to the output folder: every process its own files, the first one commits."""
-        super()._save_checkpoint(model, trial)
-        step, world = self.state.global_step, self.args.world_size
+        """Saves on this machine, then to the output folder: every process its own files, the first one commits.
+
+        :raises WorkerError: when the weights are no numbers.
+        :raises OSError: when it cannot be written.
+        """
+        step = self.state.global_step
+        check_weights(self.model, step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self._upload(step, self.args.world_size)
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {step} cannot be written to {redact(self._order.state)}: {one_line(error)}; "
+                "make room or give access, then run again"
+            ) from error
+
+    def _upload(self, step: int, world: int) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if world > 1:
             dist.barrier()
@@ -230,16 +268,27 @@ class BatchTrainer(Trainer):
             dist.all_gather_object(sums, mine)
         if self.is_world_process_zero():
             self._checkpoints.commit(step, {name: one for part in sums for name, one in part.items()})
-            self._checkpoints.prune(self._order.spec.evaluation.keep, self.state.best_global_step)
+            self._checkpoints.prune(step, self._order.spec.evaluation.keep, self.state.best_global_step)
         if world > 1:
             dist.barrier()
 
     def _writes(self, name: str) -> bool:
-        """Whether a file of a checkpoint is this process's to write: its random state, and all else for the first."""
+        """Whether a file of a checkpoint is this process's to write: its random state, and all else for the first.
+
+        Nobody writes the arguments: nothing reads them, and they are a pickle of arbitrary objects.
+        """
+        if name == TRAINING_ARGS_NAME:
+            return False
         stem = Path(name).stem
         if stem.startswith("rng_state_"):
             return stem == f"rng_state_{self.args.process_index}"
         return self.is_world_process_zero()
+
+
+def check_weights(model: torch.nn.Module, step: int) -> None:
+    """Whether what training changes is numbers still. :raises WorkerError: if it is not."""
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad):
+        raise WorkerError(f"weights are no finite numbers after step {step}; {NO_NUMBERS}")
 
 
 class MeasuredFirst(TrainerCallback):
@@ -252,6 +301,34 @@ class MeasuredFirst(TrainerCallback):
         """Nothing, where training goes on."""
         if not state.log_history:
             self.trainer.evaluate()
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the order of rows which epoch it is.
+
+    Accelerate does not, where several processes go on in the middle of an epoch: they saw the first one's order again.
+    """
+
+    def __init__(self, sampler: ShuffledRows) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The state's epoch is whole then, but where training goes on in its middle."""
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class SaveBeforeLeaving(TrainerCallback):
+    """Saves a checkpoint, once, when a machine is about to be taken away."""
+
+    def __init__(self, leaving: Callable[[], bool]) -> None:
+        self.leaving = leaving
+        self.saved = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Not at the end of an epoch, nor of training: what is to be measured there is measured before it is saved."""
+        end = control.should_training_stop or float(state.epoch).is_integer()
+        if self.leaving() and not self.saved and not end:
+            control.should_save = self.saved = True
 
 
 class News(TrainerCallback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -67,6 +68,18 @@ def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | Non
     recipe = cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
     recipe.batch = spec.batch
     return recipe
+
+
+def check_shares(size: int, per_device: int | str, least: int, most: int, group: int = 1) -> None:
+    """Whether a step can be cut for any number of workers between two. :raises SpecError: if it cannot."""
+    wanted = math.lcm(*range(least, most + 1))
+    if least < most and size % wanted:
+        raise SpecError(
+            f"batch.size {size} does not divide by each number of workers from {least} to {most}; set batch.size to a "
+            f"multiple of {wanted}, or workers.at_least nearer to workers.count"
+        )
+    for world in range(least, most + 1):
+        shares(size, per_device, world, group)
 
 
 def shares(size: int, per_device: int | str, world: int, group: int = 1) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from hfbatch.compute.checks import model_faults
-from hfbatch.data.filesystem import READ_ERRORS, absolute, join, open_filesystem, redact
+from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, open_filesystem, redact
+from hfbatch.data.ledger import Ledger
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
@@ -169,13 +170,26 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
 
 
 def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None, list[str]]:
-    """What job.json of an earlier training there says, and whether it finished."""
-    fs, root = open_filesystem(spec.output)
+    """What job.json of an earlier training there says; and what is wrong with the folder, nothing being changed."""
+    ledger = Ledger(spec.output)
+    fault = ledger.check_writable()
+    if fault:
+        return None, [fault]
+    fs, root = ledger.fs, ledger.root
     try:
         with fs.open_input_stream(f"{root}/_hfbatch/job.json") as stream:
             return json.loads(stream.read()), []
     except READ_ERRORS:
-        pass
+        there = [
+            name
+            for name in ("_SUCCESS", "metrics.json", "model")
+            if kind_of(fs, f"{root}/{name}") != "nothing"
+        ]
+    if there and not overwrite:
+        return None, [
+            f"output {redact(spec.output)} holds {', '.join(there)} of no known training (no _hfbatch/job.json); choose "
+            "another folder, or replace it with --overwrite"
+        ]
     return None, []
 
 

@@ -60,8 +60,24 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path: Path, damage:
 def test_the_newest_and_the_best_stay(store: Checkpoints, tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         save(store, tmp_path, step)
-    store.prune(keep=1, best=10)
+    store.prune(newest=20, keep=1, best=10)
     assert store.steps() == [10, 20]
+
+
+def test_those_after_the_newest_go(store: Checkpoints, tmp_path: Path) -> None:
+    """They were damaged, or training would have gone on from them; they must not push out what is whole."""
+    for step in (5, 10, 15):
+        save(store, tmp_path, step)
+    store.prune(newest=10, keep=1, best=None)
+    assert store.steps() == [10]
+
+
+def test_what_did_not_arrive_whole_is_not_committed(store: Checkpoints, tmp_path: Path) -> None:
+    save(store, tmp_path, 5)
+    sums = store.upload(tmp_path / "local-5", 10, ["model.safetensors"])
+    with pytest.raises(OSError, match=r"inner/state has 0 bytes in place of 10"):
+        store.commit(10, {**sums, "inner/state": (10, "")})
+    assert store.steps() == [5]
 
 
 def test_a_damaged_manifest_is_no_checkpoint(tmp_path: Path) -> None:

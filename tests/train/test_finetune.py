@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file
 
 import hfbatch
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.finetune import FinetuneResult, finetune
-from hfbatch.finetune_spec import FinetuneSpec
-from tests.models.text import CORPUS
-
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-"""Without dropout nothing is random but the order of rows."""
+from tests.train.tools import assert_same_weights, kill_after_checkpoint, spec_of, write_rows
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sentences with `label` yes where they hold "not"; 101 to measure with, which no number of workers divides."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for part, rows in (("train", 120), ("dev", 101)):
-        texts = [CORPUS[place] for place in random.integers(0, len(CORPUS), rows)]
-        labels = ["yes" if "not" in text else "no" for text in texts]
-        (folder / part).mkdir()
-        pq.write_table(
-            pa.table({"text": texts, "label": labels}), folder / part / "rows.parquet", row_group_size=50
-        )
-    return folder
-
-
-def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
-    values: dict[str, Any] = {
-        "task": "text-classification",
-        "model": {"name": model, "overrides": STILL},
-        "train": str(data / "train"),
-        "eval": str(data / "dev"),
-        "output": str(out),
-        "schedule": {"epochs": 3, "learning_rate": 5e-3},
-        "batch": {"size": 16},
-        "compute": {"dtype": "float32"},
-        "workers": {"count": 1, "cpus": 1},
-    }
-    return FinetuneSpec.build({**values, **changes})
+    return write_rows(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -103,26 +69,6 @@ def test_a_killed_worker_delays_training_and_changes_nothing(
     assert (tmp_path / "killed").exists()
     assert_same_weights(result.model, trained.model)
     assert [entry["step"] for entry in result.metrics["evaluations"]] == [0, 8, 16, 24]
-
-
-def kill_after_checkpoint(out: Path) -> None:
-    """Kills the training process with SIGKILL once the first checkpoint is there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    (out / "killed").touch()
-                    return
-        time.sleep(0.05)
-
-
-def assert_same_weights(one: str, other: str) -> None:
-    mine, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (one, other))
-    assert mine.keys() == theirs.keys()
-    for name, weight in mine.items():
-        np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
 
 
 def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused(

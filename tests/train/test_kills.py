@@ -1,0 +1,151 @@
+"""Kill a fine-tuning anywhere: the same command finishes it, and the model has the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+
+from hfbatch.errors import WorkerError
+from hfbatch.finetune import finetune
+from tests.jobs.tools import run_job, start_job
+from tests.train.tools import (
+    assert_same_weights,
+    kill_after_checkpoint,
+    order_of,
+    run_here,
+    spec_of,
+    write_rows,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data"))
+
+
+def wait_for_checkpoint(job: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not there():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_on_s3_a_killed_driver_with_all_its_ray_loses_no_checkpoint(
+    data: Path, encoder: str, s3: dict[str, str], tmp_path: Path
+) -> None:
+    client, bucket = boto3.client("s3", endpoint_url=s3["endpoint"]), s3["bucket"]
+    for part in ("train", "dev"):
+        client.upload_file(str(data / part / "rows.parquet"), bucket, f"{part}/rows.parquet")
+    spec = spec_of(
+        data, encoder, tmp_path / "unused", train=f"s3://{bucket}/train", eval=f"s3://{bucket}/dev"
+    )
+    spec = spec.model_copy(update={"output": f"s3://{bucket}/out"})
+
+    def keys() -> set[str]:
+        listed = client.list_objects_v2(Bucket=bucket, Prefix="out/").get("Contents", [])
+        return {found["Key"].removeprefix("out/") for found in listed}
+
+    job = start_job(spec, tmp_path, "local")  # type: ignore[arg-type]
+    wait_for_checkpoint(job, lambda: any(key.endswith("/MANIFEST.json") for key in keys()))
+    started = psutil.Process(job.pid)
+    for process in [*started.children(recursive=True), started]:
+        if process.is_running():
+            process.kill()
+    job.wait()
+    assert not keys() & {"_SUCCESS", "metrics.json", "model/config.json"}
+
+    code, printed = run_job(spec, tmp_path, "local")  # type: ignore[arg-type]
+
+    assert code == 0, printed
+    assert "_SUCCESS" in keys()
+    assert {key.split("/")[0] for key in keys()} == {"_SUCCESS", "_hfbatch", "metrics.json", "model"}
+    assert {key for key in keys() if key.startswith("_hfbatch/")} == {"_hfbatch/job.json"}
+    for key in ("metrics.json", "model/model.safetensors"):
+        client.download_file(bucket, f"out/{key}", str(tmp_path / key.rpartition("/")[2]))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["resumed_at"] >= 8
+    assert [entry["step"] for entry in metrics["evaluations"]] == [0, 8, 16, 24]
+    run_here(order_of(spec_of(data, encoder, tmp_path / "whole")), tmp_path)
+    assert_same_weights(str(tmp_path), str(tmp_path / "whole" / "model"))
+
+
+def test_ctrl_c_ends_it_and_says_how_to_go_on(
+    ray_cluster: str, data: Path, encoder: str, tmp_path: Path
+) -> None:
+    spec = spec_of(data, encoder, tmp_path / "out", schedule={"epochs": 200})
+    job = start_job(spec, tmp_path, ray_cluster)  # type: ignore[arg-type]
+    wait_for_checkpoint(job, lambda: any((tmp_path / "out").glob("_hfbatch/checkpoints/*/MANIFEST.json")))
+    job.send_signal(signal.SIGINT)
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 130, printed
+    assert "the same command goes on from there" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_failure_beyond_those_allowed_is_told_in_one_sentence(
+    ray_cluster: str, data: Path, encoder: str, tmp_path: Path
+) -> None:
+    killed = threading.Thread(target=kill_after_checkpoint, args=(tmp_path,))
+    killed.start()
+    workers = {"count": 1, "cpus": 1, "failures": 0}
+    with pytest.raises(WorkerError, match=r"training ended early: .*process.* died") as caught:
+        finetune(spec_of(data, encoder, tmp_path, workers=workers, schedule={"epochs": 200}), quiet=True)
+    killed.join()
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+NODE_LOSS = """
+import sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+import ray
+from hfbatch.finetune import finetune
+from hfbatch.finetune_spec import FinetuneSpec
+
+spec = FinetuneSpec.load(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+
+def lose_a_node():
+    while not list(Path(spec.output).glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    print("node lost")
+
+threading.Thread(target=lose_a_node, daemon=True).start()
+print("resumed at", finetune(spec, quiet=True).metrics["resumed_at"])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(data: Path, encoder: str, tmp_path: Path) -> None:
+    workers = {"count": 2, "at_least": 1, "cpus": 1}
+    spec = spec_of(data, encoder, tmp_path / "out", workers=workers)
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    command = [sys.executable, "-c", NODE_LOSS, str(tmp_path / "spec.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node lost" in done.stdout
+    assert "resumed at 8" in done.stdout
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["evaluations"]
+    alone, _ = run_here(order_of(spec_of(data, encoder, tmp_path / "alone")), tmp_path)
+    wanted = [entry for entry in alone["log"] if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [entry["step"] for entry in wanted]
+    assert [entry["loss"] for entry in found] == pytest.approx(
+        [entry["eval_loss"] for entry in wanted], rel=1e-3
+    )

@@ -1,0 +1,72 @@
+"""The output folder of a training: written to by one training at a time, checked before work, tidy after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hfbatch.errors import SpecError
+from hfbatch.finetune import _clear, _tidy
+from hfbatch.train.order import check_shares
+from hfbatch.train.plan import make_finetune_plan
+from tests.train.tools import order_of, run_here, spec_of, write_rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data"))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_work(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SpecError, match=r"output .*/file is a file; give a folder"):
+        make_finetune_plan(spec_of(data, encoder, tmp_path / "file"))
+    with pytest.raises(SpecError, match=r"output /proc/no/folder cannot be written: .*; give a folder"):
+        make_finetune_plan(spec_of(data, encoder, Path("/proc/no/folder")))
+
+
+def test_a_model_of_unknown_origin_is_not_overwritten(data: Path, encoder: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SpecError, match=r"holds model of no known training .*; choose another folder"):
+        make_finetune_plan(spec_of(data, encoder, tmp_path))
+    assert not make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite=True).finished
+    assert (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
+    order = order_of(spec_of(data, encoder, tmp_path))
+    (tmp_path / "_hfbatch" / "checkpoints").mkdir()
+    (tmp_path / "_hfbatch" / "checkpoints" / "step-00000008").write_text("in the way")
+    with pytest.raises(
+        OSError, match=r"the checkpoint of step 8 cannot be written to .*; make room or give access"
+    ):
+        run_here(order, tmp_path)
+
+
+def test_overwriting_and_tidying_delete_what_is_ours_alone(data: Path, encoder: str, tmp_path: Path) -> None:
+    for name in ("notes.txt", "model/config.json", "_SUCCESS", "metrics.json", "_hfbatch/job.json", "_hfbatch/report.html",
+                 "_hfbatch/ray/run/marker", "_hfbatch/features-12/train/part", "_hfbatch/checkpoints/step-8/x"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    _tidy(make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite=True))
+    assert {path.name for path in (tmp_path / "_hfbatch").iterdir()} == {"job.json", "report.html"}
+    assert (tmp_path / "model" / "config.json").exists()
+    _clear(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_elastic_workers_need_a_batch_that_each_number_of_them_divides() -> None:
+    check_shares(24, "auto", 2, 4)
+    with pytest.raises(
+        SpecError, match=r"batch\.size 16 .* workers from 2 to 4; set batch\.size to a multiple of 12"
+    ):
+        check_shares(16, "auto", 2, 4)
+    with pytest.raises(
+        SpecError, match=r"over 4 workers is 6 rows each, which batch\.per_device 4 does not divide"
+    ):
+        check_shares(24, 4, 3, 4)

@@ -1,0 +1,174 @@
+"""What tests of whole trainings share: rows, specs, comparing models; and training in this process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from safetensors.numpy import load_file
+
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.order import TrainOrder, state_folder
+from hfbatch.train.plan import make_finetune_plan
+from hfbatch.train.rows import LENGTH, ROW, FeatureRows
+from tests.models.text import CORPUS
+
+TRAIN_ROWS = 120
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+"""Without dropout nothing is random but the order of rows."""
+
+
+def write_rows(folder: Path) -> Path:
+    """TRAIN_ROWS sentences to learn from, and 101 to measure with, with `label` yes where they hold "not"."""
+    random = np.random.default_rng(0)
+    for part, rows in (("train", TRAIN_ROWS), ("dev", 101)):
+        texts = [CORPUS[place] for place in random.integers(0, len(CORPUS), rows)]
+        labels = ["yes" if "not" in text else "no" for text in texts]
+        (folder / part).mkdir()
+        pq.write_table(
+            pa.table({"text": texts, "label": labels}), folder / part / "rows.parquet", row_group_size=50
+        )
+    return folder
+
+
+def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
+    """A small training with one process."""
+    values: dict[str, Any] = {
+        "task": "text-classification",
+        "model": {"name": model, "overrides": STILL},
+        "train": str(data / "train"),
+        "eval": str(data / "dev"),
+        "output": str(out),
+        "schedule": {"epochs": 3, "learning_rate": 5e-3},
+        "batch": {"size": 16},
+        "compute": {"dtype": "float32"},
+        "workers": {"count": 1, "cpus": 1},
+    }
+    return FinetuneSpec.build({**values, **changes})
+
+
+def order_of(spec: FinetuneSpec) -> TrainOrder:
+    """What training processes are told, the features written: as `finetune` does it, without Ray."""
+    plan = make_finetune_plan(spec)
+    recipe, features = plan.recipe, Path(state_folder(plan.spec)) / "features-here"
+    for name, given in (("train", spec.train), ("eval", spec.eval)):
+        table = ds.dataset(given.path).to_table()  # type: ignore[union-attr]
+        columns = {column: table[column].combine_chunks() for column in table.column_names}
+        places = pa.table({"file": ["rows.parquet"] * len(table), "row": range(len(table))})
+        if name == "train":
+            assert recipe.settle(recipe.examine(columns, places), plan.types) == []
+        made = recipe.features(columns, places).table
+        made = made.append_column(ROW, pa.array(range(len(made))))
+        made = made.append_column(LENGTH, pa.array(recipe.lengths(made)))
+        (features / name).mkdir(parents=True)
+        pq.write_table(made, features / name / "part-000000.parquet")
+    return TrainOrder(plan.spec, plan.model, recipe.settled, str(features))
+
+
+class Stopped(Exception):
+    """In place of what ends a training early."""
+
+
+def run_here(
+    order: TrainOrder, folder: Path, stop: int | None = None, **options: Any
+) -> tuple[dict[str, Any], Counter[int]]:
+    """Trains in this process. :returns: the last news, and how often each training row was in a batch.
+
+    :param folder: for what each run has on this machine.
+    :param stop: after which step it ends early. :raises Stopped: then.
+    """
+    return run_rank(0, 1, order.to_json(), str(folder), stop, **options)
+
+
+def run_both(order: TrainOrder, folder: Path, stop: int | None = None) -> Counter[int]:
+    """Trains in two processes. :returns: how often each training row was in a batch."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder.mkdir()
+    args = (2, order.to_json(), str(folder), stop, port)
+    multiprocessing.set_forkserver_preload(["hfbatch.train.loop"])  # imported once, for every process
+    torch.multiprocessing.start_processes(run_rank, args, nprocs=2, start_method="forkserver")  # type: ignore[attr-defined]
+    taken: Counter[int] = Counter()
+    for rank in range(2):
+        taken.update(json.loads((folder / f"taken-{rank}.json").read_text()))
+    return taken
+
+
+def run_rank(
+    rank: int, world: int, order: str, folder: str, stop: int | None, port: int = 0, **options: Any
+) -> tuple[dict[str, Any], Counter[int]]:
+    """One training process of `world`."""
+    from hfbatch.train.loop import train
+
+    news: list[dict[str, Any]] = []
+    taken: list[int] = []
+
+    def tell(piece: dict[str, Any]) -> None:
+        news.append(piece)
+        if stop is not None and piece.get("step", 0) > stop:
+            raise Stopped
+
+    if world > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        dist.init_process_group("gloo")
+    with rows_noted(taken), tempfile.TemporaryDirectory() as local:
+        train(TrainOrder.from_json(order), Path(local), rank, world, tell, **options)
+    if world > 1:
+        (Path(folder) / f"taken-{rank}.json").write_text(json.dumps(taken))
+        dist.destroy_process_group()
+    return news[-1] if news else {}, Counter(taken)
+
+
+@contextmanager
+def rows_noted(taken: list[int]) -> Iterator[None]:
+    """Within it, the numbers of training rows that batches are made of are noted."""
+    take = FeatureRows.take
+
+    def noted(rows: FeatureRows, numbers: list[int]) -> pa.Table:
+        taken.extend(numbers if len(rows) == TRAIN_ROWS else [])
+        return take(rows, numbers)
+
+    FeatureRows.take = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FeatureRows.take = take  # type: ignore[method-assign]
+
+
+def kill_after_checkpoint(out: Path) -> None:
+    """Kills the training process with SIGKILL once the first checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    (out / "killed").touch()
+                    return
+        time.sleep(0.05)
+
+
+def assert_same_weights(one: str, other: str) -> None:
+    mine, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():
+        np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
