@@ -134,6 +134,77 @@ def share(name: str, parts: Sequence[tuple[str, float]], title: str) -> str:
     return _svg(figure, name, title)
 
 
+def lines(
+    name: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    title: str,
+    level: tuple[str, float] | None = None,
+) -> str:
+    """One or two lines over a common x axis, each named at its end; "" when no line has a point.
+
+    :param name: an identifier that no other chart of the page has.
+    :param series: label to points (x, y), by rising x; values that are no numbers are left out.
+    :param level: label and value of a horizontal line to compare with.
+    """
+    figure, axes = _axes(220)
+    legend = []
+    for (label, points), colour in zip(series.items(), (ACCENT, WARN), strict=False):
+        kept = np.array([point for point in points if np.isfinite(point[1])], float).reshape(-1, 2)
+        if len(kept):
+            marker = "o" if len(kept) <= MOST_STEPS // 2 else None
+            axes.plot(kept[:, 0], kept[:, 1], color=colour, linewidth=2, marker=marker, markersize=4)
+            legend.append((label, colour))
+    if not legend:
+        return ""
+    if level:
+        axes.axhline(level[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        legend.append((level[0], MUTED))
+    axes.margins(y=0.18)
+    for at, (label, colour) in enumerate(legend):
+        axes.text(
+            0.02 + 0.34 * at, 1.0, _clean(label), color=colour, fontsize=FONT, parse_math=False,
+            transform=axes.transAxes, va="bottom",
+        )  # fmt: skip
+    axes.set_xlabel(_clean(xlabel), color=MUTED, fontsize=FONT, parse_math=False)
+    return _svg(figure, name, title)
+
+
+def matrix(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> str:
+    """Counts by truth (rows) and guess (columns), darker the larger their share of the row; "" without labels.
+
+    :param name: an identifier that no other chart of the page has.
+    """
+    if not labels:
+        return ""
+    table, side = np.asarray(counts, float), len(labels)
+    left, cell = 96.0, (WIDTH - 96.0) / side
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure, axes = _blank(round(40 + cell * side))
+    letters = max(int(cell / 7), 2)
+    for row, label in enumerate(labels):
+        _text(axes, left - 6, 40 + cell * (row + 0.5), _cut(label, 12), ha="right", va="center")
+        _text(
+            axes, left + cell * (row + 0.5), 28, _cut(label, letters), color=MUTED, ha="center", va="center"
+        )
+        for column in range(side):
+            colour = ACCENT if row == column else WARN
+            corner = (left + cell * column, 40 + cell * row)
+            axes.barh(
+                corner[1] + cell / 2, cell - 1, height=cell - 1, left=corner[0], color=GRID, linewidth=0
+            )
+            axes.barh(
+                corner[1] + cell / 2, cell - 1, height=cell - 1, left=corner[0], color=colour, linewidth=0,
+                alpha=round(0.75 * float(shares[row, column]), 3),
+            )  # fmt: skip
+            if table[row, column] and cell >= 22:
+                words = compact(table[row, column])
+                _text(axes, corner[0] + cell / 2, corner[1] + cell / 2, words, ha="center", va="center")
+    _text(axes, left, 10, "guess", color=MUTED, va="center")
+    _text(axes, left - 6, 28, "truth", color=MUTED, ha="right", va="center")
+    return _svg(figure, name, title)
+
+
 def compact_edge(edge: float) -> str:
     """A bin edge for an axis: 0.25, 96, 16k."""
     if abs(edge) >= 1024 and edge == int(edge) and int(edge) % 1024 == 0:
@@ -183,6 +254,12 @@ def _clean(label: str) -> str:
     text = label.encode("utf8", "replace").decode("utf8")
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MOST_LABEL else text[: MOST_LABEL - 1] + "…"
+
+
+def _cut(label: str, letters: int) -> str:
+    """A clean label cut to a number of letters."""
+    text = _clean(label)
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:

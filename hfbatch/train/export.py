@@ -9,15 +9,19 @@ import pyarrow.fs as pafs
 from hfbatch.data.filesystem import join, open_filesystem
 from hfbatch.errors import WorkerError
 from hfbatch.train.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.details import DETAILS
 from hfbatch.train.order import TrainOrder
 
-OF_TRAINING = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", MANIFEST)
+OF_TRAINING = (
+    "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", DETAILS, MANIFEST,
+)  # fmt: skip
 """How the names of files begin that are for going on with training alone."""
 
 
-def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: Path) -> None:
+def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: Path) -> Path:
     """Puts the model of a checkpoint into the output's folder `model`, whole before it has its config.
 
+    :returns: the checkpoint's copy on this machine.
     :raises WorkerError: if the checkpoint is gone.
     """
     found = checkpoints.fetch(step, local)
@@ -30,3 +34,4 @@ def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: 
     names = [path.name for path in sorted(found.iterdir()) if not path.name.startswith(OF_TRAINING)]
     for name in sorted(names, key=lambda name: name == "config.json"):
         pafs.copy_files(str(found / name), f"{root}/{name}", pafs.LocalFileSystem(), fs)
+    return found

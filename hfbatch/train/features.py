@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Survey
 from hfbatch.train.rows import LENGTH, ROW
+
+MOST_LETTERS = 400
+"""Letters of a value that are shown to people."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,43 @@ def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], p
         kept = pa.array(aside if part.aside else ~aside)
         table, places = table.filter(kept), places.filter(kept)
     return {name: flatten(table[column]) for name, column in part.columns.items()}, places.combine_chunks()
+
+
+def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows by the numbers that `ROW` gives them: `file`, `row` (its number there) and `values`, by column.
+
+    Values are texts cut to MOST_LETTERS; columns that are no text, such as pictures, are left out.
+    """
+    firsts = np.cumsum([0, *(split.rows for split in part.splits)])
+    owners = np.searchsorted(firsts, numbers, side="right") - 1
+    read = {number: _read(number, part.splits[number], part) for number in sorted(set(owners.tolist()))}
+    found = []
+    for owner, number in zip(owners.tolist(), numbers, strict=True):
+        columns, places = read[owner]
+        at = number - int(firsts[owner])
+        values = {
+            part.columns[name]: as_text(column[at].as_py())
+            for name, column in columns.items()
+            if is_readable(column.type)
+        }
+        found.append({**places.slice(at, 1).to_pylist()[0], "values": values})
+    return found
+
+
+def is_readable(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type is told to people: texts, numbers, and lists and structs of texts."""
+    if pa.types.is_struct(kind):
+        return all(is_readable(kind.field(at).type) for at in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type
+        return is_readable(inner) and not (pa.types.is_integer(inner) or pa.types.is_floating(inner))
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def as_text(value: Any) -> str:
+    """A value for people, cut to MOST_LETTERS."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
 def flatten(column: pa.ChunkedArray) -> pa.Array:

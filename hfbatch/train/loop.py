@@ -6,6 +6,7 @@ Runs once in each process that Ray Train starts, on transformers' Trainer.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hfbatch.compute.precision import native_dtype
-from hfbatch.data.filesystem import join
+from hfbatch.data.filesystem import join, redact
 from hfbatch.errors import WorkerError
 from hfbatch.train.checkpoints import Checkpoints
+from hfbatch.train.details import DETAILS, read_details
 from hfbatch.train.evaluate import Collate, evaluate
 from hfbatch.train.export import export_model
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.recipes.base import IGNORED, LOWER_IS_BETTER, Recipe
+from hfbatch.train.reporting import reporters
 from hfbatch.train.rows import FeatureRows
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.throughput import StepClock
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes news of the training to the driver."""
@@ -51,7 +55,7 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     if rank == 0:
         best = trainer.state.best_global_step or max(checkpoints.steps())
-        export_model(order, checkpoints, best, local / "best")
+        exported = export_model(order, checkpoints, best, local / "best")
         changed, weights = trainable(model)
         tell(
             {
@@ -61,6 +65,8 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
                 "weights": weights,
+                "details": read_details(exported),
+                "throughput": trainer.throughput(),
             }
         )
 
@@ -113,6 +119,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
     )
     return TrainingArguments(
         output_dir=str(local / "run"),
+        run_name=redact(spec.output).rstrip("/").rpartition("/")[2],
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=schedule.epochs,
@@ -159,7 +166,10 @@ class BatchTrainer(Trainer):
     ) -> None:
         self._order, self._rows, self._checkpoints = order, rows, checkpoints
         self._collate_eval = collate(rows["eval"])
+        self._details = local / DETAILS
+        self._clock = StepClock()
         patience = order.spec.evaluation.patience
+        callbacks = [*([EarlyStoppingCallback(patience)] if patience else []), self._clock]
         super().__init__(
             model=model,
             args=arguments(order, local, world),
@@ -168,7 +178,7 @@ class BatchTrainer(Trainer):
             eval_dataset=rows["eval"],
             processing_class=order.recipe.processor,
             compute_loss_func=order.recipe.loss,
-            callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+            callbacks=callbacks if tell is None else [*callbacks, *reporters(order.spec, local)],
         )
         self.add_callback(MeasuredFirst(self))
         if tell is not None:
@@ -192,7 +202,7 @@ class BatchTrainer(Trainer):
         """Metrics of the rows to measure with, `eval_` before their names."""
         found = evaluate(
             self._order.recipe, self.model, self._rows["eval"], self._collate_eval,
-            self.args.per_device_train_batch_size * 2, self.args.device,
+            self.args.per_device_train_batch_size * 2, self.args.device, self._details,
         )  # fmt: skip
         metrics = {f"eval_{name}": value for name, value in found.items()}
         if self.args.metric_for_best_model not in (*found, *metrics):
@@ -203,11 +213,20 @@ class BatchTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def throughput(self) -> dict[str, Any]:
+        """How fast this process and those beside it train."""
+        batch = self._order.spec.batch
+        return self._clock.figures(
+            self._rows["train"].lengths, batch.size, self.args.per_device_train_batch_size, batch.by_length
+        )
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves on this machine, then to the output folder: every process its own files, the first one commits."""
         super()._save_checkpoint(model, trial)
         step, world = self.state.global_step, self.args.world_size
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if self._details.exists():  # of this step's evaluation, in the first process
+            shutil.move(self._details, folder / DETAILS)
         if world > 1:
             dist.barrier()
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]

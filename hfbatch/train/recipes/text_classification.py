@@ -13,7 +13,8 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Features, InputColumn, Params
 from hfbatch.tasks.parts.text import text_column
-from hfbatch.train.metrics.classification import multi_label, regression, single_label
+from hfbatch.train.metrics.classification import METRICS, multi_label, regression, single_label
+from hfbatch.train.metrics.details import label_details, labels_details, number_details
 from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class TextClassificationRecipe(Recipe):
     def metric(self) -> str:
         """What decides which checkpoint is the best."""
         return {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[self.settled["kind"]]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the kind of label."""
+        return METRICS[self.settled["kind"]]
 
     def kind_of(self, kind: pa.DataType) -> str:
         """What labels of this type are: single, multi or regression."""
@@ -184,6 +190,14 @@ class TextClassificationRecipe(Recipe):
         return (
             multi_label(logits, labels) if self.settled["kind"] == "multi" else single_label(logits, labels)
         )
+
+    def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
+        """Losses, guesses and truths of the rows; for one label a row, which is taken for which."""
+        logits, labels = np.stack(predictions), np.array(features["labels"].to_pylist())
+        if self.settled["kind"] == "regression":
+            return number_details(logits[:, 0], labels)
+        of = labels_details if self.settled["kind"] == "multi" else label_details
+        return of(logits, labels, self.labels)
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """The commonest label of the training rows for each row."""
