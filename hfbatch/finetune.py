@@ -16,9 +16,6 @@ from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 
-MOST_FAULTS = 30
-"""Faulty rows that an error names."""
-
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -113,15 +110,10 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
     from hfbatch.train.features import examine, write_features
     from hfbatch.train.hub import open_repository
     from hfbatch.train.order import TrainOrder, state_folder
+    from hfbatch.train.surveys import row_faults
 
     surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
-    recipe = plan.recipe
-    faults = [f"{name}: {fault}" for name, survey in surveys.items() for fault in survey.faults]
-    if len(faults) > MOST_FAULTS:
-        faults = [*faults[:MOST_FAULTS], f"… and {len(faults) - MOST_FAULTS} more"]
-    faults += [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
-    faults += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
-    faults += recipe.metric_faults(plan.spec.evaluation.metric)
+    faults = row_faults(plan, surveys)
     if faults:
         raise SpecError(faults)
     if plan.spec.push_to_hub:
@@ -133,10 +125,10 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
     progress.say("tokenising")
     features = join(state, f"features-{plan.fingerprint[:12]}")
     written = {
-        name: asdict(write_features(plan.spec, plan.model, recipe.settled, part, join(features, name)))
+        name: asdict(write_features(plan.spec, plan.model, plan.recipe.settled, part, join(features, name)))
         for name, part in _parts(plan)
     }
-    order = TrainOrder(plan.spec, plan.model, recipe.settled, features)
+    order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, features)
     return order, {
         "rows": written,
         "labels": dict(surveys["train"].labels),

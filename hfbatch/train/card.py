@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.report import figures
 
 MOST_LABELS = 50
@@ -112,7 +111,7 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
         m=metrics,
         table=figures(metrics),
         labels=sorted(metrics["data"]["labels"].items(), key=lambda one: -one[1])[:MOST_LABELS],
-        spec=yaml.safe_dump(dict(metrics["spec"]), sort_keys=False, allow_unicode=True),
+        spec=FinetuneSpec.model_validate(metrics["spec"]).to_yaml(),
     )
 
 

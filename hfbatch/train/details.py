@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.filesystem import READ_ERRORS
+from hfbatch.train.checkpoints import Checkpoints
 from hfbatch.train.recipes.base import Recipe
 from hfbatch.train.rows import ROW
 
@@ -44,7 +45,10 @@ def summary(recipe: Recipe, predictions: list[Any], features: pa.Table) -> dict[
     return {"confusion": confusion, "worst": list(worst.values())}
 
 
-def read_details(folder: Path) -> dict[str, Any]:
+def read_details(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     """The details that a checkpoint holds; empty if it has none."""
-    path = folder / DETAILS
-    return json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    try:
+        with checkpoints.fs.open_input_stream(f"{checkpoints.path(step)}/{DETAILS}") as stream:
+            return json.loads(stream.read())
+    except READ_ERRORS:
+        return {}

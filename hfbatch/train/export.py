@@ -18,10 +18,9 @@ OF_TRAINING = (
 """How the names of files begin that are for going on with training alone."""
 
 
-def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: Path) -> Path:
+def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: Path) -> None:
     """Puts the model of a checkpoint into the output's folder `model`, whole before it has its config.
 
-    :returns: the checkpoint's copy on this machine.
     :raises WorkerError: if the checkpoint is gone.
     """
     found = checkpoints.fetch(step, local)
@@ -34,4 +33,3 @@ def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: 
     names = [path.name for path in sorted(found.iterdir()) if not path.name.startswith(OF_TRAINING)]
     for name in sorted(names, key=lambda name: name == "config.json"):
         pafs.copy_files(str(found / name), f"{root}/{name}", pafs.LocalFileSystem(), fs)
-    return found

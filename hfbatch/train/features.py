@@ -19,7 +19,7 @@ from hfbatch.data.writer import part_table_bytes, write_file
 from hfbatch.errors import SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import build_recipe
-from hfbatch.train.recipes.base import Survey
+from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
 
 MOST_LETTERS = 400
@@ -55,7 +55,7 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
     """Looks at all rows. :raises SplitError: when some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
-        columns, places = _read(number, split, part)
+        columns, places = read_rows(number, split, part)
         return vars(build_recipe(spec, model.fetch()).examine(columns, places))
 
     survey = Survey()
@@ -71,20 +71,14 @@ def write_features(
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
 
     def write(number: int, split: Split) -> dict[str, Any]:
-        columns, places = _read(number, split, part)
+        columns, places = read_rows(number, split, part)
         recipe = build_recipe(spec, model.fetch(), settled)
-        made = recipe.features(columns, places)
-        table, lengths = made.table, recipe.lengths(made.table)
-        if ROW not in table.column_names:
-            table = table.append_column(ROW, pa.array(np.arange(len(table))))
-        rows = pa.array(table[ROW].to_numpy() + firsts[number])
-        table = table.set_column(table.column_names.index(ROW), ROW, rows).append_column(
-            LENGTH, pa.array(lengths)
-        )
+        table, truncated = make_features(recipe, columns, places, int(firsts[number]))
+        lengths = table[LENGTH].to_numpy()
         fs, root = open_filesystem(folder)
         write_file(fs, f"{root}/part-{number:06d}.parquet", part_table_bytes(table))
         return asdict(
-            Written(len(places), len(table), made.truncated, int(lengths.sum()), int(lengths.max(initial=0)))
+            Written(len(places), len(table), truncated, int(lengths.sum()), int(lengths.max(initial=0)))
         )
 
     found = [Written(**one) for one in over_splits(part.splits, write)]
@@ -93,7 +87,20 @@ def write_features(
     return Written(**sums, longest=max((one.longest for one in found), default=0))
 
 
-def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
+def make_features(
+    recipe: Recipe, columns: Mapping[str, pa.Array], places: pa.Table, first: int = 0
+) -> tuple[pa.Table, int]:
+    """Features of some rows with ROW and LENGTH, and how many rows were truncated. :param first: number of row 0."""
+    made = recipe.features(columns, places)
+    table, lengths = made.table, recipe.lengths(made.table)
+    if ROW not in table.column_names:
+        table = table.append_column(ROW, pa.array(np.arange(len(table))))
+    rows = pa.array(table[ROW].to_numpy() + first)
+    table = table.set_column(table.column_names.index(ROW), ROW, rows)
+    return table.append_column(LENGTH, pa.array(lengths)), made.truncated
+
+
+def read_rows(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
     """The recipe's columns of a split, and where each row is from."""
     rows = read_split(split, part.read)
     table, places = rows.table, rows.places
@@ -112,7 +119,7 @@ def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
     owners = np.searchsorted(firsts, numbers, side="right") - 1
-    read = {number: _read(number, part.splits[number], part) for number in sorted(set(owners.tolist()))}
+    read = {number: read_rows(number, part.splits[number], part) for number in sorted(set(owners.tolist()))}
     found = []
     for owner, number in zip(owners.tolist(), numbers, strict=True):
         columns, places = read[owner]

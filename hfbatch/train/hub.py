@@ -21,8 +21,8 @@ def hub_faults(repo: str | None) -> list[str]:
     faults = []
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
-        faults.append(f"push_to_hub {repo!r} is no name of a repository: {one_line(error)}; write org/model")
+    except HFValidationError:
+        faults.append(f"push_to_hub {repo!r} is no name of a repository; write org/model")
     if constants.HF_HUB_OFFLINE:
         faults.append(f"push_to_hub {repo!r}: HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out")
     if get_token() is None:

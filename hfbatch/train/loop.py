@@ -55,7 +55,7 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     if rank == 0:
         best = trainer.state.best_global_step or max(checkpoints.steps())
-        exported = export_model(order, checkpoints, best, local / "best")
+        export_model(order, checkpoints, best, local / "best")
         changed, weights = trainable(model)
         tell(
             {
@@ -65,7 +65,7 @@ def train(order: TrainOrder, local: Path, rank: int, world: int, tell: Tell) -> 
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
                 "weights": weights,
-                "details": read_details(exported),
+                "details": read_details(checkpoints, best),
                 "throughput": trainer.throughput(),
             }
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from hfbatch import charts
+from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.report import render_page
 
 MOST_CELLS = 25
@@ -26,7 +25,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
         m=metrics,
         table=figures(metrics),
         confusions=commonest(confusion) if confusion else [],
-        spec=yaml.safe_dump(dict(metrics["spec"]), sort_keys=False, allow_unicode=True),
+        spec=FinetuneSpec.model_validate(metrics["spec"]).to_yaml(),
     )
 
 
