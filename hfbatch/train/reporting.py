@@ -31,8 +31,8 @@ def reporting_faults(spec: FinetuneSpec) -> list[str]:
     ]
     if "mlflow" in spec.report_to and not os.environ.get("MLFLOW_TRACKING_URI"):
         faults.append(
-            "report_to 'mlflow' needs to know where runs are kept; set MLFLOW_TRACKING_URI to a server's URL or to "
-            "sqlite:////path/to/mlflow.db, for the processes of the cluster too"
+            "report_to 'mlflow' needs to know where runs are kept; set MLFLOW_TRACKING_URI to the URL of a "
+            "server, such as http://host:5000, for the processes of the cluster too"
         )
     return faults
 
