@@ -36,6 +36,10 @@ COLOURS = dict(
     )
 )
 MOST_LABEL = 44
+LETTER = 7.5
+"""Width of a letter, about."""
+MOST_CUT = 5
+"""Letters below which a cut label says nothing."""
 LEAST_BINS = 8
 MOST_STEPS = 60
 
@@ -160,11 +164,11 @@ def lines(
     if level:
         axes.axhline(level[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         legend.append((level[0], MUTED))
-    axes.margins(y=0.18)
+    axes.margins(y=0.25)
     for at, (label, colour) in enumerate(legend):
         axes.text(
-            0.02 + 0.34 * at, 1.0, _clean(label), color=colour, fontsize=FONT, parse_math=False,
-            transform=axes.transAxes, va="bottom",
+            0.02 + 0.34 * at, 0.99, _clean(label), color=colour, fontsize=FONT, parse_math=False,
+            transform=axes.transAxes, va="top",
         )  # fmt: skip
     axes.set_xlabel(_clean(xlabel), color=MUTED, fontsize=FONT, parse_math=False)
     return _svg(figure, name, title)
@@ -173,36 +177,42 @@ def lines(
 def matrix(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> str:
     """Counts by truth (rows) and guess (columns), darker the larger their share of the row; "" without labels.
 
+    Labels that do not fit over their columns are numbered.
+
     :param name: an identifier that no other chart of the page has.
     """
     if not labels:
         return ""
-    table, side = np.asarray(counts, float), len(labels)
-    left, cell = 96.0, (WIDTH - 96.0) / side
+    table, side, left, top = np.asarray(counts, float), len(labels), 96.0, 40.0
+    cell = (WIDTH - left) / side
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure, axes = _blank(round(40 + cell * side))
-    letters = max(int(cell / 7), 2)
+    figure, axes = _blank(round(top + cell * side))
+    letters = int(cell / LETTER)
+    short = letters < MOST_CUT and any(len(label) > letters for label in labels)
     for row, label in enumerate(labels):
-        _text(axes, left - 6, 40 + cell * (row + 0.5), _cut(label, 12), ha="right", va="center")
-        _text(
-            axes, left + cell * (row + 0.5), 28, _cut(label, letters), color=MUTED, ha="center", va="center"
-        )
+        middle, number = cell * (row + 0.5), str(row + 1)
+        words = f"{_cut(label, 9)} {number}" if short else _cut(label, 12)
+        _text(axes, left - 6, top + middle, words, ha="right", va="center")
+        over = number if short else _cut(label, letters)
+        _text(axes, left + middle, 28, over, color=MUTED, ha="center", va="center")
         for column in range(side):
             colour = ACCENT if row == column else WARN
-            corner = (left + cell * column, 40 + cell * row)
-            axes.barh(
-                corner[1] + cell / 2, cell - 1, height=cell - 1, left=corner[0], color=GRID, linewidth=0
-            )
-            axes.barh(
-                corner[1] + cell / 2, cell - 1, height=cell - 1, left=corner[0], color=colour, linewidth=0,
-                alpha=round(0.75 * float(shares[row, column]), 3),
-            )  # fmt: skip
-            if table[row, column] and cell >= 22:
-                words = compact(table[row, column])
-                _text(axes, corner[0] + cell / 2, corner[1] + cell / 2, words, ha="center", va="center")
+            corner = (left + cell * column, top + cell * row)
+            _cell(axes, corner, cell, colour, float(shares[row, column]), table[row, column])
     _text(axes, left, 10, "guess", color=MUTED, va="center")
     _text(axes, left - 6, 28, "truth", color=MUTED, ha="right", va="center")
     return _svg(figure, name, title)
+
+
+def _cell(
+    axes: Axes, corner: tuple[float, float], side: float, colour: str, share: float, number: float
+) -> None:
+    """A square of a matrix, with its number where that fits."""
+    middle, words = corner[1] + side / 2, compact(number)
+    for fill, alpha in ((GRID, 1.0), (colour, round(0.75 * share, 3))):
+        axes.barh(middle, side - 1, height=side - 1, left=corner[0], color=fill, alpha=alpha, linewidth=0)
+    if number and max(len(words), 3) * LETTER < side:
+        _text(axes, corner[0] + side / 2, middle, words, ha="center", va="center")
 
 
 def compact_edge(edge: float) -> str:

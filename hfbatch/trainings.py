@@ -39,11 +39,17 @@ def plan_training(
     spec: FinetuneSpec, overwrite: bool, address: str | None, trial: bool, as_json: bool
 ) -> None:
     """Prints what the training will be. :param trial: look at all rows and take a few steps on a cluster."""
+    from hfbatch.cluster.session import connect
     from hfbatch.train.describe import render_outlook
-    from hfbatch.train.outlook import describe_training
+    from hfbatch.train.outlook import describe_training, try_training
     from hfbatch.train.plan import make_finetune_plan
 
-    shown = describe_training(make_finetune_plan(spec, overwrite), trial, address)
+    plan = make_finetune_plan(spec, overwrite)
+    if trial:
+        with connect(address):
+            shown = try_training(plan)
+    else:
+        shown = describe_training(plan)
     answer(shown, as_json, lambda console: render_outlook(shown, console))
 
 

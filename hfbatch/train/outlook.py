@@ -27,27 +27,28 @@ SAMPLE_SPLITS = 4
 """Splits of each set of rows that are looked at without a cluster."""
 
 
-def describe_training(plan: FinetunePlan, trial: bool, address: str | None = None) -> dict[str, Any]:
-    """The training as plain values.
+def describe_training(plan: FinetunePlan) -> dict[str, Any]:
+    """The training as plain values, by a few splits that are looked at here. Starts nothing.
 
-    With a trial, all rows are looked at on the cluster, as the training would, and a worker takes a few steps.
-    Without one nothing is started: a few splits are looked at here.
-
-    :raises SpecError: for faulty rows among those that were looked at, or a cluster that is too small.
+    :raises SpecError: for faulty rows among those that were looked at.
     """
-    if not trial:
-        surveys = {name: _survey(plan, part) for name, part in _parts(plan)}
-        workers = 1 if plan.spec.workers.count == "auto" else plan.spec.workers.count
-        return _describe(plan, surveys, Team(workers, 0.0, 1.0, workers), False)
-    from hfbatch.cluster.session import connect
+    surveys = {name: _survey(plan, part) for name, part in _parts(plan)}
+    workers = 1 if plan.spec.workers.count == "auto" else plan.spec.workers.count
+    return _describe(plan, surveys, Team(workers, 0.0, 1.0, workers), False)
 
-    with connect(address):
-        team = choose_team(plan.spec.workers)
-        shares(plan.spec.batch.size, plan.spec.batch.per_device, team.workers)
-        surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
-        shown = _describe(plan, surveys, team, True)
-        order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, "")
-        return _with_trial(plan, shown, try_steps(order, plan.train, team), team)
+
+def try_training(plan: FinetunePlan) -> dict[str, Any]:
+    """The same by all rows, looked at on the cluster that ray is connected to, and by a few steps of a worker there.
+
+    :raises SpecError: for faulty rows, or a cluster that is too small.
+    :raises WorkerError: if the model does not train there.
+    """
+    team = choose_team(plan.spec.workers)
+    shares(plan.spec.batch.size, plan.spec.batch.per_device, team.workers)
+    surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
+    shown = _describe(plan, surveys, team, True)
+    order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, "")
+    return _with_trial(plan, shown, try_steps(order, plan.train, team), team)
 
 
 def _parts(plan: FinetunePlan) -> list[tuple[str, Part]]:

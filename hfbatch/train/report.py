@@ -9,7 +9,7 @@ from hfbatch import charts
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.report import render_page
 
-MOST_CELLS = 25
+MOST_CELLS = 20
 """Labels up to which the confusion matrix is drawn; beyond, the commonest confusions are listed."""
 MOST_CONFUSIONS = 15
 MOST_COUNTED = 12

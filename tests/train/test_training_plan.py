@@ -19,7 +19,7 @@ from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.memory import held, kept_for_backward, skeleton
 from hfbatch.train.model import build_model, trainable
-from hfbatch.train.outlook import describe_training
+from hfbatch.train.outlook import describe_training, try_training
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 from hfbatch.train.throughput import padding_share
 from tests.models.text import CORPUS
@@ -51,7 +51,7 @@ def plan_of(values: dict[str, Any], **changes: Any) -> FinetunePlan:
 
 
 def test_rows_steps_and_lengths_are_those_of_the_data(values: dict[str, Any]) -> None:
-    shown = describe_training(plan_of(values), trial=False)
+    shown = describe_training(plan_of(values))
     assert shown["rows"] == {"train": {"rows": 90, "exact": True}, "eval": {"rows": 31, "exact": True}}
     assert shown["labels"] == {"no": 60, "yes": 30}
     assert (shown["steps"], shown["epochs"]) == (18, 3.0)  # 6 steps an epoch, the last one of 10 rows
@@ -63,14 +63,14 @@ def test_rows_steps_and_lengths_are_those_of_the_data(values: dict[str, Any]) ->
 
 
 def test_steps_of_the_spec_go_before_epochs(values: dict[str, Any]) -> None:
-    shown = describe_training(plan_of(values, schedule={"steps": 9}), trial=False)
+    shown = describe_training(plan_of(values, schedule={"steps": 9}))
     assert (shown["steps"], shown["epochs"]) == (9, 1.5)
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_weights_are_counted_without_loading_them(values: dict[str, Any], method: str) -> None:
     plan = plan_of(values, method=method)
-    shown = describe_training(plan, trial=False)
+    shown = describe_training(plan)
     changing, weights = trainable(build_model(plan.spec, plan.recipe))
     assert (shown["trainable"], shown["weights"]) == (changing, weights)
     assert (changing == weights) == (method == "full")
@@ -86,7 +86,7 @@ def test_what_a_pass_keeps_is_counted_exactly() -> None:
 
 def test_a_model_without_weights_keeps_about_what_the_real_one_does(values: dict[str, Any]) -> None:
     plan = plan_of(values)
-    foretold = describe_training(plan, trial=False)["memory"]["activations"]
+    foretold = describe_training(plan)["memory"]["activations"]
     model = build_model(plan.spec, plan.recipe)
     inputs = {"input_ids": torch.ones(16, 12, dtype=torch.long), "attention_mask": torch.ones(16, 12).long()}
     real = kept_for_backward(model, lambda: model(**inputs).logits.sum())
@@ -116,17 +116,17 @@ def test_memory_goes_by_method_and_optimizer(
 
 def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"evaluation.metric 'bleu' is none of: accuracy, "):
-        describe_training(plan_of(values, evaluation={"metric": "bleu"}), trial=False)
+        describe_training(plan_of(values, evaluation={"metric": "bleu"}))
     pq.write_table(pa.table({"text": ["a", None], "label": ["x", "x"]}), tmp_path / "rows.parquet")
     with pytest.raises(SpecError) as caught:
-        describe_training(plan_of(values, train=str(tmp_path)), trial=False)
+        describe_training(plan_of(values, train=str(tmp_path)))
     assert "train: rows.parquet row 1: text is null or empty" in caught.value.faults
     assert any("one label 'x'" in fault for fault in caught.value.faults)
 
 
 def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
     train = {"path": values["train"], "split_rows": 5}
-    shown = describe_training(plan_of(values, train=train), trial=False)
+    shown = describe_training(plan_of(values, train=train))
     assert shown["rows"]["train"] == {"rows": 90, "exact": False}
     assert sum(shown["labels"].values()) < 90
     assert "estimates from a few splits" in shown["notes"][-1]
@@ -134,7 +134,7 @@ def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
 
 def test_a_trial_foretells_the_time(values: dict[str, Any], ray_cluster: str) -> None:
     plan = plan_of(values, batch={"size": 16, "per_device": 8, "max_length": 12})
-    shown = describe_training(plan, trial=True)
+    shown = try_training(plan)
     trial = shown["trial"]
     assert shown["rows"]["train"] == {"rows": 90, "exact": True}
     assert shown["batch"] == {"size": 16, "per_device": 8, "accumulation": 2, "workers": 1}
@@ -142,7 +142,7 @@ def test_a_trial_foretells_the_time(values: dict[str, Any], ray_cluster: str) ->
     assert trial["evaluations"] == 4
     work = trial["eta_s"] - trial["load_seconds"]
     assert work == pytest.approx(18 * trial["seconds_per_step"] + 4 * 31 / trial["eval_rows_per_s"])
-    without = describe_training(plan, trial=False)
+    without = describe_training(plan)
     assert shown["memory"]["activations"] == pytest.approx(without["memory"]["activations"], rel=0.05)
     assert not Path(values["output"]).exists()
 
