@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ from rich.syntax import Syntax
 from rich.table import Column, Table
 
 from hfbatch.tasks import TASKS, task_class
+from hfbatch.tasks.base import InputColumn, Params
+from hfbatch.train.recipes import RECIPES, recipe_class
 
 
 def list_tasks() -> list[dict[str, Any]]:
@@ -21,7 +24,38 @@ def list_tasks() -> list[dict[str, Any]]:
 def describe_task(name: str) -> dict[str, Any]:
     """One task in full. :raises SpecError: for an unknown name."""
     cls = task_class(name)
-    params = {
+    example = {"task": cls.name, "model": "org/model-or-folder", "input": "in/", "output": "out/"}
+    return {
+        "name": cls.name,
+        "summary": cls.summary,
+        "aliases": list(cls.aliases),
+        "model": cls.auto_class,
+        "inputs": _columns(cls.inputs),
+        "params": _params(cls.Params),
+        "outputs": dict(cls.outputs),
+        "training": _training(cls.name),
+        "example": example | ({"params": dict(cls.EXAMPLE.params)} if cls.EXAMPLE.params else {}),
+    }
+
+
+def _training(name: str) -> dict[str, Any] | None:
+    """What `hfbatch finetune` takes for a task; None for one that cannot be trained."""
+    if name not in RECIPES:
+        return None
+    recipe = recipe_class(name)
+    return {
+        "model": recipe.auto_class,
+        "columns": _columns(recipe.columns),
+        "params": _params(recipe.Params),
+    }
+
+
+def _columns(columns: Iterable[InputColumn]) -> list[dict[str, Any]]:
+    return [{"name": column.name, "type": column.wants, "required": column.required} for column in columns]
+
+
+def _params(params: type[Params]) -> dict[str, Any]:
+    return {
         key: {
             "type": _type(field.annotation),
             "required": field.is_required(),
@@ -30,20 +64,7 @@ def describe_task(name: str) -> dict[str, Any]:
             else to_jsonable_python(field.get_default(call_default_factory=True)),
             "help": field.description,
         }
-        for key, field in cls.Params.model_fields.items()
-    }
-    example = {"task": cls.name, "model": "org/model-or-folder", "input": "in/", "output": "out/"}
-    return {
-        "name": cls.name,
-        "summary": cls.summary,
-        "aliases": list(cls.aliases),
-        "model": cls.auto_class,
-        "inputs": [
-            {"name": column.name, "type": column.wants, "required": column.required} for column in cls.inputs
-        ],
-        "params": params,
-        "outputs": dict(cls.outputs),
-        "example": example | ({"params": dict(cls.EXAMPLE.params)} if cls.EXAMPLE.params else {}),
+        for key, field in params.model_fields.items()
     }
 
 
@@ -62,21 +83,37 @@ def render_task(task: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{task['name']}[/]: {task['summary']} (loads {task['model']})", highlight=False)
     if task["aliases"]:
         console.print(f"also called {', '.join(task['aliases'])}", highlight=False)
-    columns = Table("input column", "type", "needed")
-    for column in task["inputs"]:
-        columns.add_row(column["name"], column["type"], "yes" if column["required"] else "no")
-    params = Table("param", "type", "default", "what it does")
-    for name, param in task["params"].items():
-        default = "needed" if param["required"] else str(param["default"])
-        params.add_row(name, param["type"], default, param["help"])
     outputs = Table("output column", "type")
     for name, kind in task["outputs"].items():
         outputs.add_row(name, kind)
-    for table in (columns, params, outputs):
+    for table in (_columns_table(task["inputs"]), _params_table(task["params"]), outputs):
         console.print(table)
+    training = task["training"]
+    if training:
+        console.print(f"`hfbatch finetune {task['name']}` trains it ({training['model']}):", highlight=False)
+        console.print(_columns_table(training["columns"]))
+        if training["params"]:
+            console.print(_params_table(training["params"]))
+    else:
+        console.print("It cannot be trained.", highlight=False)
     console.print(
         Syntax(yaml.safe_dump(task["example"], sort_keys=False), "yaml", background_color="default")
     )
+
+
+def _columns_table(columns: list[dict[str, Any]]) -> Table:
+    table = Table("input column", "type", "needed")
+    for column in columns:
+        table.add_row(column["name"], column["type"], "yes" if column["required"] else "no")
+    return table
+
+
+def _params_table(params: dict[str, Any]) -> Table:
+    table = Table("param", "type", "default", "what it does")
+    for name, param in params.items():
+        default = "needed" if param["required"] else str(param["default"])
+        table.add_row(name, param["type"], default, param["help"])
+    return table
 
 
 def _type(annotation: Any) -> str:

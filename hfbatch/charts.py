@@ -36,6 +36,10 @@ COLOURS = dict(
     )
 )
 MOST_LABEL = 44
+LETTER = 7.5
+"""Width of a letter, about."""
+MOST_CUT = 5
+"""Letters below which a cut label says nothing."""
 LEAST_BINS = 8
 MOST_STEPS = 60
 
@@ -134,6 +138,83 @@ def share(name: str, parts: Sequence[tuple[str, float]], title: str) -> str:
     return _svg(figure, name, title)
 
 
+def lines(
+    name: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    title: str,
+    level: tuple[str, float] | None = None,
+) -> str:
+    """One or two lines over a common x axis, each named at its end; "" when no line has a point.
+
+    :param name: an identifier that no other chart of the page has.
+    :param series: label to points (x, y), by rising x; values that are no numbers are left out.
+    :param level: label and value of a horizontal line to compare with.
+    """
+    figure, axes = _axes(220)
+    legend = []
+    for (label, points), colour in zip(series.items(), (ACCENT, WARN), strict=False):
+        kept = np.array([point for point in points if np.isfinite(point[1])], float).reshape(-1, 2)
+        if len(kept):
+            marker = "o" if len(kept) <= MOST_STEPS // 2 else None
+            axes.plot(kept[:, 0], kept[:, 1], color=colour, linewidth=2, marker=marker, markersize=4)
+            legend.append((label, colour))
+    if not legend:
+        return ""
+    if level:
+        axes.axhline(level[1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        legend.append((level[0], MUTED))
+    axes.margins(y=0.25)
+    for at, (label, colour) in enumerate(legend):
+        axes.text(
+            0.02 + 0.34 * at, 0.99, _clean(label), color=colour, fontsize=FONT, parse_math=False,
+            transform=axes.transAxes, va="top",
+        )  # fmt: skip
+    axes.set_xlabel(_clean(xlabel), color=MUTED, fontsize=FONT, parse_math=False)
+    return _svg(figure, name, title)
+
+
+def matrix(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> str:
+    """Counts by truth (rows) and guess (columns), darker the larger their share of the row; "" without labels.
+
+    Labels that do not fit over their columns are numbered.
+
+    :param name: an identifier that no other chart of the page has.
+    """
+    if not labels:
+        return ""
+    table, side, left, top = np.asarray(counts, float), len(labels), 96.0, 40.0
+    cell = (WIDTH - left) / side
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure, axes = _blank(round(top + cell * side))
+    letters = int(cell / LETTER)
+    short = letters < MOST_CUT and any(len(label) > letters for label in labels)
+    for row, label in enumerate(labels):
+        middle, number = cell * (row + 0.5), str(row + 1)
+        words = f"{_cut(label, 9)} {number}" if short else _cut(label, 12)
+        _text(axes, left - 6, top + middle, words, ha="right", va="center")
+        over = number if short else _cut(label, letters)
+        _text(axes, left + middle, 28, over, color=MUTED, ha="center", va="center")
+        for column in range(side):
+            colour = ACCENT if row == column else WARN
+            corner = (left + cell * column, top + cell * row)
+            _cell(axes, corner, cell, colour, float(shares[row, column]), table[row, column])
+    _text(axes, left, 10, "guess", color=MUTED, va="center")
+    _text(axes, left - 6, 28, "truth", color=MUTED, ha="right", va="center")
+    return _svg(figure, name, title)
+
+
+def _cell(
+    axes: Axes, corner: tuple[float, float], side: float, colour: str, share: float, number: float
+) -> None:
+    """A square of a matrix, with its number where that fits."""
+    middle, words = corner[1] + side / 2, compact(number)
+    for fill, alpha in ((GRID, 1.0), (colour, round(0.75 * share, 3))):
+        axes.barh(middle, side - 1, height=side - 1, left=corner[0], color=fill, alpha=alpha, linewidth=0)
+    if number and max(len(words), 3) * LETTER < side:
+        _text(axes, corner[0] + side / 2, middle, words, ha="center", va="center")
+
+
 def compact_edge(edge: float) -> str:
     """A bin edge for an axis: 0.25, 96, 16k."""
     if abs(edge) >= 1024 and edge == int(edge) and int(edge) % 1024 == 0:
@@ -183,6 +264,12 @@ def _clean(label: str) -> str:
     text = label.encode("utf8", "replace").decode("utf8")
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MOST_LABEL else text[: MOST_LABEL - 1] + "…"
+
+
+def _cut(label: str, letters: int) -> str:
+    """A clean label cut to a number of letters."""
+    text = _clean(label)
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:

@@ -25,11 +25,11 @@ from hfbatch.options import (
     job_spec,
 )
 from hfbatch.terminal import answer, console, escaped, faults_shown
+from hfbatch.trainings import plan_training, start_training, training_report, training_status
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hfbatch.finetune_spec import FinetuneSpec
     from hfbatch.spec import JobSpec
 
 STARTED = time.time()
@@ -66,8 +66,8 @@ def run(
 
         values = read_yaml(spec)
         if "train" in values:
-            training = finetune_spec(values, column, param, set_, limit, save)
-            _finetune(training, overwrite, address, as_json, quiet)
+            training = finetune_spec(values, column, param, set_, limit, save, keep)
+            start_training(training, overwrite, address, dry_run, as_json, quiet)
         else:
             job = job_spec(values, column, keep, param, set_, limit, save)
             _start(job, overwrite, address, dry_run, as_json, quiet)
@@ -145,6 +145,7 @@ def finetune(
     overwrite: Overwrite = False,
     address: Address = None,
     save: Save = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -163,7 +164,7 @@ def finetune(
         }
         values = {name: value for name, value in given.items() if value is not None}
         training = finetune_spec(values, column, param, set_, limit, save)
-        _finetune(training, overwrite, address, as_json, quiet)
+        start_training(training, overwrite, address, dry_run, as_json, quiet)
 
 
 @app.command()
@@ -182,7 +183,7 @@ def plan(
     trial: Annotated[bool, typer.Option(help="Try a few rows on a worker to foretell the time.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Check a job and foretell its time and its output; changes nothing.
+    """Check a job or a fine-tuning and foretell its time and what comes out; changes nothing.
 
     Example: hfbatch plan jobs/embed.yaml --set input.path=reviews/
     """
@@ -198,21 +199,28 @@ def plan(
             raise SpecError("--model is missing; add --model ORG/MODEL, or a folder")
         else:
             raise SpecError("give SPEC.yaml, or TASK INPUT OUTPUT --model MODEL")
-        job = job_spec(values, column, keep, param, set_, limit, None)
-        _show_plan(job, overwrite, address, trial, as_json)
+        if "train" in values:
+            training = finetune_spec(values, column, param, set_, limit, None, keep)
+            plan_training(training, overwrite, address, trial, as_json)
+        else:
+            job = job_spec(values, column, keep, param, set_, limit, None)
+            _show_plan(job, overwrite, address, trial, as_json)
 
 
 @app.command()
 def status(out: Annotated[str, typer.Argument(help="An output folder.")], as_json: Json = False) -> None:
-    """Say how far the job of an output folder is.
+    """Say how far the job or the fine-tuning of an output folder is.
 
     Example: hfbatch status vectors/
     """
     with faults_shown(as_json):
-        from hfbatch.status import read_status, render_status
+        from hfbatch.status import is_training, read_status, render_status
 
-        found = read_status(out)
-        answer(found, as_json, lambda console: render_status(found, console))
+        if is_training(out):
+            training_status(out, as_json)
+        else:
+            found = read_status(out)
+            answer(found, as_json, lambda console: render_status(found, console))
 
 
 @app.command()
@@ -250,15 +258,17 @@ def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
     """
     with faults_shown(as_json):
         from hfbatch.report import summary_lines
-        from hfbatch.status import read_report
-
-        found = read_report(out)
+        from hfbatch.status import is_training, read_report
 
         def show(console: Console) -> None:
             console.print(summary_lines(found))
             console.print(f"{out.rstrip('/')}/_hfbatch/report.html", highlight=False)
 
-        answer(found, as_json, show)
+        if is_training(out):
+            training_report(out, as_json)
+        else:
+            found = read_report(out)
+            answer(found, as_json, show)
 
 
 @app.command()
@@ -332,22 +342,6 @@ def demo(
         from hfbatch.demo import run_demo
 
         raise typer.Exit(run_demo(folder, console()))
-
-
-def _finetune(spec: FinetuneSpec, overwrite: bool, address: str | None, as_json: bool, quiet: bool) -> None:
-    from hfbatch.finetune import finetune as run_finetune
-
-    result = run_finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
-
-    def show(console: Console) -> None:
-        best = result.metrics["best"]
-        figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
-        console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
-        for note in result.metrics.get("notes", ()):
-            console.print(escaped(note), highlight=False)
-        console.print(escaped(result.model), highlight=False)
-
-    answer(result.metrics, as_json, show)
 
 
 def _start(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
-from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem
+from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, redact
 from hfbatch.data.writer import write_file
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan, state_of
-
-MOST_FAULTS = 30
-"""Faulty rows that an error names."""
 
 MERGE_TOLERANCE = 0.01
 """Relative change of the loss by merging adapters, above which the result says so."""
@@ -59,7 +57,7 @@ def finetune(
     plan = make_finetune_plan(spec, overwrite)
     if plan.finished:
         _tidy(plan)
-        return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), _read_metrics(plan))
+        return _finished(plan)
     with TrainProgress(console, plan.title, quiet) as progress:
         progress.say("connecting to Ray")
         with connect(address):
@@ -69,28 +67,63 @@ def finetune(
             progress.say("looking at the rows")
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
+            progress.measure(decisive(plan), plan.spec.batch.size)
             news = fit(order, team, progress.show)
-    metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
-    _write(plan, "metrics.json", metrics)
-    _write(plan, "_SUCCESS", {})
+        progress.say("writing the report")
+        metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
+        _leave(plan, metrics)
     _tidy(plan)
     return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+
+
+def decisive(plan: FinetunePlan) -> str:
+    """The metric that decides which checkpoint is the best; the recipe has to be settled."""
+    return plan.spec.evaluation.metric or plan.recipe.metric
+
+
+def _finished(plan: FinetunePlan) -> FinetuneResult:
+    """What the output holds; uploads it if that is asked for and not done yet."""
+    from hfbatch.train.hub import open_repository
+
+    metrics = _read_metrics(plan)
+    if plan.spec.push_to_hub not in (None, metrics["hub"]):
+        open_repository(plan.spec.push_to_hub)
+        _leave(plan, metrics)
+    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+
+
+def _leave(plan: FinetunePlan, metrics: dict[str, Any]) -> None:
+    """Writes metrics, report and model card, uploads the model where that is asked for, and marks the end."""
+    from hfbatch.train.card import model_card
+    from hfbatch.train.hub import upload
+    from hfbatch.train.report import render_report
+
+    repo, model = plan.spec.push_to_hub, join(plan.spec.output, "model")
+    name = (repo or redact(plan.spec.output)).rstrip("/").rpartition("/")[2]
+    card = model_card(metrics, name, repo or redact(model), plan.recipe.auto_class)
+    _write(plan, "metrics.json", metrics)
+    _write_text(plan, "report.html", render_report(metrics))
+    _write_text(plan, "model/README.md", card)
+    if repo is not None:
+        upload(model, repo)
+        metrics["hub"] = repo
+        _write(plan, "metrics.json", metrics)
+    _write(plan, "_SUCCESS", {})
 
 
 def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, dict[str, Any]]:
     """The order of the training processes, its features written. :raises SpecError: for faulty rows."""
     from hfbatch.train.features import examine, write_features
+    from hfbatch.train.hub import open_repository
     from hfbatch.train.order import TrainOrder, state_folder
+    from hfbatch.train.surveys import row_faults
 
     surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
-    recipe = plan.recipe
-    faults = [f"{name}: {fault}" for name, survey in surveys.items() for fault in survey.faults]
-    if len(faults) > MOST_FAULTS:
-        faults = [*faults[:MOST_FAULTS], f"… and {len(faults) - MOST_FAULTS} more"]
-    faults += [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
-    faults += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
+    faults = row_faults(plan, surveys)
     if faults:
         raise SpecError(faults)
+    if plan.spec.push_to_hub:
+        open_repository(plan.spec.push_to_hub)
     state = state_folder(plan.spec)
     if overwrite:
         _clear(plan.spec.output)
@@ -98,11 +131,15 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
     progress.say("tokenising")
     features = join(state, f"features-{plan.fingerprint[:12]}")
     written = {
-        name: asdict(write_features(plan.spec, plan.model, recipe.settled, part, join(features, name)))
+        name: asdict(write_features(plan.spec, plan.model, plan.recipe.settled, part, join(features, name)))
         for name, part in _parts(plan)
     }
-    order = TrainOrder(plan.spec, plan.model, recipe.settled, features)
-    return order, {"rows": written, "labels": dict(surveys["train"].labels)}
+    order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, features)
+    return order, {
+        "rows": written,
+        "labels": dict(surveys["train"].labels),
+        "digest": plan.identity["data"],
+    }
 
 
 def _parts(plan: FinetunePlan) -> list[tuple[str, Any]]:
@@ -121,6 +158,7 @@ def _clear(output: str) -> None:
         "report.html",
         "model",
         "adapter",
+        "tensorboard",
         "_hfbatch/checkpoints",
         "_hfbatch",
     ):
@@ -147,6 +185,7 @@ def _metrics(
     seconds: float,
 ) -> dict[str, Any]:
     """The content of metrics.json."""
+    job = plan.job()
     evaluations = [entry for entry in news["log"] if "eval_loss" in entry]
     plain = [
         {
@@ -160,7 +199,8 @@ def _metrics(
     return {
         "task": plan.spec.task,
         "method": plan.spec.method.name,
-        "model": {"name": plan.model.name, "commit": plan.model.commit},
+        "model": {"name": plan.model.name, "commit": plan.model.commit, "hub": plan.model.hub},
+        "metric": decisive(plan),
         "best": best,
         **merged,
         "before": plain[0],
@@ -171,9 +211,27 @@ def _metrics(
         "data": data,
         "trainable": news["trainable"],
         "weights": news["weights"],
+        "details": _with_rows(plan, news.get("details", {})),
+        "throughput": news.get("throughput", {}),
         "workers": team,
         "seconds": seconds,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hub": None,
         "fingerprint": plan.fingerprint,
+        "versions": job["versions"],
+        "spec": job["spec"],
+    }
+
+
+def _with_rows(plan: FinetunePlan, details: dict[str, Any]) -> dict[str, Any]:
+    """Details of the best evaluation, their rows named by file and number, with what they hold."""
+    from hfbatch.train.features import look_up
+
+    worst = details.get("worst", [])
+    rows = look_up(plan.eval, [one["row"] for one in worst])
+    return {
+        "confusion": details.get("confusion"),
+        "worst": [{**one, **row} for one, row in zip(worst, rows, strict=True)],
     }
 
 
@@ -194,8 +252,12 @@ def compare(adapted: dict[str, float], merged: dict[str, float]) -> dict[str, An
 
 
 def _write(plan: FinetunePlan, name: str, values: Any) -> None:
+    _write_text(plan, name, json.dumps(values, indent=2) if values else "")
+
+
+def _write_text(plan: FinetunePlan, name: str, text: str) -> None:
     fs, path = open_filesystem(join(plan.spec.output, name))
-    write_file(fs, path, json.dumps(values, indent=2).encode() if values else b"")
+    write_file(fs, path, text.encode("utf8", "replace"))
 
 
 def _read_metrics(plan: FinetunePlan) -> dict[str, Any]:

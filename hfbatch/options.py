@@ -59,10 +59,14 @@ def finetune_spec(
     set_: list[str] | None,
     limit: int | None,
     save: Path | None,
+    keep: str | None = None,
 ) -> FinetuneSpec:
-    """The spec of a fine-tuning, likewise; columns are those of both sets of rows."""
+    """The spec of a fine-tuning, likewise; columns are those of both sets of rows. A flag `keep` is refused."""
+    from hfbatch.errors import SpecError
     from hfbatch.finetune_spec import FinetuneSpec
 
+    if keep is not None:
+        raise SpecError("--keep is for jobs, which write rows; a fine-tuning writes a model: leave it out")
     flags = _flags([part for part in ("train", "eval") if part in values], column, param, limit)
     return _built(FinetuneSpec, values, [*flags, *(set_ or [])], save)
 

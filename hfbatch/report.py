@@ -308,8 +308,12 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def render_html(report: Mapping[str, Any]) -> str:
-    """The report as one page that needs nothing else: no script, no link, no file."""
+def render_page(template: str, pictures: Mapping[str, str], **values: Any) -> str:
+    """A page that needs nothing else: no script, no link, no file. All text in it is escaped.
+
+    :param template: a file of this package.
+    :param pictures: SVG elements by name, `charts` in the template.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -324,12 +328,21 @@ def render_html(report: Mapping[str, Any]) -> str:
         compact=compact,
         thousands="{:,}".format,
     )
-    page = environment.from_string(files("hfbatch").joinpath("report.html.j2").read_text(encoding="utf8"))
-    return page.render(
+    folder = files("hfbatch")
+    page = environment.from_string(folder.joinpath(template).read_text(encoding="utf8"))
+    drawn = {name: Markup(svg) for name, svg in pictures.items()}  # noqa: S704 - charts escape their labels
+    style = Markup(folder.joinpath("style.css.j2").read_text(encoding="utf8"))  # noqa: S704 - our own file
+    return page.render(charts=drawn, style=style, **values)
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    return render_page(
+        "report.html.j2",
+        draw(report),
         report=report,
         status=status_of(report),
         headline=headline(report),
-        charts={name: Markup(svg) for name, svg in draw(report).items()},  # noqa: S704 - charts escape their labels
         spec=yaml.safe_dump(dict(report["spec"]), sort_keys=False, allow_unicode=True),
         most=MOST_LISTED,
     )

@@ -12,6 +12,11 @@ from hfbatch.data.ledger import Ledger
 from hfbatch.errors import SpecError
 
 
+def is_training(out: str) -> bool:
+    """Whether a folder is the output of a fine-tuning. :raises SpecError: if it is no output."""
+    return "train" in _job(out)[1]["spec"]
+
+
 def read_status(out: str) -> dict[str, Any]:
     """Parts, rows and rejects so far, and how the last run ended. :raises SpecError: if OUT is no output."""
     ledger, job = _job(out)

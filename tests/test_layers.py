@@ -14,11 +14,11 @@ import hfbatch
 
 ROOT = Path(hfbatch.__file__).parent
 LAYERS = [
-    {"cli", "__main__", "options", "terminal"},
-    {"demo", "doctor"},
+    {"cli", "__main__", "options", "terminal", "trainings"},
+    {"demo", "doctor", "catalogue"},
     {"job", "finetune"},
     {"cluster", "train"},
-    {"verify", "plan", "report", "charts", "attention", "progress", "status", "describe", "catalogue"},
+    {"verify", "plan", "report", "charts", "attention", "progress", "status", "describe"},
     {"compute"},
     {"tasks", "engines"},
     {"data"},

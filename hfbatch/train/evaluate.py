@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch.distributed as dist
 
 from hfbatch.compute.batching import by_length, cut
 from hfbatch.errors import WorkerError
+from hfbatch.train.details import summary
 from hfbatch.train.recipes.base import Predicted, Recipe
 from hfbatch.train.rows import FeatureRows
 
@@ -22,7 +25,13 @@ Collate = Callable[[list[int]], dict[str, torch.Tensor]]
 
 
 def evaluate(
-    recipe: Recipe, model: Any, rows: FeatureRows, collate: Collate, size: int, device: torch.device
+    recipe: Recipe,
+    model: Any,
+    rows: FeatureRows,
+    collate: Collate,
+    size: int,
+    device: torch.device,
+    details: Path | None = None,
 ) -> dict[str, float]:
     """Metrics and the mean loss, the same in every process.
 
@@ -31,6 +40,7 @@ def evaluate(
 
     :param collate: numbers of rows to a batch.
     :param size: rows of a batch.
+    :param details: where the first process writes what single rows say, as JSON.
     :raises WorkerError: if a row was scored twice or not at all, or the loss is no number.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -50,11 +60,17 @@ def evaluate(
                 numbers += batch
                 mine.append(predicted)
     model.train(was_training)
-    return _together(recipe, rows, numbers, mine, rank, world)
+    return _together(recipe, rows, numbers, mine, rank, world, details)
 
 
 def _together(
-    recipe: Recipe, rows: FeatureRows, numbers: list[int], mine: list[Predicted], rank: int, world: int
+    recipe: Recipe,
+    rows: FeatureRows,
+    numbers: list[int],
+    mine: list[Predicted],
+    rank: int,
+    world: int,
+    details: Path | None,
 ) -> dict[str, float]:
     """Metrics from what all processes predicted, worked out in the first."""
     predictions = [one for batch in mine for one in batch.predictions]
@@ -66,7 +82,7 @@ def _together(
     answer: list[Any] = [None]
     if rank == 0:
         try:
-            answer = [_score(recipe, rows, shares)]
+            answer = [_score(recipe, rows, shares, details)]
         except Exception as error:  # noqa: BLE001 - the others wait for an answer
             answer = [error]
     if world > 1:
@@ -76,13 +92,15 @@ def _together(
     return answer[0]
 
 
-def _score(recipe: Recipe, rows: FeatureRows, shares: list[Any]) -> dict[str, float]:
+def _score(recipe: Recipe, rows: FeatureRows, shares: list[Any], details: Path | None) -> dict[str, float]:
     numbers = np.array([number for share in shares for number in share[0]], np.int64)
     back = np.argsort(numbers, kind="stable")
     if not np.array_equal(numbers[back], np.arange(len(rows))):
         raise WorkerError(f"evaluation scored {len(numbers)} rows of {len(rows)}, some twice or not at all")
     predictions = [one for share in shares for one in share[1]]
     ordered = [predictions[place] for place in back.tolist()]
+    if details is not None:
+        details.write_text(json.dumps(summary(recipe, ordered, rows.table)), encoding="utf8")
     items = sum(share[3] for share in shares)
     loss = sum(share[2] for share in shares) / items if items else float("nan")
     if items and np.isnan(loss):

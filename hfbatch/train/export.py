@@ -12,10 +12,13 @@ from hfbatch.data.filesystem import join, open_filesystem
 from hfbatch.errors import WorkerError
 from hfbatch.train.adapters import save_adapter
 from hfbatch.train.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.details import DETAILS
 from hfbatch.train.model import load_adapted
 from hfbatch.train.order import TrainOrder
 
-OF_TRAINING = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", MANIFEST)
+OF_TRAINING = (
+    "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", DETAILS, MANIFEST,
+)  # fmt: skip
 """How the names of files begin that are for going on with training alone."""
 
 

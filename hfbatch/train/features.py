@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
+
+MOST_LETTERS = 400
+"""Letters of a value that are shown to people."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
     """Looks at all rows. :raises SplitError: when some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
-        columns, places = _read(number, split, part)
-        return vars(_recipe(spec, model, part).examine(columns, places))
+        columns, places = read_rows(number, split, part)
+        return vars(recipe_of(spec, model, part).examine(columns, places))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
@@ -67,20 +71,14 @@ def write_features(
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
 
     def write(number: int, split: Split) -> dict[str, Any]:
-        columns, places = _read(number, split, part)
-        recipe = _recipe(spec, model, part, settled)
-        made = recipe.features(columns, places)
-        table, lengths = made.table, recipe.lengths(made.table)
-        if ROW not in table.column_names:
-            table = table.append_column(ROW, pa.array(np.arange(len(table))))
-        rows = pa.array(table[ROW].to_numpy() + firsts[number])
-        table = table.set_column(table.column_names.index(ROW), ROW, rows).append_column(
-            LENGTH, pa.array(lengths)
-        )
+        columns, places = read_rows(number, split, part)
+        recipe = recipe_of(spec, model, part, settled)
+        table, truncated = make_features(recipe, columns, places, int(firsts[number]))
+        lengths = table[LENGTH].to_numpy()
         fs, root = open_filesystem(folder)
         write_file(fs, f"{root}/part-{number:06d}.parquet", part_table_bytes(table))
         return asdict(
-            Written(len(places), len(table), made.truncated, int(lengths.sum()), int(lengths.max(initial=0)))
+            Written(len(places), len(table), truncated, int(lengths.sum()), int(lengths.max(initial=0)))
         )
 
     found = [Written(**one) for one in over_splits(part.splits, write)]
@@ -89,14 +87,27 @@ def write_features(
     return Written(**sums, longest=max((one.longest for one in found), default=0))
 
 
-def _recipe(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
+def recipe_of(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
     """The recipe, with paths in the rows relative to the folder that they are from."""
     recipe = build_recipe(spec, model.fetch(), settled)
     recipe.task.root = part.read.path
     return recipe
 
 
-def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
+def make_features(
+    recipe: Recipe, columns: Mapping[str, pa.Array], places: pa.Table, first: int = 0
+) -> tuple[pa.Table, int]:
+    """Features of some rows with ROW and LENGTH, and how many rows were truncated. :param first: number of row 0."""
+    made = recipe.features(columns, places)
+    table, lengths = made.table, recipe.lengths(made.table)
+    if ROW not in table.column_names:
+        table = table.append_column(ROW, pa.array(np.arange(len(table))))
+    rows = pa.array(table[ROW].to_numpy() + first)
+    table = table.set_column(table.column_names.index(ROW), ROW, rows)
+    return table.append_column(LENGTH, pa.array(lengths)), made.truncated
+
+
+def read_rows(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
     """The recipe's columns of a split, and where each row is from."""
     rows = read_split(split, part.read)
     table, places = rows.table, rows.places
@@ -106,6 +117,43 @@ def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], p
         kept = pa.array(aside if part.aside else ~aside)
         table, places = table.filter(kept), places.filter(kept)
     return {name: flatten(table[column]) for name, column in part.columns.items()}, places.combine_chunks()
+
+
+def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows by the numbers that `ROW` gives them: `file`, `row` (its number there) and `values`, by column.
+
+    Values are texts cut to MOST_LETTERS; columns that are no text, such as pictures, are left out.
+    """
+    firsts = np.cumsum([0, *(split.rows for split in part.splits)])
+    owners = np.searchsorted(firsts, numbers, side="right") - 1
+    read = {number: read_rows(number, part.splits[number], part) for number in sorted(set(owners.tolist()))}
+    found = []
+    for owner, number in zip(owners.tolist(), numbers, strict=True):
+        columns, places = read[owner]
+        at = number - int(firsts[owner])
+        values = {
+            part.columns[name]: as_text(column[at].as_py())
+            for name, column in columns.items()
+            if is_readable(column.type)
+        }
+        found.append({**places.slice(at, 1).to_pylist()[0], "values": values})
+    return found
+
+
+def is_readable(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type is told to people: texts, numbers, and lists and structs of texts."""
+    if pa.types.is_struct(kind):
+        return all(is_readable(kind.field(at).type) for at in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type
+        return is_readable(inner) and not (pa.types.is_integer(inner) or pa.types.is_floating(inner))
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def as_text(value: Any) -> str:
+    """A value for people, cut to MOST_LETTERS."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
 def flatten(column: pa.ChunkedArray) -> pa.Array:

@@ -6,6 +6,7 @@ Runs once in each process that Ray Train starts, on transformers' Trainer.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from hfbatch.data.filesystem import join, one_line, redact
 from hfbatch.errors import WorkerError
 from hfbatch.train.adapters import ADAPTED
 from hfbatch.train.checkpoints import Checkpoints
+from hfbatch.train.details import DETAILS, read_details
 from hfbatch.train.evaluate import NO_NUMBERS, Collate, evaluate
 from hfbatch.train.export import export_merged, export_model
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.recipes.base import IGNORED, LOWER_IS_BETTER, Recipe
+from hfbatch.train.reporting import reporters
 from hfbatch.train.rows import FeatureRows
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.throughput import StepClock
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes news of the training to the driver."""
@@ -85,6 +89,8 @@ def train(
                 "baseline": recipe.baseline(rows["eval"].table),
                 "trainable": changed,
                 "weights": weights,
+                "details": read_details(checkpoints, best),
+                "throughput": trainer.throughput(),
             }
         )
 
@@ -142,6 +148,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
     )
     return TrainingArguments(
         output_dir=str(local / "run"),
+        run_name=redact(spec.output).rstrip("/").rpartition("/")[2],
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=schedule.epochs,
@@ -191,7 +198,10 @@ class BatchTrainer(Trainer):
         self._collate_eval = collate(rows["eval"])
         batch = order.spec.batch
         self.sampler = ShuffledRows(rows["train"].lengths, batch.size, order.spec.seed, batch.by_length)
+        self._details = local / DETAILS
+        self._clock = StepClock()
         patience = order.spec.evaluation.patience
+        callbacks = [*([EarlyStoppingCallback(patience)] if patience else []), self._clock]
         super().__init__(
             model=model,
             args=arguments(order, local, world),
@@ -200,7 +210,7 @@ class BatchTrainer(Trainer):
             eval_dataset=rows["eval"],
             processing_class=order.recipe.processor,
             compute_loss_func=order.recipe.loss,
-            callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+            callbacks=callbacks if tell is None else [*callbacks, *reporters(order.spec, local)],
         )
         self.add_callback(MeasuredFirst(self))
         self.add_callback(EpochOrder(self.sampler))
@@ -222,7 +232,7 @@ class BatchTrainer(Trainer):
 
         :raises WorkerError: when the loss is no number, or the metric that decides is not among the metrics.
         """
-        found = self.measure(self.model)
+        found = self.measure(self.model, self._details)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         if self.args.metric_for_best_model not in (*found, *metrics):
             raise WorkerError(
@@ -232,13 +242,20 @@ class BatchTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measure(self, model: Any) -> dict[str, float]:
-        """Metrics of a model, computed as the one that is trained."""
+    def measure(self, model: Any, details: Path | None = None) -> dict[str, float]:
+        """Metrics of a model, computed as the one that is trained. :param details: as for `evaluate`."""
         with self.accelerator.autocast():
             return evaluate(
                 self._order.recipe, model, self._rows["eval"], self._collate_eval,
-                self.args.per_device_train_batch_size * 2, self.args.device,
+                self.args.per_device_train_batch_size * 2, self.args.device, details,
             )  # fmt: skip
+
+    def throughput(self) -> dict[str, Any]:
+        """How fast this process and those beside it train."""
+        batch = self._order.spec.batch
+        return self._clock.figures(
+            self._rows["train"].lengths, batch.size, self.args.per_device_train_batch_size, batch.by_length
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves on this machine, then to the output folder: every process its own files, the first one commits.
@@ -259,6 +276,8 @@ class BatchTrainer(Trainer):
 
     def _upload(self, step: int, world: int) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if self._details.exists():  # of this step's evaluation, in the first process
+            shutil.move(self._details, folder / DETAILS)
         if world > 1:
             dist.barrier()
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]

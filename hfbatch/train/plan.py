@@ -22,9 +22,11 @@ from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
+from hfbatch.train.hub import hub_faults
 from hfbatch.train.order import build_recipe, state_folder
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
+from hfbatch.train.reporting import reporting_faults
 
 
 @dataclass
@@ -106,6 +108,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             bound[name] = _bind(
                 recipe, spec.train if name == "train" else spec.eval or spec.train, source, faults
             )
+    faults += reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
     faults += more
     if faults or model is None or recipe is None:

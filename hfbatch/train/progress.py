@@ -1,68 +1,105 @@
-"""Progress of a training on stderr: a line that is drawn anew on a terminal, a line now and then elsewhere."""
+"""Progress of a training on stderr: a bar on a terminal, a line now and then elsewhere. Knows nothing of Ray."""
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from hfbatch.progress import compact, duration
+from hfbatch.train.recipes.base import LOWER_IS_BETTER
 
 SECONDS_BETWEEN_LINES = 15
 
 
 class TrainProgress:
-    """Says what a training does. :param quiet: say nothing."""
+    """Says what a training does. May be told from any thread.
+
+    :param title: what the training is.
+    :param quiet: say nothing.
+    """
 
     def __init__(self, console: Console | None, title: str, quiet: bool = False) -> None:
         self._console = console or Console(stderr=True)
         self._title, self._quiet = title, quiet
-        self._live: Live | None = None
+        self._bar: Progress | None = None
+        self._lock = threading.Lock()
+        self._metric, self._rows = "loss", 0
         self._begun: tuple[float, int] | None = None
         self._told = 0.0
         self._known: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
-            self._live = Live(console=self._console, transient=True)
-            self._live.start()
+            columns = (
+                TextColumn("[bold]{task.fields[title]}"), TextColumn("{task.description}", style="cyan"),
+                BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            )  # fmt: skip
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.add_task("", total=None, title=self._title, figures="")
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        if self._bar:
+            self._bar.stop()
+
+    def measure(self, metric: str, rows: int) -> None:
+        """Fixes what is shown. :param metric: the one that decides. :param rows: rows of a step."""
+        self._metric, self._rows = metric, rows
 
     def say(self, text: str) -> None:
         """A phase."""
-        self._draw(text, always=True)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=text)
+        else:
+            self._line(text, always=True)
 
     def show(self, news: dict[str, Any]) -> None:
         """A step, a loss or metrics."""
-        self._known |= news
-        step, steps = self._known.get("step", 0), self._known.get("steps", 0)
-        measured = {name[5:]: value for name, value in news.items() if name.startswith("eval_")}
-        if measured:
-            figures = " · ".join(f"{name} {value:.4g}" for name, value in measured.items())
-            return self._draw(f"step {step:,} measured: {figures}", always=True)
-        if self._begun is None:
-            self._begun = time.monotonic(), step
-        parts = [f"step {step:,}/{steps:,}"]
-        if "loss" in self._known:
-            parts.append(f"loss {self._known['loss']:.4g}")
-        since, first = self._begun
-        if step > first:
-            left = int((time.monotonic() - since) / (step - first) * (steps - step))
-            parts.append(f"eta {left // 60}:{left % 60:02d}")
-        return self._draw(" · ".join(parts))
+        with self._lock:
+            self._known |= {name: value for name, value in news.items() if name in ("step", "steps", "loss")}
+            measured = {name[5:]: value for name, value in news.items() if name.startswith("eval_")}
+            self._begun = self._begun or (time.monotonic(), self._known.get("step", 0))
+            if self._metric in measured:
+                self._take(measured[self._metric])
+            step, steps = self._known.get("step", 0), self._known.get("steps", 0)
+            figures = " · ".join(self._figures(step, steps))
+            if measured:
+                shown = " · ".join(f"{name} {value:.4g}" for name, value in measured.items())
+                self._line(f"step {step:,} measured: {shown}", always=True)
+            if self._bar:
+                self._bar.update(
+                    self._bar.task_ids[0],
+                    description="training",
+                    total=steps,
+                    completed=step,
+                    figures=figures,
+                )
+            elif not measured:
+                self._line(f"step {step:,}/{steps:,} · {figures}")
 
-    def _draw(self, text: str, always: bool = False) -> None:
-        if self._quiet:
-            return
-        if self._live:
-            if always:
-                self._console.print(text, highlight=False)
-            self._live.update(Text(f"{self._title}: {text}"))
-        elif always or time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
+    def _take(self, value: float) -> None:
+        """Keeps the better one of the metric's values."""
+        best = self._known.get("best")
+        choose = min if self._metric in LOWER_IS_BETTER else max
+        self._known["best"] = value if best is None else choose(best, value)
+
+    def _figures(self, step: int, steps: int) -> list[str]:
+        figures = [f"loss {self._known['loss']:.4g}"] if "loss" in self._known else []
+        if "best" in self._known:
+            figures.append(f"best {self._metric} {self._known['best']:.4g}")
+        since, first = self._begun or (time.monotonic(), step)
+        if step > first:
+            each = (time.monotonic() - since) / (step - first)
+            figures += [f"{compact(self._rows / max(each, 1e-9))} rows/s"] if self._rows else []
+            figures.append(f"eta {duration(each * (steps - step))}")
+        return figures
+
+    def _line(self, text: str, always: bool = False) -> None:
+        if not self._quiet and (always or time.monotonic() - self._told > SECONDS_BETWEEN_LINES):
             self._told = time.monotonic()
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False)

@@ -6,6 +6,19 @@ import warnings
 
 import numpy as np
 
+METRICS = {
+    "single": (
+        "accuracy", "mcc", "f1_macro", "precision_macro", "recall_macro", "f1_weighted", "precision_weighted",
+        "recall_weighted", "roc_auc",
+    ),
+    "multi": (
+        "accuracy", "f1_micro", "precision_micro", "recall_micro", "f1_macro", "precision_macro", "recall_macro",
+        "roc_auc",
+    ),
+    "regression": ("pearson", "spearman", "mse", "mae"),
+}  # fmt: skip
+"""Names of the metrics by kind of label."""
+
 
 def single_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Metrics of one label a row.

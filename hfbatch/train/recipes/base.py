@@ -105,6 +105,17 @@ class Recipe(ABC):
         return 1
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `score` returns beside the loss, after `settle`; none for a recipe that does not say."""
+        return ()
+
+    def metric_faults(self, asked: str | None) -> list[str]:
+        """What is wrong with the metric that the spec asks for, where the recipe says which it has."""
+        if asked is None or not self.metrics or asked in ("loss", *self.metrics):
+            return []
+        return [f"evaluation.metric {asked!r} is none of: {', '.join((*self.metrics, 'loss'))}"]
+
+    @property
     def processor(self) -> Any:
         """What is saved beside the model: a tokenizer as its files have it, with the spec's changes."""
         return self.task.load_tokenizer()
@@ -217,6 +228,17 @@ class Recipe(ABC):
 
         :param predictions: one for each row of the features, in their order.
         """
+
+    def details(self, predictions: list[Any], features: pa.Table) -> dict[str, Any]:
+        """What the report shows of single rows, in plain values; each of these may be left out.
+
+        - `losses`: float of each row of the features; the report shows the highest ones
+        - `guesses`, `truths`: texts of each row of the features, shown beside its loss
+        - `confusion`: `labels`, and `counts`, rows by truth and guess
+
+        :param predictions: as for `score`.
+        """
+        return {}
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """Metrics of a guess without a model, such as the commonest label; none where no such guess makes sense.

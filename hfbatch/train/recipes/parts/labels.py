@@ -14,7 +14,8 @@ from pydantic import Field
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Features, InputColumn, Params
-from hfbatch.train.metrics.classification import multi_label, regression, single_label
+from hfbatch.train.metrics.classification import METRICS, multi_label, regression, single_label
+from hfbatch.train.metrics.details import label_details, labels_details, number_details
 from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class LabelRecipe(Recipe):
     def metric(self) -> str:
         """What decides which checkpoint is the best."""
         return {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[self.settled["kind"]]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the kind of label."""
+        return METRICS[self.settled["kind"]]
 
     @abstractmethod
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
@@ -194,6 +200,14 @@ class LabelRecipe(Recipe):
         return (
             multi_label(logits, labels) if self.settled["kind"] == "multi" else single_label(logits, labels)
         )
+
+    def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
+        """Losses, guesses and truths of the rows; for one label a row, which is taken for which."""
+        logits, labels = np.stack(predictions), np.array(features["labels"].to_pylist())
+        if self.settled["kind"] == "regression":
+            return number_details(logits[:, 0], labels)
+        of = labels_details if self.settled["kind"] == "multi" else label_details
+        return of(logits, labels, self.labels)
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """The commonest label of the training rows for each row."""

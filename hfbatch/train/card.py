@@ -1,0 +1,124 @@
+"""The model card: what the model is, learnt from what, how well it does, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.report import figures
+
+MOST_LABELS = 50
+"""Labels that the card counts; the commonest of more."""
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+{{ m.model.name }} fine-tuned for {{ m.task }} ({{ m.method }}) with hfbatch.
+
+## How to use it
+
+Over a dataset:
+
+```bash
+hfbatch predict {{ m.task }} INPUT OUTPUT --model {{ where }}
+```
+
+In Python:
+
+```python
+from transformers import {{ auto_class }}
+
+model = {{ auto_class }}.from_pretrained({{ where | tojson }})
+```
+
+## How well it does
+
+Measured on {{ "{:,}".format(m.data.rows.eval.rows) }} rows, each once. The baseline is a guess without a model; before is
+the model before its first step.
+
+| metric | baseline | before | this model |
+|---|---:|---:|---:|
+{% for one in table %}
+| {{ one.name }} | {{ one.baseline | figure }} | {{ one.before | figure }} | {{ one.best | figure }} |
+{% endfor %}
+
+## What it has learnt from
+
+{{ "{:,}".format(m.data.rows.train.rows) }} rows, {{ "{:,}".format(m.data.rows.train.truncated) }} of them cut to the length limit; \
+the fingerprint of the data is `{{ m.data.digest }}`.
+{% if labels %}
+
+| label | rows |
+|---|---:|
+{% for label, rows in labels %}
+| {{ label | cell }} | {{ "{:,}".format(rows) }} |
+{% endfor %}
+{% endif %}
+
+## How it was trained
+
+Best step {{ "{:,}".format(m.best.step) }}; {{ "{:,}".format(m.trainable) }} of {{ "{:,}".format(m.weights) }} weights trained; \
+fingerprint of the training `{{ m.fingerprint }}`.
+
+```yaml
+{{ spec }}```
+
+Versions: {% for name, version in m.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last else "." }}{% endfor %}
+
+"""
+
+
+def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: str) -> str:
+    """The text of README.md.
+
+    :param metrics: the content of metrics.json.
+    :param name: what to call the model.
+    :param where: the folder, or the Hub name, that it is loaded from.
+    :param auto_class: the transformers class that loads it.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+    from jinja2 import Environment, StrictUndefined
+
+    results = [
+        EvalResult(
+            task_type=metrics["task"],
+            dataset_type="parquet",
+            dataset_name=f"evaluation rows, data {metrics['data']['digest'][:12]}",
+            metric_type=one["name"],
+            metric_value=one["best"],
+        )
+        for one in figures(metrics)
+    ]
+    data = ModelCardData(
+        model_name=name,
+        base_model=metrics["model"]["name"] if metrics["model"]["hub"] else None,
+        library_name="transformers",
+        pipeline_tag=metrics["task"],
+        tags=["hfbatch", metrics["method"]],
+        eval_results=results,
+    )
+    # Text for a file of Markdown, not for a page: jinja2's escaping is for the latter.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+    environment.filters.update(figure=_figure, cell=_cell)
+    return environment.from_string(TEMPLATE).render(
+        card_data=data.to_yaml(),
+        model_name=name,
+        where=where,
+        auto_class=auto_class,
+        m=metrics,
+        table=figures(metrics),
+        labels=sorted(metrics["data"]["labels"].items(), key=lambda one: -one[1])[:MOST_LABELS],
+        spec=FinetuneSpec.model_validate(metrics["spec"]).to_yaml(),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    """Text that does not break out of a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,120 @@
+"""Puts the outlook and the state of a fine-tuning into tables, for `hfbatch plan`, `status` and `report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hfbatch.describe import size
+from hfbatch.report import count, percent, seconds_in_words
+from hfbatch.train.report import figures
+
+MOST_LABELS = 8
+
+
+def render_outlook(shown: dict[str, Any], console: Console) -> None:
+    """Prints what `describe_training` returned."""
+    table = _table()
+    rows, batch, memory = shown["rows"], shown["batch"], shown["memory"]
+    _add(table, "task", f"{shown['task']}, {shown['method']}, best by {shown['metric']}")
+    share = shown["trainable"] / max(shown["weights"], 1)
+    name, commit = shown["model"]["name"], shown["model"]["commit"][:12]
+    _add(table, "model", f"{name} @ {commit}")
+    _add(table, "weights", f"{shown['trainable']:,} trained of {shown['weights']:,} ({percent(share)})")
+    _add(table, "rows", ", ".join(_rows(one, rows[one]) for one in ("train", "eval")))
+    if shown["labels"]:
+        _add(table, "labels", _labels(shown["labels"]))
+    _add(table, "tokens", _lengths(shown["lengths"]))
+    cut = f"{batch['size']} rows a step: {batch['workers']} × {batch['accumulation']} × {batch['per_device']}"
+    _add(table, "steps", f"{shown['steps']:,} ({shown['epochs']:g} epochs), {cut}")
+    _add(table, "memory", _memory(memory, shown["memory_dtype"], batch["per_device"]))
+    if "trial" in shown:
+        _add(table, "trial", _trial(shown["trial"]))
+        eta = seconds_in_words(shown["trial"]["eta_s"])
+        times = count(shown["trial"]["evaluations"], "evaluation")
+        _add(table, "time", f"about {eta} with {times}, once the processes are up")
+    _add(table, "output", shown["output"] + (" (finished already)" if shown["finished"] else ""))
+    for note in shown["notes"]:
+        _add(table, "note", note)
+    console.print(table)
+
+
+def render_state(status: dict[str, Any], console: Console) -> None:
+    """Prints what `read_training` returned."""
+    table = _table()
+    state = "success" if status["success"] else "not finished: the same command goes on"
+    _add(table, "state", state)
+    _add(table, "task", f"{status['task']}, {status['method']}, with {status['model']}")
+    steps = f" of {status['steps']:,}" if status["steps"] else ""
+    _add(table, "saved", f"step {status['step']:,}{steps}" if status["step"] else "no checkpoint yet")
+    if status["best"]:
+        _add(table, "best", _named(status["best"]))
+    console.print(table)
+
+
+def render_figures(metrics: dict[str, Any], console: Console) -> None:
+    """Prints the figures of metrics.json."""
+    table = Table("metric", "baseline", "before", "best", box=None)
+    for one in figures(metrics):
+        shown = ["–" if one[key] is None else f"{one[key]:.4g}" for key in ("baseline", "before", "best")]
+        table.add_row(one["name"], *shown)
+    console.print(table)
+    words = f"best at step {metrics['best']['step']:,}, {seconds_in_words(metrics['seconds'])} in all"
+    console.print(words, highlight=False)
+
+
+def _table() -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _add(table: Table, name: str, text: str) -> None:
+    table.add_row(name, Text(text))
+
+
+def _rows(name: str, rows: dict[str, Any]) -> str:
+    return f"{'' if rows['exact'] else 'about '}{rows['rows']:,} {name}"
+
+
+def _labels(labels: dict[str, int]) -> str:
+    ordered = sorted(labels.items(), key=lambda one: -one[1])
+    shown = ", ".join(f"{name} {rows:,}" for name, rows in ordered[:MOST_LABELS])
+    return shown + (f", … ({len(labels):,} in all)" if len(labels) > MOST_LABELS else "")
+
+
+def _lengths(lengths: dict[str, Any]) -> str:
+    cut = f", {percent(lengths['truncated'])} truncated" if lengths["truncated"] else ", none truncated"
+    return (
+        f"p50 {lengths['p50']}, p95 {lengths['p95']}, max {lengths['max']} in {lengths['rows']:,} rows{cut}"
+    )
+
+
+def _memory(memory: dict[str, Any], dtype: str, per_device: int) -> str:
+    names = ("weights", "gradients", "optimizer", "activations")
+    parts = " + ".join(
+        f"{name} {size(memory[name]) if memory[name] is not None else 'unknown without a trial'}"
+        for name in names
+    )
+    total = "" if memory["total"] is None else f"about {size(memory['total'])}: "
+    how = f"activations are what one pass of {count(per_device, 'row')} of the longest in the sample keeps, {dtype}"
+    return f"{total}{parts} ({how}; an estimate of one process's device, buffers and fragments aside)"
+
+
+def _trial(trial: dict[str, Any]) -> str:
+    return (
+        f"{trial['rows_per_s']:,.0f} rows/s, {trial['tokens_per_s']:,.0f} tokens/s on one worker ({trial['device']}, "
+        f"{trial['dtype']}), {seconds_in_words(trial['seconds_per_step'])} a step; "
+        f"measures {trial['eval_rows_per_s']:,.0f} rows/s"
+    )
+
+
+def _named(values: dict[str, Any]) -> str:
+    return " · ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )

@@ -1,0 +1,82 @@
+"""Where losses and metrics go beside the report: TensorBoard, W&B, MLflow, by transformers' own callbacks."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
+
+from hfbatch.data.filesystem import is_local, join, open_filesystem
+from hfbatch.finetune_spec import FinetuneSpec
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+"""What `report_to` names, and the package that brings its module."""
+FOLDER = "tensorboard"
+"""In the output."""
+
+
+def reporting_faults(spec: FinetuneSpec) -> list[str]:
+    """What keeps losses and metrics from getting where the spec sends them."""
+    faults = [
+        f"report_to {name!r} needs a package that is missing; run `pip install {PACKAGES[name]}`, or leave it out of "
+        "report_to"
+        for name in spec.report_to
+        if find_spec(name) is None
+    ]
+    if "mlflow" in spec.report_to and not os.environ.get("MLFLOW_TRACKING_URI"):
+        faults.append(
+            "report_to 'mlflow' needs to know where runs are kept; set MLFLOW_TRACKING_URI to the URL of a "
+            "server, such as http://host:5000, for the processes of the cluster too"
+        )
+    return faults
+
+
+def reporters(spec: FinetuneSpec, local: Path) -> list[TrainerCallback]:
+    """The callbacks for `report_to`, for the first process alone.
+
+    Where they cannot find what they need, such as a key of W&B, they raise as training begins.
+
+    :param local: a folder on this machine for logs that are copied to the output.
+    """
+    from transformers.integrations import MLflowCallback, WandbCallback
+
+    made: dict[str, Any] = {"tensorboard": lambda: tensorboard(spec, local)}
+    made |= {"wandb": WandbCallback, "mlflow": MLflowCallback}
+    return [made[name]() for name in spec.report_to]
+
+
+def tensorboard(spec: FinetuneSpec, local: Path) -> TrainerCallback:
+    """TensorBoard logs in the output: written there where it is local, else copied at each checkpoint and at the end."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    fs, root = open_filesystem(join(spec.output, FOLDER))
+    folder = Path(root) if is_local(fs) else local / FOLDER
+
+    class TensorBoard(TensorBoardCallback):
+        """Of a training that goes on, hides what an earlier process wrote of the steps that are done again."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            """Begins a file of its own."""
+            again = state.global_step + 1 if state.global_step else None
+            self.tb_writer = SummaryWriter(str(folder), purge_step=again)
+            super().on_train_begin(args, state, control, **more)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            """Copies what there is by now."""
+            if not is_local(fs):
+                fs.create_dir(root, recursive=True)
+                pafs.copy_files(str(folder), root, pafs.LocalFileSystem(), fs)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            """Closes the file."""
+            super().on_train_end(args, state, control, **more)
+            self.on_save(args, state, control)
+
+    return TensorBoard()

@@ -1,0 +1,76 @@
+"""What an output folder says of its fine-tuning, without rows and without a cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hfbatch.data.filesystem import READ_ERRORS, join, kind_of, open_filesystem, redact
+from hfbatch.errors import SpecError
+from hfbatch.train.checkpoints import Checkpoints
+
+
+def read_training(out: str) -> dict[str, Any]:
+    """How far a training is: its newest checkpoint while it lasts, its figures once it is done.
+
+    :returns: `task`, `method`, `model`, `success`, `step` saved last and `steps` in all (None where not known),
+        `best` (the best evaluation so far, None before the first checkpoint).
+    """
+    job = _read(out, "_hfbatch/job.json") or {}
+    metrics = _read(out, "metrics.json") if _done(out) else None
+    state = {} if metrics else _newest_state(out)
+    return {
+        "output": out,
+        "task": job["spec"]["task"],
+        "method": job["spec"]["method"]["name"],
+        "model": job["spec"]["model"]["name"],
+        "fingerprint": job["fingerprint"],
+        "success": metrics is not None,
+        "step": metrics["evaluations"][-1]["step"] if metrics else state.get("global_step"),
+        "steps": metrics["evaluations"][-1]["step"] if metrics else state.get("max_steps"),
+        "best": metrics["best"] if metrics else _best(state),
+    }
+
+
+def read_metrics(out: str) -> dict[str, Any]:
+    """metrics.json of a finished training. :raises SpecError: if it has not finished."""
+    metrics = _read(out, "metrics.json") if _done(out) else None
+    if metrics is None:
+        raise SpecError(
+            f"{redact(out)} has no figures yet: its training has not finished; see `hfbatch status {redact(out)}`"
+        )
+    return metrics
+
+
+def _done(out: str) -> bool:
+    fs, path = open_filesystem(join(out, "_SUCCESS"))
+    return kind_of(fs, path) == "file"
+
+
+def _newest_state(out: str) -> dict[str, Any]:
+    """What the trainer wrote of itself into the newest checkpoint; the step alone where it did not."""
+    checkpoints = Checkpoints(join(out, "_hfbatch/checkpoints"))
+    steps = checkpoints.steps()
+    if not steps:
+        return {}
+    name = checkpoints.path(steps[-1]).rpartition("/")[2]
+    found = _read(out, f"_hfbatch/checkpoints/{name}/trainer_state.json")
+    return found or {"global_step": steps[-1]}
+
+
+def _best(state: dict[str, Any]) -> dict[str, Any] | None:
+    """The evaluation of the best step so far."""
+    for entry in state.get("log_history", ()):
+        if entry["step"] == state.get("best_global_step") and "eval_loss" in entry:
+            figures = {name[5:]: value for name, value in entry.items() if name.startswith("eval_")}
+            return {"step": entry["step"], **figures}
+    return None
+
+
+def _read(out: str, name: str) -> dict[str, Any] | None:
+    fs, path = open_filesystem(join(out, name))
+    try:
+        with fs.open_input_stream(path) as stream:
+            return json.loads(stream.read())
+    except READ_ERRORS:
+        return None

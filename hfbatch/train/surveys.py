@@ -1,0 +1,26 @@
+"""What is wrong with the rows of a fine-tuning, taken together. Reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hfbatch.train.plan import FinetunePlan
+from hfbatch.train.recipes.base import Survey
+
+MOST_FAULTS = 30
+"""Faulty rows that an error names."""
+
+
+def row_faults(plan: FinetunePlan, surveys: Mapping[str, Survey], whole: bool = True) -> list[str]:
+    """Faults of the rows, each and all together; settles the recipe by those of training.
+
+    :param surveys: of `train` and `eval`.
+    :param whole: whether all rows were looked at; else what is wrong with them all together is not known.
+    """
+    recipe = plan.recipe
+    faults = [f"{name}: {fault}" for name, survey in surveys.items() for fault in survey.faults]
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"… and {len(faults) - MOST_FAULTS} more"]
+    together = [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
+    together += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
+    return faults + (together if whole else []) + recipe.metric_faults(plan.spec.evaluation.metric)

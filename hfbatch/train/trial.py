@@ -1,0 +1,194 @@
+"""A few real steps on a worker, for `hfbatch plan`: how fast a training will be, and what it holds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from hfbatch.data.writer import part_table_bytes
+from hfbatch.errors import WorkerError
+from hfbatch.train.features import Part, make_features, read_rows
+from hfbatch.train.launch import Team
+from hfbatch.train.order import TrainOrder
+from hfbatch.train.recipes.base import Recipe
+from hfbatch.train.rows import FeatureRows
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 512
+"""Rows that are made ready, for lengths and for the trial."""
+STEPS = 3
+"""Steps that are timed, after one that is not."""
+TIMEOUT_S = 600
+
+
+def try_steps(order: TrainOrder, part: Part, team: Team) -> dict[str, Any]:
+    """What a process of the training did with rows of the first split.
+
+    :returns: `seconds_per_step`, `rows_per_s` and `tokens_per_s` of one process, `eval_rows_per_s`, `load_seconds`,
+        `steps` timed, `activations` (bytes, of the longest row of the sample repeated), `trainable`, `weights`,
+        `device`, `dtype`.
+    :raises WorkerError: if the model does not train there, or no worker comes up in ten minutes.
+    """
+    task = ray.remote(_try).options(num_cpus=team.cpus, num_gpus=team.gpus, max_retries=0)
+    try:
+        return ray.get(task.remote(order.to_json(), part, team.workers, team.cpus), timeout=TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise WorkerError(f"no worker came up in {TIMEOUT_S // 60} minutes; see `ray status`") from error
+    except ray.exceptions.RayError as error:
+        raise WorkerError(f"the trial failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _try(order_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(max(int(cpus), 1))
+    local = Path(tempfile.mkdtemp(prefix="hfbatch-trial-"))
+    try:
+        return _Trial(TrainOrder.from_json(order_json), part, world, local).figures()
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, int]:
+    """Features of rows of the first split that has any, evenly spaced: as a training has them, the rows, and how many are truncated.
+
+    :param local: an empty folder on this machine.
+    """
+    for number, split in enumerate(part.splits):
+        columns, places = read_rows(number, split, part)
+        if len(places):
+            break
+    some = pa.array(np.unique(np.linspace(0, len(places) - 1, min(ROWS, len(places))).astype(int)))
+    columns = {name: column.take(some) for name, column in columns.items()}
+    table, truncated = make_features(recipe, columns, places.take(some))
+    (local / "features").mkdir()
+    (local / "features" / "part-000000.parquet").write_bytes(part_table_bytes(table))
+    return FeatureRows(str(local / "features"), local), len(some), truncated
+
+
+class _Trial:
+    """One process's part of a training, with rows of a sample."""
+
+    def __init__(self, order: TrainOrder, part: Part, world: int, local: Path) -> None:
+        import torch
+
+        from hfbatch.train.loop import arguments, collator
+        from hfbatch.train.model import build_model
+
+        begun = time.perf_counter()
+        self.order, self.recipe = order, order.recipe
+        self.args = arguments(order, local, world)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.rows, _, _ = sample(self.recipe, part, local)
+        self.model = build_model(order.spec, self.recipe).to(self.device)
+        if order.spec.compute.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.collate = collator(self.recipe, self.model)(self.rows)
+        changing = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(changing, lr=1e-9)
+        self.load_seconds = time.perf_counter() - begun
+
+    @property
+    def dtype(self) -> str:
+        """What the forward pass computes in."""
+        return "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+
+    def figures(self) -> dict[str, Any]:
+        """See `try_steps`."""
+        from hfbatch.train.memory import kept_for_backward
+        from hfbatch.train.model import trainable
+
+        activations = kept_for_backward(self.model, lambda: self.loss(self.longest()))
+        each, tokens, steps = self.time_steps()
+        changed, weights = trainable(self.model)
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return {
+            "seconds_per_step": each,
+            "rows_per_s": rows / each,
+            "tokens_per_s": tokens / each,
+            "eval_rows_per_s": self.time_evaluation(),
+            "load_seconds": self.load_seconds,
+            "steps": steps,
+            "activations": activations,
+            "trainable": changed,
+            "weights": weights,
+            "device": self.device.type,
+            "dtype": self.dtype,
+        }
+
+    def longest(self) -> dict[str, torch.Tensor]:
+        """A batch whose rows are all the longest."""
+        return self.batch([int(self.rows.lengths.argmax())] * self.args.per_device_train_batch_size)
+
+    def batch(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        """Rows as a batch on the device."""
+        return {name: value.to(self.device) for name, value in self.collate(numbers).items()}
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a batch, computed as the training does."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with self.precision():
+            outputs = self.model(**inputs)
+        return self.recipe.loss(outputs, batch["labels"], 1)
+
+    def precision(self) -> torch.autocast:
+        """What makes the model compute in `dtype`."""
+        import torch
+
+        return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
+
+    def time_steps(self) -> tuple[float, float, int]:
+        """Seconds and tokens of a mean step of this process, and how many were timed.
+
+        Steps differ in length: what is measured is the time of what is computed, padding included.
+        """
+        from hfbatch.train.sampler import NO_ROW, ShuffledRows
+
+        part, parts = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        batch, lengths = self.order.spec.batch, self.rows.lengths
+        order = np.array(list(ShuffledRows(lengths, part * parts, self.args.seed, batch.by_length)))
+        steps = order.reshape(-1, parts, part)
+        computed = lengths[np.maximum(steps, 0)].max(axis=2).sum(axis=1) * part
+        real = np.where(steps == NO_ROW, 0, lengths[steps]).sum(axis=(1, 2))
+        timed = [number % len(steps) for number in range(STEPS + 1)]
+        seconds = [self.step(steps[number].tolist()) for number in timed]
+        pace = sum(seconds[1:]) / computed[timed[1:]].sum()
+        return float(pace * computed.mean()), float(real.mean()), STEPS
+
+    def step(self, batches: list[list[int]]) -> float:
+        """One optimizer step; its seconds."""
+        begun = time.perf_counter()
+        for numbers in batches:
+            self.loss(self.batch(numbers)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.wait()
+        return time.perf_counter() - begun
+
+    def time_evaluation(self) -> float:
+        """Rows that are measured in a second."""
+        import torch
+
+        size = min(self.args.per_device_train_batch_size * 2, len(self.rows))
+        numbers = np.linspace(0, len(self.rows) - 1, size).astype(int).tolist()
+        begun = time.perf_counter()
+        with torch.no_grad(), self.precision():
+            self.recipe.predict(self.model.eval(), self.batch(numbers))
+        self.wait()
+        return size / (time.perf_counter() - begun)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()

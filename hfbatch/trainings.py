@@ -1,0 +1,76 @@
+"""What the commands do where a spec or an output is that of a fine-tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfbatch.terminal import answer, console, escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hfbatch.finetune_spec import FinetuneSpec
+
+
+def start_training(
+    spec: FinetuneSpec, overwrite: bool, address: str | None, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    """Trains, and prints the best figures; or prints the plan."""
+    if dry_run:
+        plan_training(spec, overwrite, address, False, as_json)
+        return
+    from hfbatch.finetune import finetune
+
+    result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
+
+    def show(console: Console) -> None:
+        best = result.metrics["best"]
+        figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
+        console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
+        for note in result.metrics.get("notes", ()):
+            console.print(escaped(note), highlight=False)
+        console.print(escaped(result.model), highlight=False)
+        console.print(f"[dim]{escaped(result.output)}/report.html[/]", highlight=False)
+
+    answer(result.metrics, as_json, show)
+
+
+def plan_training(
+    spec: FinetuneSpec, overwrite: bool, address: str | None, trial: bool, as_json: bool
+) -> None:
+    """Prints what the training will be. :param trial: look at all rows and take a few steps on a cluster."""
+    from hfbatch.cluster.session import connect
+    from hfbatch.train.describe import render_outlook
+    from hfbatch.train.outlook import describe_training, try_training
+    from hfbatch.train.plan import make_finetune_plan
+
+    plan = make_finetune_plan(spec, overwrite)
+    if trial:
+        with connect(address):
+            shown = try_training(plan)
+    else:
+        shown = describe_training(plan)
+    answer(shown, as_json, lambda console: render_outlook(shown, console))
+
+
+def training_status(out: str, as_json: bool) -> None:
+    """Prints how far a training is."""
+    from hfbatch.train.describe import render_state
+    from hfbatch.train.status import read_training
+
+    found = read_training(out)
+    answer(found, as_json, lambda console: render_state(found, console))
+
+
+def training_report(out: str, as_json: bool) -> None:
+    """Prints the figures of a finished training, and where its page lies."""
+    from hfbatch.train.describe import render_figures
+    from hfbatch.train.status import read_metrics
+
+    metrics = read_metrics(out)
+
+    def show(console: Console) -> None:
+        render_figures(metrics, console)
+        console.print(f"{escaped(out.rstrip('/'))}/report.html", highlight=False)
+
+    answer(metrics, as_json, show)

@@ -1,0 +1,170 @@
+"""What a fine-tuning will be, told before it begins: as it then is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from hfbatch.cli import app
+from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.memory import held, kept_for_backward, skeleton
+from hfbatch.train.model import build_model, trainable
+from hfbatch.train.outlook import describe_training, try_training
+from hfbatch.train.plan import FinetunePlan, make_finetune_plan
+from hfbatch.train.throughput import padding_share
+from tests.models.text import CORPUS
+
+
+@pytest.fixture(scope="module")
+def values(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A spec over 90 rows to learn from and 31 to measure with."""
+    folder = tmp_path_factory.mktemp("plan")
+    for part, rows in (("train", 90), ("dev", 31)):
+        texts = [CORPUS[place % len(CORPUS)] for place in range(rows)]
+        (folder / part).mkdir()
+        table = pa.table({"text": texts, "label": ["no", "yes", "no"] * (rows // 3) + ["no"] * (rows % 3)})
+        pq.write_table(table, folder / part / "rows.parquet")
+    return {
+        "task": "text-classification",
+        "model": encoder,
+        "train": str(folder / "train"),
+        "eval": str(folder / "dev"),
+        "output": str(folder / "out"),
+        "batch": {"size": 16, "max_length": 12},
+        "compute": {"dtype": "float32"},
+        "workers": {"count": 1, "cpus": 1},
+    }
+
+
+def plan_of(values: dict[str, Any], **changes: Any) -> FinetunePlan:
+    return make_finetune_plan(FinetuneSpec.build({**values, **changes}))
+
+
+def test_rows_steps_and_lengths_are_those_of_the_data(values: dict[str, Any]) -> None:
+    shown = describe_training(plan_of(values))
+    assert shown["rows"] == {"train": {"rows": 90, "exact": True}, "eval": {"rows": 31, "exact": True}}
+    assert shown["labels"] == {"no": 60, "yes": 30}
+    assert (shown["steps"], shown["epochs"]) == (18, 3.0)  # 6 steps an epoch, the last one of 10 rows
+    assert shown["batch"] == {"size": 16, "per_device": 16, "accumulation": 1, "workers": 1}
+    assert shown["lengths"]["max"] == 12
+    assert 0 < shown["lengths"]["truncated"] <= 1
+    assert json.loads(json.dumps(shown)) == shown
+    assert not Path(values["output"]).exists()
+
+
+def test_steps_of_the_spec_go_before_epochs(values: dict[str, Any]) -> None:
+    shown = describe_training(plan_of(values, schedule={"steps": 9}))
+    assert (shown["steps"], shown["epochs"]) == (9, 1.5)
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_weights_are_counted_without_loading_them(values: dict[str, Any], method: str) -> None:
+    plan = plan_of(values, method=method)
+    shown = describe_training(plan)
+    changing, weights = trainable(build_model(plan.spec, plan.recipe))
+    assert (shown["trainable"], shown["weights"]) == (changing, weights)
+    assert (changing == weights) == (method == "full")
+
+
+def test_what_a_pass_keeps_is_counted_exactly() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 1))
+    kept = kept_for_backward(model, lambda: model(torch.zeros(4, 10)).sum())
+    assert kept == 4 * (
+        4 * 10 + 4 * 20
+    )  # the input, and what ReLU gives: the second layer's input is the same
+
+
+def test_a_model_without_weights_keeps_about_what_the_real_one_does(values: dict[str, Any]) -> None:
+    plan = plan_of(values)
+    foretold = describe_training(plan)["memory"]["activations"]
+    model = build_model(plan.spec, plan.recipe)
+    inputs = {"input_ids": torch.ones(16, 12, dtype=torch.long), "attention_mask": torch.ones(16, 12).long()}
+    real = kept_for_backward(model, lambda: model(**inputs).logits.sum())
+    assert foretold == pytest.approx(real, rel=0.05)
+    assert next(skeleton(plan.spec, plan.recipe).parameters()).is_meta
+
+
+@pytest.mark.parametrize(
+    ("changes", "bytes_of"),
+    [
+        ({}, (4000, 4000, 8000)),
+        ({"schedule": {"optimizer": "adamw_8bit"}}, (4000, 4000, 2000)),
+        ({"method": "lora"}, (4000, 400, 800)),
+        ({"method": "qlora"}, (450 + 400, 400, 800)),
+    ],
+)
+def test_memory_goes_by_method_and_optimizer(
+    values: dict[str, Any], changes: dict[str, Any], bytes_of: tuple[int, int, int]
+) -> None:
+    spec = FinetuneSpec.build({**values, **changes})
+    changing = 100 if "method" in changes else 1000
+    found = held(spec, 1000, changing, 50)
+    assert (found["weights"], found["gradients"], found["optimizer"]) == bytes_of
+    assert found["total"] == sum(bytes_of) + 50
+    assert held(spec, 1000, changing, None)["total"] is None
+
+
+def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"evaluation.metric 'bleu' is none of: accuracy, "):
+        describe_training(plan_of(values, evaluation={"metric": "bleu"}))
+    pq.write_table(pa.table({"text": ["a", None], "label": ["x", "x"]}), tmp_path / "rows.parquet")
+    with pytest.raises(SpecError) as caught:
+        describe_training(plan_of(values, train=str(tmp_path)))
+    assert "train: rows.parquet row 1: text is null or empty" in caught.value.faults
+    assert any("one label 'x'" in fault for fault in caught.value.faults)
+
+
+def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
+    train = {"path": values["train"], "split_rows": 5}
+    shown = describe_training(plan_of(values, train=train))
+    assert shown["rows"]["train"] == {"rows": 90, "exact": False}
+    assert sum(shown["labels"].values()) < 90
+    assert "estimates from a few splits" in shown["notes"][-1]
+
+
+def test_a_trial_foretells_the_time(values: dict[str, Any], ray_cluster: str) -> None:
+    plan = plan_of(values, batch={"size": 16, "per_device": 8, "max_length": 12})
+    shown = try_training(plan)
+    trial = shown["trial"]
+    assert shown["rows"]["train"] == {"rows": 90, "exact": True}
+    assert shown["batch"] == {"size": 16, "per_device": 8, "accumulation": 2, "workers": 1}
+    assert trial["rows_per_s"] == pytest.approx(16 / trial["seconds_per_step"])
+    assert trial["evaluations"] == 4
+    work = trial["eta_s"] - trial["load_seconds"]
+    assert work == pytest.approx(18 * trial["seconds_per_step"] + 4 * 31 / trial["eval_rows_per_s"])
+    without = describe_training(plan)
+    assert shown["memory"]["activations"] == pytest.approx(without["memory"]["activations"], rel=0.05)
+    assert not Path(values["output"]).exists()
+
+
+def test_plan_and_dry_run_speak_to_people_and_machines(values: dict[str, Any], tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(values))
+    call = CliRunner().invoke
+    for command in (["plan", str(spec), "--no-trial"], ["run", str(spec), "--dry-run"]):
+        assert json.loads(call(app, [*command, "--json"]).stdout)["steps"] == 18
+    flags = ["-m", values["model"], "--eval", values["eval"], "--dry-run"]
+    shown = call(app, ["finetune", values["task"], values["train"], values["output"], *flags]).stdout
+    for part in ("90 train, 31 eval", "no 60, yes 30", "weights", "an estimate"):
+        assert part in " ".join(shown.split())
+    refused = call(app, ["run", str(spec), "--keep", "text"])
+    assert refused.exit_code == 2
+    assert not Path(values["output"]).exists()
+
+
+def test_padding_is_what_is_computed_beyond_the_rows() -> None:
+    assert padding_share(np.array([4, 4, 4, 4]), 2, 2, 0, True) == 0
+    assert padding_share(np.array([1, 3]), 2, 2, 0, True) == pytest.approx(1 - 4 / 6)
+    assert padding_share(np.array([1, 3]), 2, 1, 0, True) == 0
+    # the last step is filled up, and what fills it is padding
+    assert padding_share(np.array([2, 2, 2]), 2, 2, 0, False) == pytest.approx(1 - 6 / 8)

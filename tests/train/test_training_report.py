@@ -1,0 +1,164 @@
+"""What a fine-tuning leaves: a page, a model card, logs; none of them runs what rows hold or tells a secret."""
+
+from __future__ import annotations
+
+import copy
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from hfbatch import charts
+from hfbatch.cli import app
+from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.card import model_card
+from hfbatch.train.report import figures, render_report
+from tests.models.text import CORPUS
+
+EVIL = "<script>alert(1)</script> **not** | a & b"
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: str, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """A short training with every kind of report, whose texts and labels are markup."""
+    folder = tmp_path_factory.mktemp("report")
+    texts = [f"{CORPUS[place % len(CORPUS)]} {place}" for place in range(48)] + [EVIL] * 2
+    labels = [["<b>yes</b>", "no|"][place % 2] for place in range(50)]
+    (folder / "in").mkdir()
+    pq.write_table(pa.table({"text": texts, "label": labels}), folder / "in" / "rows.parquet")
+    values = {
+        "task": "text-classification",
+        "model": encoder,
+        "train": str(folder / "in"),
+        "eval": str(folder / "in"),
+        "output": str(folder / "out"),
+        "schedule": {"epochs": 2, "learning_rate": 5e-3},
+        "batch": {"size": 5},
+        "workers": {"count": 1, "cpus": 1},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_verysecret")
+        return finetune(FinetuneSpec.build(values), quiet=True)
+
+
+class Page(HTMLParser):
+    """Gathers the tags and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_shows_the_figures_of_the_best_checkpoint_and_runs_nothing(trained: FinetuneResult) -> None:
+    page = Page((Path(trained.output) / "report.html").read_text())
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    text = " ".join(page.text)
+    assert EVIL in text
+    assert f"{trained.metrics['best']['accuracy']:.4g}" in text
+    assert page.tags.count("svg") >= 5
+
+
+def test_the_worst_rows_are_named_with_what_they_hold(trained: FinetuneResult) -> None:
+    worst = trained.metrics["details"]["worst"]
+    given = pq.read_table(Path(trained.output).parent / "in" / "rows.parquet").to_pylist()
+    assert len(worst) == 20
+    for one in worst:
+        assert one["file"] == "rows.parquet"
+        assert one["values"] == given[one["row"]]
+        assert one["truth"] == given[one["row"]]["label"]
+    confusion = trained.metrics["details"]["confusion"]
+    right = sum(confusion["counts"][place][place] for place in range(2))
+    assert right / 50 == pytest.approx(trained.metrics["best"]["accuracy"])
+
+
+def test_throughput_is_measured(trained: FinetuneResult) -> None:
+    found = trained.metrics["throughput"]
+    assert found["steps"] == 19  # of 20, without the first
+    assert found["rows_per_s"] == pytest.approx(5 * 19 / found["seconds"])
+    assert 0 <= found["padding"] < 1
+
+
+def test_the_card_can_be_read_and_tells_data_metrics_and_use(trained: FinetuneResult) -> None:
+    card = ModelCard.load(Path(trained.model) / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert results["accuracy"] == trained.metrics["best"]["accuracy"]
+    for part in (trained.metrics["data"]["digest"], "hfbatch predict text-classification", "| no\\| | 25 |"):
+        assert part in card.text
+    assert "AutoModelForSequenceClassification.from_pretrained(" in card.text
+
+
+def test_tensorboard_reads_losses_and_metrics_back(trained: FinetuneResult) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = EventAccumulator(str(Path(trained.output) / "tensorboard"))
+    logs.Reload()
+    accuracy = {event.step: event.value for event in logs.Scalars("eval/accuracy")}
+    told = {entry["step"]: entry["accuracy"] for entry in trained.metrics["evaluations"]}
+    assert accuracy == pytest.approx(told)
+    losses = [event.value for event in logs.Scalars("train/loss")]
+    assert losses == pytest.approx([entry["loss"] for entry in trained.metrics["losses"]], rel=1e-5)
+
+
+def test_status_and_report_speak_of_it(trained: FinetuneResult) -> None:
+    call = CliRunner().invoke
+    status = json.loads(call(app, ["status", trained.output, "--json"]).stdout)
+    assert (status["success"], status["step"], status["steps"]) == (True, 20, 20)
+    assert status["best"] == trained.metrics["best"]
+    assert "success" in call(app, ["status", trained.output]).stdout
+    shown = call(app, ["report", trained.output]).stdout
+    assert "accuracy" in shown
+    assert "report.html" in shown
+    assert json.loads(call(app, ["report", trained.output, "--json"]).stdout) == trained.metrics
+
+
+def test_no_file_tells_a_secret(trained: FinetuneResult) -> None:
+    files = [path for path in Path(trained.output).rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert [path for path in files if b"hf_verysecret" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("labels", [0, 40])
+def test_a_page_without_or_with_many_labels_is_whole(trained: FinetuneResult, labels: int) -> None:
+    metrics = copy.deepcopy(trained.metrics)
+    names = [f"label <{number}>" for number in range(labels)]
+    counts = [[int(row != column) for column in range(labels)] for row in range(labels)]
+    metrics["details"]["confusion"] = {"labels": names, "counts": counts} if labels else None
+    metrics["data"]["labels"] = dict.fromkeys(names, 1)
+    metrics["throughput"] = {"rows_per_s": None, "tokens_per_s": None}
+    text = " ".join(Page(render_report(metrics)).text)
+    assert ("label <3>" in text) == bool(labels)
+    card = model_card(metrics, "name", "org/name", "AutoModel")
+    assert "hfbatch predict text-classification INPUT OUTPUT --model org/name" in card
+
+
+def test_the_metric_that_decides_comes_first(trained: FinetuneResult) -> None:
+    first, second, *_ = figures(trained.metrics)
+    assert (first["name"], second["name"]) == ("accuracy", "loss")
+    assert first["baseline"] == trained.metrics["baseline"]["accuracy"]
+    assert second["baseline"] is None
+
+
+def test_charts_escape_their_labels_and_leave_out_what_is_no_number() -> None:
+    svg = charts.matrix("confusion", ["<b>", "$x_{$"], [[1, 2], [0, 3]], "t")
+    assert "<b>" not in svg
+    assert "&lt;b&gt;" in svg
+    assert charts.lines("loss", {"a": [(0, float("nan"))]}, "step", "t") == ""
+    assert "<path" in charts.lines("loss", {"a": [(0, 1.0), (1, 0.5)]}, "step", "t", ("level", 0.7))
