@@ -1,7 +1,7 @@
-"""The training process on plain Accelerate: the steps of a training in one class, to read and to change.
+"""The loop of a training on plain Accelerate: its steps in one class, to read and to change.
 
-Rows, loss, evaluation, checkpoints and what the spec means are those of `loop`, and so are the weights that come
-out, but for rounding. Sharded models are left to transformers' Trainer.
+Rows, loss, evaluation, checkpoints and callbacks are those of the other loop, and so are the weights that come out,
+but for rounding. Sharded models and compiled ones are left to transformers' Trainer.
 """
 
 from __future__ import annotations
@@ -10,106 +10,93 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import Trainer, TrainerState, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 from transformers.trainer_pt_utils import get_parameter_names
 
-from hfbatch.train.loop import Setup, Tell, finite, measure, save_together
 from hfbatch.train.recipes.base import IGNORED
-from hfbatch.train.sampler import ShuffledRows
+from hfbatch.train.training import Training
 
-LOG_EVERY = 10
-"""Steps between two losses that are told."""
 UNDECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of weights without decay, as in transformers' Trainer."""
 
 
 class PlainLoop:
-    """Trains in this process, one of several that Ray Train started.
+    """Trains in this process, one of several that Ray Train started."""
 
-    :param setup: what both loops work on.
-    :param tell: takes news to the driver; None in all processes but the first.
-    """
-
-    def __init__(self, setup: Setup, tell: Tell | None) -> None:
-        self.setup, self.args, self.tell = setup, setup.args, tell
-        self.recipe, self.model = setup.order.recipe, setup.model
-        self.sampler = ShuffledRows(
-            setup.rows["train"].lengths,
-            setup.order.spec.batch.size,
-            self.args.seed,
-            setup.order.spec.batch.by_length,
-        )
-        self.size = setup.order.spec.batch.size
-        self.each_epoch = len(self.sampler) // self.size
-        self.steps = (
-            self.args.max_steps
-            if self.args.max_steps > 0
-            else round(self.args.num_train_epochs * self.each_epoch)
-        )
+    def __init__(self, training: Training) -> None:
+        self.training, self.args, self.recipe = training, training.args, training.order.recipe
+        self.size = training.order.spec.batch.size
+        self.each_epoch = len(training.sampler) // self.size
+        epochs = self.args.num_train_epochs
+        self.steps = self.args.max_steps if self.args.max_steps > 0 else round(epochs * self.each_epoch)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "no",
             cpu=self.args.use_cpu,
         )
-        self.optimizer = optimizer_of(self.model, self.args)
-        self.scheduler = get_scheduler(
-            self.args.lr_scheduler_type, self.optimizer, self.args.get_warmup_steps(self.steps), self.steps
+        if self.args.gradient_checkpointing:
+            training.model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = optimizer_of(training.model, self.args)
+        self.model, self.optimizer = self.accelerator.prepare(training.model, optimizer)
+        warmup = self.args.get_warmup_steps(self.steps)
+        self.scheduler = get_scheduler(self.args.lr_scheduler_type, optimizer, warmup, self.steps)
+        self.control = TrainerControl()
+        self.handler = CallbackHandler(
+            [DefaultFlowCallback(), *training.callbacks(self.evaluate)],
+            training.model, self.recipe.processor, self.optimizer, self.scheduler,
+        )  # fmt: skip
+        self.state = TrainerState(
+            max_steps=self.steps, log_history=[], eval_steps=int(self.args.eval_steps or 0)
         )
-        self.state = TrainerState(max_steps=self.steps, log_history=[])
+        self.state.logging_steps, self.state.save_steps = (
+            int(self.args.logging_steps),
+            int(self.args.save_steps),
+        )
+        self.state.is_world_process_zero = self.state.is_local_process_zero = training.rank == 0
         self._losses: list[float] = []
-        self._order: tuple[int, list[int]] = -1, []
+        self._rows: tuple[int, list[int]] = -1, []
 
     def run(self, resume: Path | None) -> TrainerState:
         """All steps from the beginning, or from a checkpoint on. :returns: losses and metrics, and the best step."""
-        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if resume is not None:
             self.load(resume)
-        if not self.state.log_history:
-            self.measure()
-        while self.state.global_step < self.steps and not self.out_of_patience():
-            self.model.train()
+        self._now("on_train_begin")
+        while self.state.global_step < self.steps and not self.control.should_training_stop:
+            if self.state.global_step % self.each_epoch == 0:
+                self._now("on_epoch_begin")
+            self._now("on_step_begin")
             self._losses.append(self.step(self.state.global_step))
             self.state.global_step += 1
             self.state.epoch = self.state.global_step / self.each_epoch
-            if self.state.global_step % LOG_EVERY == 0:
-                self.log_loss()
-            if self.is_due(self.state.global_step):
-                self.measure()
-                self.save()
-            elif self.tell:
-                self.tell({"step": self.state.global_step, "steps": self.steps, "epoch": self.state.epoch})
+            self._now("on_step_end")
+            self._follow()
+            if self.state.global_step % self.each_epoch == 0 or self.state.global_step == self.steps:
+                self._now("on_epoch_end")
+                self._follow()
+        self._now("on_train_end")
         return self.state
 
     def step(self, number: int) -> float:
-        """One optimizer step. :param number: from 0. :returns: the mean loss of the step's items, of all processes."""
-        rank, world, cut = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.args.per_device_train_batch_size,
-        )
+        """One optimizer step. :param number: from 0. :returns: the mean loss of its items, over all processes."""
+        rank, world, cut = self.training.rank, self.training.world, self.args.per_device_train_batch_size
         rows = self.rows_of(number)
         batches = [
-            {
-                name: value.to(self.accelerator.device)
-                for name, value in self.setup.collate(rows[start : start + cut]).items()
-            }
-            for start in range(rank * cut, self.size, world * cut)
+            self.batch(rows[start : start + cut]) for start in range(rank * cut, self.size, world * cut)
         ]
         items = self.accelerator.reduce(sum(batch["labels"].ne(IGNORED).sum() for batch in batches))
         total = torch.zeros((), device=self.accelerator.device)
+        self.model.train()
         for batch in batches:
             labels = batch.pop("labels")
-            last = batch is batches[-1]
-            with (
-                self.accelerator.autocast(),
-                self.accelerator.no_sync(self.model) if not last else nullcontext(),
-            ):
-                # Gradients are averaged over the processes; each has its part of a sum.
+            waits = nullcontext() if batch is batches[-1] else self.accelerator.no_sync(self.model)
+            with waits, self.accelerator.autocast():
+                # Gradients are averaged over the processes, each of which has a part of one sum.
                 loss = self.recipe.loss(self.model(**batch), labels, items) * world
                 self.accelerator.backward(loss)
-            total += finite(loss.detach(), number + 1)
+            total += self.training.check(loss.detach(), number + 1)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
@@ -119,77 +106,89 @@ class PlainLoop:
     def rows_of(self, number: int) -> list[int]:
         """Numbers of the rows of a step."""
         epoch, place = divmod(number, self.each_epoch)
-        if self._order[0] != epoch:
-            self.sampler.set_epoch(epoch)
-            self._order = epoch, list(self.sampler)
-        return self._order[1][place * self.size : (place + 1) * self.size]
+        if self._rows[0] != epoch:
+            self.training.sampler.set_epoch(epoch)
+            self._rows = epoch, list(self.training.sampler)
+        return self._rows[1][place * self.size : (place + 1) * self.size]
 
-    def is_due(self, step: int) -> bool:
-        """Whether the model is measured and saved after a step, counted from 1."""
-        every = self.setup.order.spec.evaluation.every
-        return step == self.steps or step % (self.each_epoch if every == "epoch" else every) == 0
+    def batch(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Rows as the model takes them, on its device."""
+        made = self.training.collate["train"](rows)
+        return {name: value.to(self.accelerator.device) for name, value in made.items()}
 
-    def measure(self) -> None:
-        """Metrics of the rows to measure with; notes the best."""
-        metrics = measure(self.setup, self.accelerator.unwrap_model(self.model))
+    def evaluate(self) -> None:
+        """Measures the model as it is, and notes the best."""
+        metrics = self.training.evaluate(self.accelerator.unwrap_model(self.model))
         self._log(metrics)
         value, best = metrics[f"eval_{self.args.metric_for_best_model}"], self.state.best_metric
-        if self.state.global_step and (
-            best is None or (value > best if self.args.greater_is_better else value < best)
-        ):
+        better = best is None or (value > best if self.args.greater_is_better else value < best)
+        self._now("on_evaluate", metrics)
+        if self.state.global_step and better:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 
-    def out_of_patience(self) -> bool:
-        """Whether as many evaluations as the spec allows have brought nothing better."""
-        patience, best = self.setup.order.spec.evaluation.patience, self.state.best_global_step
-        later = [
-            entry for entry in self.state.log_history if "eval_loss" in entry and entry["step"] > (best or 0)
-        ]
-        return patience is not None and best is not None and len(later) >= patience
-
-    def log_loss(self) -> None:
-        """The mean loss since the last time."""
-        self._log({"loss": float(np.mean(self._losses)), "learning_rate": self.scheduler.get_last_lr()[0]})
-        self._losses.clear()
-
-    def _log(self, values: dict[str, float]) -> None:
-        where = {"step": self.state.global_step, "epoch": self.state.epoch}
-        self.state.log_history.append({**values, **where})
-        if self.tell:
-            self.tell({**values, **where, "steps": self.steps})
-
     def save(self) -> None:
-        """A checkpoint, in files as transformers' Trainer names them."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-            self.recipe.processor.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-        states = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            states["cuda"] = torch.cuda.get_rng_state()
-        torch.save(states, folder / self._random_file)
-        save_together(self.setup, folder, self.state)
+        """A checkpoint, in files that are named as transformers' Trainer does."""
+        self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+        for callback in self.handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.training.save(self._write, self.state)
+        self._now("on_save")
 
     def load(self, folder: Path) -> None:
         """Goes back to a checkpoint; random numbers go on only where there are as many processes as there were."""
         load_weights(self.accelerator.unwrap_model(self.model), folder)
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-        self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        for callback in self.handler.callbacks:
+            known = self.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and known:
+                for name, value in known["attributes"].items():
+                    setattr(callback, name, value)
         if (folder / self._random_file).exists():
             states = torch.load(folder / self._random_file, weights_only=True)
             torch.set_rng_state(states["cpu"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(states["cuda"])
 
+    def _now(self, event: str, *more: Any) -> None:
+        self.control = getattr(self.handler, event)(self.args, self.state, self.control, *more)
+
+    def _follow(self) -> None:
+        """Does what the callbacks ask for."""
+        if self.control.should_log and self._losses:
+            rate = self.scheduler.get_last_lr()[0]
+            self._log({"loss": sum(self._losses) / len(self._losses), "learning_rate": rate})
+            self._losses.clear()
+        if self.control.should_evaluate:
+            self.evaluate()
+        if self.control.should_save:
+            self.save()
+
+    def _log(self, values: dict[str, float]) -> None:
+        logs = {**values, "epoch": self.state.epoch}
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._now("on_log", logs)
+
+    def _write(self) -> Path:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.training.rank == 0:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+            self.recipe.processor.save_pretrained(folder)
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        torch.save(states, folder / self._random_file)
+        return folder
+
     @property
     def _random_file(self) -> str:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return f"rng_state_{rank}.pth" if world > 1 else "rng_state.pth"
+        return f"rng_state_{self.training.rank}.pth" if self.training.world > 1 else "rng_state.pth"
 
 
 def optimizer_of(model: Any, args: TrainingArguments) -> torch.optim.Optimizer:

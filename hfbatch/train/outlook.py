@@ -150,7 +150,7 @@ def _activations(recipe: Recipe, model: Any, rows: FeatureRows, per_device: int)
 
     :param model: one without weights; None is returned where it cannot run, since what it does depends on values.
     """
-    from hfbatch.train.loop import collator
+    from hfbatch.train.training import collator
 
     batch = collator(recipe, model)(rows)([int(rows.lengths.argmax())] * per_device)
     inputs = {name: value.to("meta") for name, value in batch.items() if name != "attention_mask"}

@@ -81,8 +81,9 @@ class _Trial:
     def __init__(self, order: TrainOrder, part: Part, world: int, local: Path) -> None:
         import torch
 
-        from hfbatch.train.loop import arguments, collator
+        from hfbatch.train.arguments import arguments
         from hfbatch.train.model import build_model
+        from hfbatch.train.training import collator
 
         begun = time.perf_counter()
         self.order, self.recipe = order, order.recipe

@@ -12,11 +12,11 @@ import torch
 
 from hfbatch.data.models import pin
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.loop import collator
 from hfbatch.train.model import build_model
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import EPOCH
+from hfbatch.train.training import collator
 
 Columns = Mapping[str, Sequence[Any] | pa.Array]
 

@@ -17,10 +17,10 @@ from hfbatch.data.models import pin
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.finetune_spec import BaseModelSpec
 from hfbatch.train.checkpoints import MANIFEST, Checkpoints
-from hfbatch.train.loop import check_weights
 from hfbatch.train.order import TrainOrder
 from hfbatch.train.rows import LENGTH
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.training import check_weights
 from tests.train.tools import (
     Stopped,
     assert_same_weights,

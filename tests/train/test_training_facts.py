@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfbatch.train.loop import arguments
+from hfbatch.train.arguments import arguments
 from hfbatch.train.order import TrainOrder
 from hfbatch.train.plan import make_finetune_plan
 from tests.train.tools import spec_of, write_rows

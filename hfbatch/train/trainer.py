@@ -1,0 +1,60 @@
+"""The loop of transformers' Trainer, on our order of rows, loss, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerState
+
+from hfbatch.train.training import Training
+
+
+def run_trainer(training: Training, resume: Path | None) -> TrainerState:
+    """Takes all steps, or those after a checkpoint. :returns: losses and metrics, and the best step."""
+    trainer = BatchTrainer(training)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer.state
+
+
+class BatchTrainer(Trainer):
+    """transformers' Trainer of a training."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        super().__init__(
+            model=training.model,
+            args=training.args,
+            data_collator=training.collate["train"],
+            train_dataset=training.rows["train"],
+            eval_dataset=training.rows["eval"],
+            processing_class=training.order.recipe.processor,
+            compute_loss_func=training.order.recipe.loss,
+            callbacks=training.callbacks(self.evaluate),
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._training.sampler
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass. :raises WorkerError: when the loss is no number."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._training.check(loss, self.state.global_step + 1)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Metrics of the rows to measure with, `eval_` before their names."""
+        metrics = self._training.evaluate(self.model)
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves on this machine, then to the output folder."""
+
+        def write() -> Path:
+            super(BatchTrainer, self)._save_checkpoint(model, trial)
+            return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+
+        self._training.save(write, self.state)

@@ -1,0 +1,198 @@
+"""What a training process works on, whichever loop takes the steps: model, rows, checkpoints, measures."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from hfbatch.data.filesystem import join, one_line, redact
+from hfbatch.errors import WorkerError
+from hfbatch.train.arguments import arguments
+from hfbatch.train.callbacks import EpochOrder, MeasuredFirst, News, SaveBeforeLeaving, Tell
+from hfbatch.train.checkpoints import Checkpoints
+from hfbatch.train.details import DETAILS
+from hfbatch.train.evaluate import NO_NUMBERS, Collate, evaluate
+from hfbatch.train.model import build_model
+from hfbatch.train.order import TrainOrder
+from hfbatch.train.recipes.base import IGNORED, Recipe
+from hfbatch.train.reporting import reporters
+from hfbatch.train.rows import FeatureRows
+from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.throughput import StepClock
+
+
+@dataclass
+class Training:
+    """One process of a training, one of `world`.
+
+    :param local: an empty folder on this machine.
+    :param tell: takes news to the driver; of use in the first process alone.
+    :param leaving: whether a machine is about to be taken away; the processes ask together, and hear the same.
+    """
+
+    order: TrainOrder
+    local: Path
+    rank: int
+    world: int
+    tell: Tell
+    leaving: Callable[[], bool] | None = None
+    model: Any = field(init=False)
+    rows: dict[str, FeatureRows] = field(init=False)
+    args: TrainingArguments = field(init=False)
+
+    def __post_init__(self) -> None:
+        features = self.order.features
+        self.rows = {name: FeatureRows(join(features, name), self.local / name) for name in ("train", "eval")}
+        self.model = build_model(self.order.spec, self.order.recipe)
+        self.args = arguments(self.order, self.local, self.world)
+        self.checkpoints = Checkpoints(join(self.order.state, "checkpoints"))
+        batch = self.order.spec.batch
+        self.sampler = ShuffledRows(
+            self.rows["train"].lengths, batch.size, self.order.spec.seed, batch.by_length
+        )
+        self.clock = StepClock()
+
+    @cached_property
+    def collate(self) -> dict[str, Collate]:
+        """What makes batches of rows, by the name of the part."""
+        of = collator(self.order.recipe, self.model)
+        return {name: of(rows) for name, rows in self.rows.items()}
+
+    def callbacks(self, measure: Callable[[], object]) -> list[TrainerCallback]:
+        """What happens between steps. :param measure: evaluates the model as it is, and notes it."""
+        patience = self.order.spec.evaluation.patience
+        found = [EarlyStoppingCallback(patience)] if patience else []
+        found += [self.clock, *(reporters(self.order.spec, self.local) if self.rank == 0 else [])]
+        found += [MeasuredFirst(measure), EpochOrder(self.sampler)]
+        found += [News(self.tell)] if self.rank == 0 else []
+        return found + ([SaveBeforeLeaving(self.leaving)] if self.leaving else [])
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Metrics of the rows to measure with, `eval_` before their names; what it says of rows waits for `save`.
+
+        :raises WorkerError: when the loss is no number, or the metric that decides is not among the metrics.
+        """
+        found, decisive = self.measure(model, self.local / DETAILS), self.args.metric_for_best_model
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        if decisive not in (*found, *metrics):
+            raise WorkerError(f"evaluation.metric {decisive!r} is not among: {', '.join(found)}")
+        return metrics
+
+    def measure(self, model: Any, details: Path | None = None) -> dict[str, float]:
+        """Metrics of a model, computed as the one that is trained. :param details: as for `evaluate.evaluate`."""
+        device = self.args.device
+        low = torch.bfloat16 if self.args.bf16 else torch.float16
+        with torch.autocast(device.type, low, enabled=self.args.bf16 or self.args.fp16):
+            return evaluate(
+                self.order.recipe, model, self.rows["eval"], self.collate["eval"],
+                self.args.per_device_train_batch_size * 2, device, details,
+            )  # fmt: skip
+
+    def throughput(self) -> dict[str, Any]:
+        """How fast this process and those beside it train."""
+        batch = self.order.spec.batch
+        cut = self.args.per_device_train_batch_size
+        return self.clock.figures(self.sampler.lengths, batch.size, cut, batch.by_length)
+
+    def check(self, loss: torch.Tensor, step: int) -> torch.Tensor:
+        """The loss of a step, counted from 1. :raises WorkerError: when it is no number."""
+        if not torch.isfinite(loss):
+            raise WorkerError(f"the loss is {loss.item()} at step {step}; {NO_NUMBERS}")
+        return loss
+
+    def save(self, write: Callable[[], Path], state: TrainerState) -> None:
+        """A checkpoint, on this machine and then in the output folder.
+
+        :param write: writes this process's files; the folder that it returns is the same in the processes of a machine.
+        :raises WorkerError: when the weights are no numbers.
+        :raises OSError: when it cannot be written.
+        """
+        check_weights(self.model, state.global_step)
+        try:
+            self._upload(write(), state)
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {state.global_step} cannot be written to {redact(self.order.state)}: "
+                f"{one_line(error)}; make room or give access, then run again"
+            ) from error
+
+    def _upload(self, folder: Path, state: TrainerState) -> None:
+        """Every process its own files; the first one commits."""
+        if (self.local / DETAILS).exists():  # of this step's evaluation, in the first process
+            shutil.move(self.local / DETAILS, folder / DETAILS)
+        self._wait()
+        step = state.global_step
+        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        mine = self.checkpoints.upload(folder, step, [name for name in names if self._writes(name)])
+        sums: list[Any] = [mine] * self.world
+        if self.world > 1:
+            dist.all_gather_object(sums, mine)
+        if self.rank == 0:
+            self.checkpoints.commit(step, {name: one for part in sums for name, one in part.items()})
+            self.checkpoints.prune(step, self.order.spec.evaluation.keep, state.best_global_step)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def _writes(self, name: str) -> bool:
+        """Whether a file of a checkpoint is this process's to write: its random state, and all else for the first.
+
+        Nobody writes the arguments: nothing reads them, and they are a pickle of arbitrary objects.
+        """
+        if name == TRAINING_ARGS_NAME:
+            return False
+        stem = Path(name).stem
+        return stem == f"rng_state_{self.rank}" if stem.startswith("rng_state_") else self.rank == 0
+
+
+def newest_for_all(checkpoints: Checkpoints, local: Path, rank: int, world: int) -> Path | None:
+    """The newest valid checkpoint, the same for every process."""
+    found = checkpoints.newest(local / str(rank)) if rank == 0 else None
+    chosen = [found[0] if found else None]
+    if world > 1:
+        dist.broadcast_object_list(chosen)
+    if rank == 0 or chosen[0] is None:
+        return found[1] if found else None
+    folder = checkpoints.fetch(chosen[0], local / str(rank))
+    if folder is None:
+        raise WorkerError(
+            f"the checkpoint of step {chosen[0]} is there for one process and not for another; is the output folder shared?"
+        )
+    return folder
+
+
+def collator(recipe: Recipe, model: Any) -> Callable[[FeatureRows], Collate]:
+    """Makes, of rows, what turns their numbers into a batch: what the model's forward takes, and labels.
+
+    The labels of NO_ROW are IGNORED.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+    known = {*inspect.signature(inner.forward).parameters, "labels"}
+
+    def of(rows: FeatureRows) -> Collate:
+        def collate(numbers: list[int]) -> dict[str, torch.Tensor]:
+            batch = recipe.collate(rows.take([max(number, 0) for number in numbers]))
+            batch["labels"][[number == NO_ROW for number in numbers]] = IGNORED
+            return {name: value for name, value in batch.items() if name in known}
+
+        return collate
+
+    return of
+
+
+def check_weights(model: torch.nn.Module, step: int) -> None:
+    """Whether what training changes is numbers still. :raises WorkerError: if it is not."""
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad):
+        raise WorkerError(f"weights are no finite numbers after step {step}; {NO_NUMBERS}")

@@ -1,0 +1,94 @@
+"""The loop on plain Accelerate: the same losses, metrics and weights as transformers' Trainer, and the same resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from hfbatch.train.order import TrainOrder
+from tests.train.tools import (
+    TRAIN_ROWS,
+    Stopped,
+    assert_same_weights,
+    order_of,
+    run_both,
+    run_here,
+    spec_of,
+    write_rows,
+)
+
+STEPS_OF_BOTH = {
+    "batch": {"size": 16, "per_device": 4},
+    "evaluation": {"every": 5},
+    "schedule": {"epochs": 2, "learning_rate": 5e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data"))
+
+
+def order_for(data: Path, model: str, out: Path, loop: str = "accelerate", **changes: Any) -> TrainOrder:
+    """Steps of several passes, measured in the middle of epochs too."""
+    return order_of(spec_of(data, model, out, loop=loop, **{**STEPS_OF_BOTH, **changes}))
+
+
+def train(data: Path, model: str, folder: Path, loop: str, **changes: Any) -> dict[str, Any]:
+    """The last news of a training in this process."""
+    return run_here(order_for(data, model, folder / loop, loop, **changes), folder)[0]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_both_loops_give_the_same_losses_metrics_and_weights(
+    data: Path, encoder: str, tmp_path: Path, method: str
+) -> None:
+    changes: dict[str, Any] = {"method": {"name": method, "dropout": 0}}
+    plain, trainers = (train(data, encoder, tmp_path, loop, **changes) for loop in ("accelerate", "trainer"))
+    assert plain["best_step"] == trainers["best_step"]
+    for part in ("loss", "eval_loss"):
+        mine, theirs = ([one for one in news["log"] if part in one] for news in (plain, trainers))
+        assert [one["step"] for one in mine] == [one["step"] for one in theirs]
+        assert [one[part] for one in mine] == pytest.approx([one[part] for one in theirs], rel=1e-5)
+    weights = [
+        load_file(tmp_path / loop / "model" / "model.safetensors") for loop in ("accelerate", "trainer")
+    ]
+    for name, weight in weights[0].items():
+        assert weight == pytest.approx(weights[1][name], abs=1e-5), name
+
+
+def test_it_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
+    whole, halved = (order_for(data, encoder, tmp_path / name) for name in ("whole", "halved"))
+    run_here(whole, tmp_path / "a")
+    with pytest.raises(Stopped):
+        run_here(halved, tmp_path / "b", stop=7)
+    news, taken = run_here(halved, tmp_path / "c")
+    assert news["resumed_at"] == 5
+    assert sum(taken.values()) < 2 * TRAIN_ROWS
+    assert_same_weights(str(tmp_path / "whole" / "model"), str(tmp_path / "halved" / "model"))
+
+
+def test_two_processes_see_every_row_once_an_epoch_and_learn_the_same(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
+    one, two = (order_for(data, encoder, tmp_path / name) for name in ("one", "two"))
+    run_here(one, tmp_path / "a")
+    taken = run_both(two, tmp_path / "b")
+    assert {count for row, count in taken.items() if 0 < row < TRAIN_ROWS} == {2}
+    mine, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, weight in mine.items():
+        assert weight == pytest.approx(theirs[name], abs=1e-4), name
+
+
+def test_patience_ends_it(data: Path, encoder: str, tmp_path: Path) -> None:
+    changes = {
+        "evaluation": {"every": 1, "patience": 2, "metric": "accuracy"}, "schedule": {"epochs": 9, "learning_rate": 1e-12},
+    }  # fmt: skip
+    news = train(data, encoder, tmp_path, "accelerate", **changes)
+    assert [one["step"] for one in news["log"] if "eval_loss" in one] == [0, 1, 2, 3]
+    assert news["best_step"] == 1
