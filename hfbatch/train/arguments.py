@@ -42,7 +42,6 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
         optim=OPTIMIZERS[schedule.optimizer],
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
-        gradient_checkpointing=spec.compute.gradient_checkpointing,
         torch_compile=spec.compute.compile,
         full_determinism=spec.compute.deterministic,
         seed=spec.seed,
@@ -56,6 +55,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
+        **({"gradient_checkpointing": True} if spec.compute.gradient_checkpointing else {}),
         **when,
         **saved,
     )
