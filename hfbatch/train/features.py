@@ -68,6 +68,8 @@ def write_features(
 
     def write(number: int, split: Split) -> dict[str, Any]:
         columns, places = _read(number, split, part)
+        if not len(places):  # as the share of a split may be
+            return asdict(Written(0, 0, 0, 0, 0))
         recipe = build_recipe(spec, model.fetch(), settled)
         made = recipe.features(columns, places)
         table, lengths = made.table, recipe.lengths(made.table)
