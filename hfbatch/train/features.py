@@ -72,6 +72,8 @@ def write_features(
 
     def write(number: int, split: Split) -> dict[str, Any]:
         columns, places = read_rows(number, split, part)
+        if not len(places):  # as the share of a split may be
+            return asdict(Written(0, 0, 0, 0, 0))
         recipe = recipe_of(spec, model, part, settled)
         table, truncated = make_features(recipe, columns, places, int(firsts[number]))
         lengths = table[LENGTH].to_numpy()

@@ -17,6 +17,7 @@ from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_bert_for, tiny_llama
 
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STEPS = 60
+SPLIT_ROWS = 4
 TEXTS = [text for text in CORPUS[:24] if "word" not in text]
 PLACES = {"mountain": "before dawn", "river": "at noon", "table": "on Monday", "model": "never"}
 CHATS = [
@@ -30,10 +31,10 @@ CHATS = [
 
 def trained(task: str, folder: Path, rows: dict[str, list[Any]], **changes: Any) -> FinetuneResult:
     (folder / "rows").mkdir()
-    pq.write_table(pa.table(rows), folder / "rows" / "rows.parquet", row_group_size=8)
+    pq.write_table(pa.table(rows), folder / "rows" / "rows.parquet", row_group_size=SPLIT_ROWS)
     values: dict[str, Any] = {
         "task": task,
-        "train": str(folder / "rows"),
+        "train": {"path": str(folder / "rows"), "split_rows": SPLIT_ROWS},
         "eval": str(folder / "rows"),
         "output": str(folder / "out"),
         "evaluation": {"every": STEPS},
@@ -71,7 +72,7 @@ def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp
     )  # fmt: skip
     data = result.metrics["data"]["rows"]["train"]
     assert data["rows"] == 32
-    assert data["features"] < 16
+    assert data["features"] == 8  # one block for each split
     assert data["truncated"] == 0
     assert result.metrics["best"]["accuracy"] > 0.99
     assert result.metrics["best"]["perplexity"] < 1.1 < 50 < result.metrics["before"]["perplexity"]
@@ -86,11 +87,14 @@ def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp
 
 def test_a_masked_model_fills_in_what_it_has_learnt(ray_cluster: str, tmp_path: Path) -> None:
     folder = tiny_bert_for(tmp_path / "bert", "MaskedLM")
+    aside = {"eval": None, "evaluation": {"every": STEPS, "fraction": 0.2}}  # of some splits, nothing
     result = trained(
-        "fill-mask", tmp_path, {"text": TEXTS}, model={"name": folder, "overrides": STILL},
+        "fill-mask", tmp_path, {"text": TEXTS * 2}, **aside, model={"name": folder, "overrides": STILL},
         params={"whole_words": True, "mask_probability": 0.2},
         schedule={"steps": 2 * STEPS, "learning_rate": 1e-2}, batch={"size": 16, "max_length": 32},
     )  # fmt: skip
+    data = result.metrics["data"]["rows"]
+    assert 2 < data["eval"]["rows"] == 32 - data["train"]["rows"]
     before, best = result.metrics["before"], result.metrics["best"]
     assert before["accuracy"] < 0.2 < 0.5 < best["accuracy"]
     assert best["perplexity"] < before["perplexity"] / 10
