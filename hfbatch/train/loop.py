@@ -30,6 +30,8 @@ from hfbatch.train.sampler import NO_ROW, ShuffledRows
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes news of the training to the driver."""
+ASK_EVERY = 5
+"""Steps between two questions whether a machine is about to leave: each is a round trip of some milliseconds."""
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
 
@@ -46,7 +48,7 @@ def train(
 
     :param local: an empty folder on this machine.
     :param tell: used by the first process alone.
-    :param leaving: whether a machine is about to be taken away; asked after each step, and the same in every process.
+    :param leaving: whether a machine is about to be taken away; the processes ask together, and hear the same.
     """
     recipe, spec = order.recipe, order.spec
     rows = {part: FeatureRows(join(order.features, part), local / part) for part in ("train", "eval")}
@@ -313,6 +315,8 @@ class SaveBeforeLeaving(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Not at the end of an epoch, nor of training: what is to be measured there is measured before it is saved."""
+        if state.global_step % ASK_EVERY:
+            return
         end = control.should_training_stop or float(state.epoch).is_integer()
         if self.leaving() and not self.saved and not end:
             control.should_save = self.saved = True
