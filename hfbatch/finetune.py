@@ -86,7 +86,7 @@ def _finished(plan: FinetunePlan) -> FinetuneResult:
     from hfbatch.train.hub import open_repository
 
     metrics = _read_metrics(plan)
-    if plan.spec.push_to_hub not in (None, metrics["hub"]):
+    if plan.spec.push_to_hub not in (None, metrics.get("hub")):
         open_repository(plan.spec.push_to_hub)
         _leave(plan, metrics)
     return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)

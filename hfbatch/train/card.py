@@ -42,7 +42,7 @@ the model before its first step.
 | metric | baseline | before | this model |
 |---|---:|---:|---:|
 {% for one in table %}
-| {{ one.name }} | {{ one.baseline | figure }} | {{ one.before | figure }} | {{ one.best | figure }} |
+| {{ one.name }} | {{ one.baseline | figure }} | {{ one.before | figure }} | {{ (one.best if one.merged is none else one.merged) | figure }} |
 {% endfor %}
 
 ## What it has learnt from
@@ -88,7 +88,7 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
             dataset_type="parquet",
             dataset_name=f"evaluation rows, data {metrics['data']['digest'][:12]}",
             metric_type=one["name"],
-            metric_value=one["best"],
+            metric_value=one["best"] if one["merged"] is None else one["merged"],
         )
         for one in figures(metrics)
     ]

@@ -30,7 +30,9 @@ def render_report(metrics: Mapping[str, Any]) -> str:
 
 
 def figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each metric with what to compare it with: `name`, `baseline` (None where there is none), `before`, `best`."""
+    """Each metric with what to compare it with: `name`, `baseline`, `before`, `best`, and `merged` (the model with
+    its adapters merged into it); None where there is none.
+    """
     names = [name for name in metrics["best"] if name != "step"]
     names.sort(key=lambda name: (name != metrics["metric"], name != "loss"))
     return [
@@ -39,6 +41,7 @@ def figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             "baseline": metrics["baseline"].get(name),
             "before": metrics["before"].get(name),
             "best": metrics["best"][name],
+            "merged": metrics.get("merged", {}).get(name),
         }
         for name in names
     ]

@@ -34,13 +34,23 @@ def reporting_faults(spec: FinetuneSpec) -> list[str]:
             "report_to 'mlflow' needs to know where runs are kept; set MLFLOW_TRACKING_URI to the URL of a "
             "server, such as http://host:5000, for the processes of the cluster too"
         )
+    if "wandb" in spec.report_to and not _may_use_wandb():
+        faults.append(
+            "report_to 'wandb' needs a key; set WANDB_API_KEY, or WANDB_MODE=offline to keep runs in files, for the "
+            "processes of the cluster too"
+        )
     return faults
+
+
+def _may_use_wandb() -> bool:
+    """Whether W&B finds a key in one of the places where it looks for one, or needs none."""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    return offline or "WANDB_API_KEY" in os.environ or netrc.is_file()
 
 
 def reporters(spec: FinetuneSpec, local: Path) -> list[TrainerCallback]:
     """The callbacks for `report_to`, for the first process alone.
-
-    Where they cannot find what they need, such as a key of W&B, they raise as training begins.
 
     :param local: a folder on this machine for logs that are copied to the output.
     """

@@ -83,6 +83,12 @@ def test_faults_are_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (fault,) = [one for one in reporting_faults(spec_of("out", "mlflow")) if "MLFLOW_TRACKING_URI" in one]
     assert "http://host:5000" in fault
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere")
+    assert "set WANDB_API_KEY, or WANDB_MODE=offline" in reporting_faults(spec_of("out", "wandb"))[-1]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert not any("WANDB_API_KEY" in one for one in reporting_faults(spec_of("out", "wandb")))
     code = (
         "import sys\n"
         "sys.modules['wandb'] = None\n"  # as if it were not installed

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from typer.testing import CliRunner
 
 from hfbatch import charts
@@ -21,6 +21,7 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.card import model_card
 from hfbatch.train.report import figures, render_report
 from tests.models.text import CORPUS
+from tests.train.hub_server import hub_server
 
 EVIL = "<script>alert(1)</script> **not** | a & b"
 
@@ -156,9 +157,31 @@ def test_the_metric_that_decides_comes_first(trained: FinetuneResult) -> None:
     assert second["baseline"] is None
 
 
+def test_a_merged_model_has_figures_of_its_own(trained: FinetuneResult) -> None:
+    metrics = {**trained.metrics, "merged": {"accuracy": 0.123456, "loss": 1.0}}
+    assert "0.1235" in render_report(metrics)
+    assert "| 0.1235 |" in model_card(metrics, "name", "org/name", "AutoModel")
+
+
 def test_charts_escape_their_labels_and_leave_out_what_is_no_number() -> None:
     svg = charts.matrix("confusion", ["<b>", "$x_{$"], [[1, 2], [0, 3]], "t")
     assert "<b>" not in svg
     assert "&lt;b&gt;" in svg
     assert charts.lines("loss", {"a": [(0, float("nan"))]}, "step", "t") == ""
     assert "<path" in charts.lines("loss", {"a": [(0, 1.0), (1, 0.5)]}, "step", "t", ("level", 0.7))
+
+
+def test_a_finished_training_is_uploaded_once_when_that_is_asked_for(
+    trained: FinetuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = FinetuneSpec.build({**trained.metrics["spec"], "push_to_hub": "org/model"})
+    with hub_server() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_abc")
+        assert finetune(spec, quiet=True).metrics["hub"] == "org/model"
+        assert {path.name for path in Path(trained.model).iterdir()} == set(hub.files)
+        assert b"--model org/model" in hub.files["README.md"]
+        calls = len(hub.calls)
+        finetune(spec, quiet=True)
+        assert len(hub.calls) == calls
