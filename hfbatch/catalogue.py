@@ -44,7 +44,7 @@ def _training(name: str) -> dict[str, Any] | None:
         return None
     recipe = recipe_class(name)
     return {
-        "model": recipe.auto_class,
+        "model": getattr(recipe, "auto_class", task_class(name).auto_class),
         "columns": _columns(recipe.columns),
         "params": _params(recipe.Params),
     }
