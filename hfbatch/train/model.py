@@ -77,10 +77,16 @@ def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:
 
 
 def freeze_base(model: Any, new: set[str]) -> None:
-    """Leaves gradients to the head alone: what is not in the base model, and what the checkpoint lacked."""
+    """Leaves gradients to the head alone: what is not in the base model, its pooler, and what the checkpoint lacked.
+
+    A pooler, such as BERT's, only makes one vector out of what the base has found; sentence encoders and many other
+    checkpoints hold one that nobody has trained.
+    """
     changing = set(head_weights(model, new))
+    pooler = None if model.base_model is model else getattr(model.base_model, "pooler", None)
+    pooling = set() if pooler is None else set(map(id, pooler.parameters()))
     for name, weight in model.named_parameters():
-        weight.requires_grad = name in changing
+        weight.requires_grad = name in changing or id(weight) in pooling
 
 
 def trainable(model: Any) -> tuple[int, int]:
