@@ -159,6 +159,14 @@ class FinetuneSpec(Spec):
     """Seed of everything random."""
 
     @model_validator(mode="after")
+    def _loop_can(self) -> FinetuneSpec:
+        if self.loop == "accelerate" and (self.compute.compile or self.workers.strategy == "fsdp"):
+            raise ValueError(
+                "loop accelerate has neither compute.compile nor workers.strategy fsdp; use loop: trainer with these"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _workers_in_order(self) -> FinetuneSpec:
         least, most = self.workers.at_least, self.workers.count
         if least is not None and most != "auto" and least > most:

@@ -56,6 +56,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
         **({"gradient_checkpointing": True} if spec.compute.gradient_checkpointing else {}),
+        **({"fsdp": True, "fsdp_config": {"version": 2}} if spec.workers.strategy == "fsdp" else {}),
         **when,
         **saved,
     )

@@ -46,6 +46,10 @@ def choose_team(spec: TrainWorkersSpec) -> Team:
     all_gpus, all_cpus = there.get("GPU", 0.0), there.get("CPU", 0.0)
     gpus = (1.0 if all_gpus else 0.0) if spec.gpus == "auto" else spec.gpus
     count = (int(all_gpus / gpus) if gpus else 1) if spec.count == "auto" else spec.count
+    if spec.strategy == "fsdp" and not gpus:
+        raise SpecError(
+            "workers.strategy fsdp shares a model among GPUs, and the processes have none; use ddp"
+        )
     cpus = max(int(all_cpus / max(count, 1)), 1) if spec.cpus == "auto" else spec.cpus
     if gpus and spec.cpus == "auto":
         cpus = 1.0

@@ -194,5 +194,7 @@ def collator(recipe: Recipe, model: Any) -> Callable[[FeatureRows], Collate]:
 
 def check_weights(model: torch.nn.Module, step: int) -> None:
     """Whether what training changes is numbers still. :raises WorkerError: if it is not."""
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad):
+    changed = (weight for weight in model.parameters() if weight.requires_grad)
+    mine = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in changed)  # of FSDP
+    if not all(bool(weight.isfinite().all()) for weight in mine):
         raise WorkerError(f"weights are no finite numbers after step {step}; {NO_NUMBERS}")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from hfbatch.errors import SpecError
 from hfbatch.train.order import TrainOrder
 from tests.train.tools import (
     TRAIN_ROWS,
@@ -83,6 +84,14 @@ def test_two_processes_see_every_row_once_an_epoch_and_learn_the_same(
     mine, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weight in mine.items():
         assert weight == pytest.approx(theirs[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("changes", [{"compute": {"compile": True}}, {"workers": {"strategy": "fsdp"}}])
+def test_what_it_cannot_do_is_refused(
+    data: Path, encoder: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(SpecError, match="use loop: trainer"):
+        spec_of(data, encoder, tmp_path, loop="accelerate", **changes)
 
 
 def test_patience_ends_it(data: Path, encoder: str, tmp_path: Path) -> None:

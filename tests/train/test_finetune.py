@@ -101,11 +101,24 @@ def test_faulty_rows_are_told_together_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_step_that_does_not_divide_is_refused_before_work(
-    ray_cluster: str, encoder: str, data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"batch": {"size": 15}, "workers": {"count": 2, "cpus": 1}},
+            r"batch\.size 15 does not divide by 2 workers",
+        ),
+        (
+            {"workers": {"strategy": "fsdp"}},
+            "fsdp shares a model among GPUs, and the processes have none; use ddp",
+        ),
+        ({"workers": {"count": 99, "cpus": 1}}, "99 of 1 CPUs .* do not fit into the cluster"),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_refused_before_work(
+    ray_cluster: str, encoder: str, data: Path, tmp_path: Path, changes: dict[str, Any], fault: str
 ) -> None:
-    changes = {"batch": {"size": 15}, "workers": {"count": 2, "cpus": 1}}
-    with pytest.raises(SpecError, match=r"batch\.size 15 does not divide by 2 workers"):
+    with pytest.raises(SpecError, match=fault):
         finetune(spec_of(data, encoder, tmp_path / "out", **changes), quiet=True)
     assert not (tmp_path / "out").exists()
 
