@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.features import Part, examine, read_rows
 from hfbatch.train.launch import Team, choose_team
 from hfbatch.train.memory import held, kept_for_backward, skeleton
@@ -83,7 +84,7 @@ def _describe(
     with tempfile.TemporaryDirectory(prefix="hfbatch-plan-") as local:
         some, read, truncated = sample(recipe, plan.train, Path(local))
         lengths = _lengths(some, read, truncated)
-        activations = _activations(recipe, model, some, per_device)
+        activations = _activations(spec, recipe, model, some, per_device)
     steps, passes = _steps(plan, rows["train"]["rows"] * lengths["features_per_row"])
     notes = [] if whole else ["not all rows were looked at: rows and labels are estimates from a few splits"]
     return {
@@ -145,15 +146,19 @@ def _steps(plan: FinetunePlan, features: float) -> tuple[int, float]:
     return steps, round(steps / each, 2)
 
 
-def _activations(recipe: Recipe, model: Any, rows: FeatureRows, per_device: int) -> int | None:
+def _activations(
+    spec: FinetuneSpec, recipe: Recipe, model: Any, rows: FeatureRows, per_device: int
+) -> int | None:
     """Bytes that a forward pass of the longest row of the sample keeps, repeated to a batch, in float32.
 
     :param model: one without weights; None is returned where it cannot run, since what it does depends on values.
     """
     from hfbatch.train.training import collator
 
+    if spec.compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     batch = collator(recipe, model)(rows)([int(rows.lengths.argmax())] * per_device)
-    inputs = {name: value.to("meta") for name, value in batch.items() if name != "attention_mask"}
+    inputs = {name: value.to("meta") for name, value in batch.items() if not name.endswith("attention_mask")}
     labels = inputs.pop("labels")
 
     def forward() -> Any:

@@ -91,6 +91,8 @@ def test_a_model_without_weights_keeps_about_what_the_real_one_does(values: dict
     inputs = {"input_ids": torch.ones(16, 12, dtype=torch.long), "attention_mask": torch.ones(16, 12).long()}
     real = kept_for_backward(model, lambda: model(**inputs).logits.sum())
     assert foretold == pytest.approx(real, rel=0.05)
+    again = plan_of(values, compute={"dtype": "float32", "gradient_checkpointing": True})
+    assert describe_training(again)["memory"]["activations"] < foretold / 2
     assert next(skeleton(plan.spec, plan.recipe).parameters()).is_meta
 
 
