@@ -11,6 +11,7 @@ import torch
 
 from hfbatch.tasks import task_class
 from hfbatch.train.rows import ROW
+from tests.models.text import tiny_llama
 from tests.tasks.drive import make, run
 from tests.train.drive import Bench
 
@@ -119,17 +120,22 @@ def test_pieces_of_a_word_go_on_with_its_tag_or_are_left_open(encoder):
 
 
 def test_a_long_row_is_read_in_windows_and_each_word_is_scored_once(encoder):
-    long = {"tokens": [[*chain(*WORDS * 4)], WORDS[0]], "tags": [[*chain(*TAGS * 4)], TAGS[0]]}
-    whole = Bench("token-classification", encoder, long).ready()
+    some = [0, 1, 2, 3, 0, 1]
+    long = {"tokens": [[*chain(*(WORDS[k] for k in some))], WORDS[0]]}
+    long["tags"] = [[*chain(*(TAGS[k] for k in some))], TAGS[0]]
+    whole = Bench("token-classification", encoder, long).ready().features
     options = {"batch": {"max_length": 20}, "params": {"stride": 7}}
     cut = Bench("token-classification", encoder, long, **options).ready()
     table = cut.features
-    assert max(map(len, table["input_ids"].to_pylist())) == 20
+    assert whole[ROW].to_pylist() == [0, 1]
     assert table[ROW].to_pylist() == [0] * (len(table) - 1) + [1]
-    assert len(table) > 6
+    assert table["tags"].to_pylist()[0] == whole["tags"].to_pylist()[0]
+    assert table["tags"].to_pylist()[1:-1] == [[]] * (len(table) - 2)
     words = [word for words in table["word"].to_pylist()[:-1] for word in words if word >= 0]
     assert sorted(words) == list(range(len(long["tokens"][0])))
-    assert table["tags"].to_pylist()[0] == whole.features["tags"].to_pylist()[0]
+    once = whole["labels"].to_pylist()[0][1:-1]
+    windows = [labels[1:-1] for labels in table["labels"].to_pylist()[:-1]]
+    assert windows == [once[start : start + 18] for start in range(0, len(once) - 7, 11)]
     right = [np.array([max(label, 0) for label in labels]) for labels in table["labels"].to_pylist()]
     assert cut.recipe.score(right, table)["accuracy"] == 1
     unread = [
@@ -137,6 +143,17 @@ def test_a_long_row_is_read_in_windows_and_each_word_is_scored_once(encoder):
         for word, row in zip(table["word"].to_pylist(), right, strict=True)
     ]
     assert cut.recipe.score(unread, table)["accuracy"] == 1
+
+
+def test_tokens_that_begin_with_the_space_before_a_word_are_of_that_word(tmp_path):
+    ready = bench(tiny_llama(tmp_path)).ready()
+    rows = zip(ready.features["word"].to_pylist(), ready.features["input_ids"].to_pylist(), TAGS, strict=True)
+    for words, tokens, tags in rows:
+        assert [word for word in words if word >= 0] == list(range(len(tags)))
+        first = [ready.recipe.task.tokenizer.decode(tokens[words.index(word)]) for word in range(len(tags))]
+        assert all(text.startswith(" ") for text in first[1:])
+    assert ready.learn(60)[1] < 0.1
+    assert ready.metrics()["f1"] == 1
 
 
 def test_a_word_that_the_tokenizer_drops_counts_as_outside(encoder):

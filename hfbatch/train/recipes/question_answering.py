@@ -103,19 +103,14 @@ class QuestionAnsweringRecipe(Recipe):
                 "answers are texts alone; use --column answer_starts=COLUMN for where they begin"
             ]
             return survey
-        rows = list(
-            zip(
-                columns["question"].to_pylist(),
-                columns["context"].to_pylist(),
-                answers_of(columns),
-                strict=True,
-            )
-        )
+        questions, contexts = (columns[name].to_pylist() for name in ("question", "context"))
+        rows = list(zip(questions, contexts, answers_of(columns), strict=True))
         faults = {place: fault for place, row in enumerate(rows) if (fault := fault_of(*row))}
-        sizes = tokenize(self.task.tokenizer, [row[0] or "" for row in rows], add_special_tokens=False).table
-        room = self.task.limit - self.task.tokenizer.num_special_tokens_to_add(pair=True)
-        for place in np.flatnonzero(list_lengths(sizes["input_ids"]) >= room).tolist():
-            faults.setdefault(place, f"question leaves no room for its context in {self.task.limit} tokens")
+        tokenizer, limit = self.task.tokenizer, self.task.limit
+        asked = tokenize(tokenizer, [text or "" for text in questions], add_special_tokens=False).table
+        room = limit - tokenizer.num_special_tokens_to_add(pair=True) - list_lengths(asked["input_ids"])
+        for place in np.flatnonzero(room < 1).tolist():
+            faults.setdefault(place, f"question leaves no room for its context in {limit} tokens")
         survey.labels = Counter("answerable" if texts else "unanswerable" for *_, (texts, _) in rows)
         survey.faults = faults_at(faults, places)
         return survey
@@ -123,7 +118,7 @@ class QuestionAnsweringRecipe(Recipe):
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
         """Whether no answer is one that the model may give."""
         self.settled = {"unanswerable": survey.labels["unanswerable"] > 0}
-        if not survey.labels["answerable"]:
+        if survey.labels and not survey.labels["answerable"]:
             return ["no training row has an answer; there is nothing to learn"]
         return []
 

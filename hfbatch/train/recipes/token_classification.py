@@ -103,7 +103,7 @@ class TokenClassificationRecipe(Recipe):
         ]
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Counts tags of words, as `tagged` reads them."""
+        """Counts tags of words, those with B- and I- read as IOB2."""
         survey, faults = Survey(len(places)), {}
         for position, row in enumerate(self._rows(columns)):
             fault = self._fault(columns, *row)
@@ -131,13 +131,10 @@ class TokenClassificationRecipe(Recipe):
         """What is wrong with a row."""
         if not has_words(columns):
             return fault_of_spans(first, second)
-        fault = fault_of_words(first, second)
-        named = fault.startswith("tag ") and self.params.tag_names is not None
-        return (
-            f"{fault} or beyond the {len(self.params.tag_names or ())} of params.tag_names"
-            if named
-            else fault
-        )
+        fault, names = fault_of_words(first, second), self.params.tag_names
+        if names is not None and fault.startswith("tag "):
+            return f"{fault} or beyond the {len(names)} of params.tag_names"
+        return fault
 
     def _tagged(self, columns: Mapping[str, pa.Array], first: Any, second: Any) -> Tagged:
         return from_words(first, second) if has_words(columns) else from_spans(first, second)
@@ -153,7 +150,7 @@ class TokenClassificationRecipe(Recipe):
         names = [prefix + kind for kind in kinds for prefix in PREFIXES] if prefixed else tags
         commonest = next((tag for tag, _ in survey.labels.most_common(1)), OUTSIDE)
         self.settled = {"labels": outside + names, "commonest": commonest}
-        if not tags:
+        if survey.labels and not tags:
             return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to learn"]
         if prefixed and prefixed != tags:
             others = ", ".join(repr(tag) for tag in tags if tag not in prefixed)
@@ -167,29 +164,28 @@ class TokenClassificationRecipe(Recipe):
         from hfbatch.train.rows import ROW
 
         texts = [self._tagged(columns, *row) for row in self._rows(columns)]
-        made = self.task.preprocess(
-            {"text": pa.array([text.text for text in texts], pa.string())}, places
-        ).table
-        windows = list_lengths(made["input_ids"])
-        tokens = {name: flatten(made[name]).flatten() for name in made.column_names}
-        owner, sizes = np.repeat(np.arange(len(texts)), windows), list_lengths(tokens["input_ids"])
-        window = np.repeat(np.arange(len(sizes)), sizes)
+        whole = {"text": pa.array([text.text for text in texts], pa.string())}
+        nested = self.task.preprocess(whole, places).table
+        tokens = {name: flatten(nested[name]).flatten() for name in nested.column_names}
+        sizes = list_lengths(tokens["input_ids"])
+        owner = np.repeat(np.arange(len(texts)), list_lengths(nested["input_ids"]))
+        window = np.repeat(np.arange(len(owner)), sizes)
         start, special = (tokens[name].flatten().to_numpy().astype(np.int64) for name in ("start", "special"))
         pieces = pieces_of(texts, owner[window], window, start, special > 0)
+
         index = {label: number for number, label in enumerate(self.labels)}
         classes = np.array([index[tag] for text in texts for tag in text.tags], np.int64)
         words = np.array([len(text.tags) for text in texts])
-        number = pieces.word - (np.cumsum(words) - words)[owner[window]]
+        place = np.where(pieces.tells, pieces.word - (np.cumsum(words) - words)[owner[window]], -1)
+        labels = self._targets(pieces.word, pieces.first, classes)
         first = np.diff(owner, prepend=-1) != 0
-        columns = {name: tokens[name] for name in TOKENS if name in tokens} | {
-            "labels": lists_of(
-                pa.array(self._targets(pieces.word, pieces.first, classes), pa.int32()), sizes
-            ),
-            "word": lists_of(pa.array(np.where(pieces.tells, number, -1), pa.int32()), sizes),
+        made = {name: tokens[name] for name in TOKENS if name in tokens} | {
+            "labels": lists_of(pa.array(labels, pa.int32()), sizes),
+            "word": lists_of(pa.array(place, pa.int32()), sizes),
             "tags": lists_of(pa.array(classes, pa.int32()), np.where(first, words[owner], 0)),
             ROW: pa.array(owner),
         }
-        return Features(pa.table(columns))
+        return Features(pa.table(made))
 
     def _targets(self, word: np.ndarray, first: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """The class that each token learns, int64 [tokens]: behind the first of a word with B- it is I-."""
