@@ -24,15 +24,15 @@ from PIL import Image
 
 from tests.benchmarks import tools
 
-COMMON = ("model.scratch=true", "evaluation.fraction=0.2", "compute.dtype=float32")
+COMMON = (
+    "model.scratch=true",
+    "evaluation.fraction=0.2",
+    "compute.dtype=float32",
+    "schedule.learning_rate=2e-3",
+)
 SETS = {
-    "digits": ("batch.size=64", "schedule.steps=600", "evaluation.every=600", "schedule.learning_rate=2e-3"),
-    "spoken": (
-        "batch.size=32",
-        "schedule.steps=1200",
-        "evaluation.every=1200",
-        "schedule.learning_rate=2e-3",
-    ),
+    "digits": ("batch.size=64", "schedule.steps=600", "evaluation.every=600", "schedule.scheduler=cosine"),
+    "spoken": ("batch.size=32", "schedule.steps=1200", "evaluation.every=1200"),
 }
 TARGETS = {"digits": 0.95, "spoken": 0.90}
 TASKS = {"digits": "image-classification", "spoken": "audio-classification"}
@@ -57,7 +57,8 @@ def write_vit(folder: Path) -> None:
     from transformers import ViTConfig, ViTImageProcessorPil
 
     ViTConfig(
-        image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128
+        image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+        hidden_dropout_prob=0.1,
     ).save_pretrained(folder)  # fmt: skip
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
 
