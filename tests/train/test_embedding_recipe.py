@@ -231,6 +231,11 @@ def test_passes_hold_whole_groups(
     assert shares(size, per_device, workers, group) == expected
 
 
+@pytest.mark.parametrize(("loss", "group"), [("auto", 32), ("ranking", 32), ("cosent", 32), ("triplet", 1)])
+def test_groups_are_for_losses_that_compare_rows(encoder: str, loss: str, group: int) -> None:
+    assert bench_of(encoder, "triplets", size=96, loss=loss).recipe.group == group
+
+
 def test_a_pass_that_cuts_a_group_is_refused() -> None:
     with pytest.raises(SpecError, match=r"whole groups of 32 .* set batch\.per_device to one of: 16, 32"):
         shares(64, 8, 2, 32)

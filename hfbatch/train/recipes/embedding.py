@@ -115,8 +115,15 @@ class EmbeddingRecipe(Recipe):
         return {name: text for name, text in given.items() if text}
 
     @property
+    def grouped(self) -> bool:
+        """Whether a row's loss depends on others."""
+        return self.params.loss in ("auto", *GROUPED)
+
+    @property
     def group(self) -> int:
         """Rows that are compared with each other."""
+        if not self.grouped:
+            return 1
         if self.params.group != "auto":
             return self.params.group
         size = self.batch.size
@@ -161,7 +168,7 @@ class EmbeddingRecipe(Recipe):
         loss = self.loss_name(kind)
         if loss not in LOSSES[kind]:
             faults.append(f"params.loss {loss!r} is not for {kind}; use {' or '.join(LOSSES[kind])}")
-        if loss in GROUPED and self.group == 1:
+        if self.grouped and self.group == 1:
             faults.append(
                 f"batch.size {self.batch.size} leaves groups of one row, in which there is nothing to compare; set it to "
                 "a multiple of 32, or set params.group"
@@ -281,7 +288,7 @@ class EmbeddingRecipe(Recipe):
         from hfbatch.train.embedding_loss import make_loss, sum_over_groups
 
         loss = make_loss(self.loss_name(self.settled["kind"]), self.params.scale, self.params.margin)
-        return sum_over_groups(loss, vectors, labels, self.group)
+        return sum_over_groups(loss, vectors, labels, self.group if self.grouped else max(len(labels), 1))
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
         """Vectors of each row's texts, float32 [texts, dimension]. The loss is for `score`, which sees all rows."""
