@@ -124,7 +124,9 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
             trainer.fit()
     except Exception as error:
         fault = ray.get(board.failed.remote())
-        raise WorkerError(fault or f"training ended early: {_cause(error)}") from error
+        raise WorkerError(
+            fault or f"training ended early: {_cause(error, order.spec.workers.failures)}"
+        ) from error
     finally:
         last = follower.close()
     fault = ray.get(board.failed.remote())
@@ -200,9 +202,16 @@ def _process(config: dict[str, Any]) -> None:
         shutil.rmtree(local, ignore_errors=True)
 
 
-def _cause(error: BaseException) -> str:
-    """The message of the exception of a process, without the stack frames around it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    lines = [line for line in str(first).splitlines() if line.strip()]
+def _cause(error: BaseException, allowed: int) -> str:
+    """What ended training, in one sentence: a process that died, else the message of the exception of one.
+
+    :param allowed: how many failures were mended.
+    """
+    failures = list((getattr(error, "worker_failures", None) or {}).values())
+    if any(isinstance(getattr(one, "health_check_failure", None), RayError) for one in failures):
+        return (
+            "a process died (killed, out of memory, or its machine is gone), after as many failures as "
+            f"workers.failures={allowed} mends; the same command goes on from the newest checkpoint"
+        )
+    lines = [line for line in str(failures[0] if failures else error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else one_line(error)
