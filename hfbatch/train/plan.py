@@ -92,7 +92,8 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
             faults += recipe.check()
-            faults += method_faults(spec, recipe)
+            if spec.method.name in cls.methods:
+                faults += method_faults(spec, recipe)
     if spec.method.name not in cls.methods:
         allowed = ", ".join(cls.methods)
         faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")

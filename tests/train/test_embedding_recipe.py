@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import hfbatch
 from hfbatch.errors import SpecError
 from hfbatch.finetune import finetune
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.loop import train
-from hfbatch.train.order import TrainOrder, shares
+from hfbatch.train.order import shares
 from hfbatch.train.plan import make_finetune_plan
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
+from tests.train.tools import order_of, run_here
 
 ANCHORS, POSITIVES, NEGATIVES = CORPUS[0:24:3], CORPUS[1:25:3], CORPUS[30:54:3]
 ROWS = {
@@ -288,7 +287,7 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})
     two = finetune(spec, quiet=True)
     assert two.metrics["before"]["mrr_at_10"] < two.metrics["best"]["mrr_at_10"]
-    alone = train_here(spec_of(data, still, tmp_path / "one"), tmp_path / "two")
+    alone = run_here(order_of(spec_of(data, still, tmp_path / "one")), tmp_path)[0]["log"]
     measured = [entry for entry in alone if "eval_loss" in entry]
     for mine, theirs in zip(two.metrics["evaluations"], measured, strict=True):
         assert mine["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-3)
@@ -302,17 +301,6 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     expected = model.encode_query(texts)
     assert not np.allclose(expected, model.encode(texts), atol=1e-3)
     np.testing.assert_allclose(predicted(two.model, data, tmp_path / "vectors"), expected, atol=1e-4)
-
-
-def train_here(spec: FinetuneSpec, other: Path) -> list[dict[str, Any]]:
-    """Trains in this process, with the features of another training. :returns: what was logged."""
-    plan = make_finetune_plan(spec)
-    (features,) = other.glob("_hfbatch/features-*")
-    order = TrainOrder(plan.spec, plan.model, {"kind": "pairs"}, str(features))
-    news: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as local:
-        train(order, Path(local), 0, 1, news.append)
-    return news[-1]["log"]
 
 
 def predicted(model: str, data: Path, out: Path) -> np.ndarray:
