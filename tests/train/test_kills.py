@@ -69,7 +69,8 @@ def test_on_s3_a_killed_driver_with_all_its_ray_loses_no_checkpoint(
     printed, _ = job.communicate(timeout=240)
     assert job.returncode == 0, printed
     assert "_SUCCESS" in keys()
-    assert {key.split("/")[0] for key in keys()} == {"_SUCCESS", "_hfbatch", "metrics.json", "model"}
+    wanted = {"_SUCCESS", "_hfbatch", "metrics.json", "model", "report.html", "tensorboard"}
+    assert {key.split("/")[0] for key in keys()} == wanted
     assert {key for key in keys() if key.startswith("_hfbatch/")} == {"_hfbatch/job.json"}
     for key in ("metrics.json", "model/model.safetensors"):
         client.download_file(bucket, f"out/{key}", str(tmp_path / key.rpartition("/")[2]))
@@ -130,7 +131,7 @@ def lose_a_node():
     print("node lost")
 
 threading.Thread(target=lose_a_node, daemon=True).start()
-print("resumed at", finetune(spec, quiet=True).metrics["resumed_at"])
+finetune(spec, quiet=True)
 ray.shutdown()
 cluster.shutdown()
 """
@@ -138,15 +139,17 @@ cluster.shutdown()
 
 def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(data: Path, encoder: str, tmp_path: Path) -> None:
     workers = {"count": 2, "at_least": 1, "cpus": 1}
-    spec = spec_of(data, encoder, tmp_path / "out", workers=workers)
+    long = {"epochs": 15, "learning_rate": 1e-3}
+    spec = spec_of(data, encoder, tmp_path / "out", workers=workers, schedule=long)
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
     command = [sys.executable, "-c", NODE_LOSS, str(tmp_path / "spec.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "node lost" in done.stdout
-    assert "resumed at 8" in done.stdout
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["evaluations"]
-    alone, _ = run_here(order_of(spec_of(data, encoder, tmp_path / "alone")), tmp_path)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert 8 <= metrics["resumed_at"] < 15 * 8
+    found = metrics["evaluations"]
+    alone, _ = run_here(order_of(spec_of(data, encoder, tmp_path / "alone", schedule=long)), tmp_path)
     wanted = [entry for entry in alone["log"] if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [entry["step"] for entry in wanted]
     assert [entry["loss"] for entry in found] == pytest.approx(
