@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
@@ -36,6 +36,8 @@ class PlainLoop:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "no",
             cpu=self.args.use_cpu,
+            # Some layers have no part in a step, such as what wav2vec2 puts in place of masked frames.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if self.args.gradient_checkpointing:
             training.model.gradient_checkpointing_enable({"use_reentrant": False})

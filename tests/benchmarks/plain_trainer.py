@@ -20,6 +20,7 @@ def main() -> None:
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
+        PrinterCallback,
         Trainer,
         TrainingArguments,
     )
@@ -49,6 +50,7 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout
     done = trainer.train()
     print(
         json.dumps({"rows": len(rows) * float(epochs), "train_s": done.metrics["train_runtime"]}), flush=True
