@@ -33,11 +33,15 @@ class PlainLoop:
         self.each_epoch = len(training.sampler) // self.size
         epochs = self.args.num_train_epochs
         self.steps = self.args.max_steps if self.args.max_steps > 0 else round(epochs * self.each_epoch)
+        # Some layers have no part in a step, such as what wav2vec2 puts in place of masked frames. Looking for them
+        # does not go with gradient checkpointing.
+        shared = DistributedDataParallelKwargs(
+            find_unused_parameters=not self.args.gradient_checkpointing, gradient_as_bucket_view=True
+        )
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "no",
             cpu=self.args.use_cpu,
-            # Some layers have no part in a step, such as what wav2vec2 puts in place of masked frames.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[shared],
         )
         if self.args.gradient_checkpointing:
             training.model.gradient_checkpointing_enable({"use_reentrant": False})

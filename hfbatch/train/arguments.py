@@ -12,7 +12,7 @@ from hfbatch.data.filesystem import redact
 from hfbatch.train.order import TrainOrder, shares
 from hfbatch.train.recipes.base import LOWER_IS_BETTER
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "adamw_8bit": "adamw_bnb_8bit"}
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
 
 

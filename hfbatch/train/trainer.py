@@ -34,6 +34,9 @@ class BatchTrainer(Trainer):
             compute_loss_func=training.order.recipe.loss,
             callbacks=training.callbacks(self.evaluate),
         )
+        if self.accelerator.ddp_handler is not None:
+            # Gradients lie in the buffers that are summed over the processes, in place of being copied there.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._training.sampler
