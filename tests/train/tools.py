@@ -25,9 +25,10 @@ import torch.distributed as dist
 from safetensors.numpy import load_file
 
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.features import make_features
 from hfbatch.train.order import TrainOrder, state_folder
 from hfbatch.train.plan import make_finetune_plan
-from hfbatch.train.rows import LENGTH, ROW, FeatureRows
+from hfbatch.train.rows import FeatureRows
 from tests.models.text import CORPUS
 
 TRAIN_ROWS = 120
@@ -74,9 +75,7 @@ def order_of(spec: FinetuneSpec) -> TrainOrder:
         places = pa.table({"file": ["rows.parquet"] * len(table), "row": range(len(table))})
         if name == "train":
             assert recipe.settle(recipe.examine(columns, places), plan.types) == []
-        made = recipe.features(columns, places).table
-        made = made.append_column(ROW, pa.array(range(len(made))))
-        made = made.append_column(LENGTH, pa.array(recipe.lengths(made)))
+        made, _ = make_features(recipe, columns, places)
         (features / name).mkdir(parents=True)
         pq.write_table(made, features / name / "part-000000.parquet")
     return TrainOrder(plan.spec, plan.model, recipe.settled, str(features))

@@ -1,0 +1,118 @@
+"""Every task that can be trained, in full and with adapters: the loss falls, and the model answers with what it has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.tasks import task_class
+from hfbatch.train.recipes import RECIPES
+from tests.cases.every import CASES
+from tests.models.text import CORPUS
+from tests.tasks.drive import make, run
+from tests.tasks.sounds import chirp, file_of, tone
+from tests.train.tools import order_of, run_here
+
+
+def grey(level: int, number: int) -> bytes:
+    """A picture of one grey with some noise, as PNG."""
+    noise = np.random.default_rng(number).integers(-20, 20, (40, 40, 3))
+    file = BytesIO()
+    Image.fromarray((level + noise).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+NOT = ["with" if "not" in text else "without" for text in CORPUS[:16]]
+SOUNDS = [file_of((chirp if k % 2 else tone)(0.2 + 0.01 * k, 200 + 20 * k)) for k in range(16)]
+WRITTEN = {"text": CORPUS[:16], "target": [text.split()[0] for text in CORPUS[:16]]}
+ROWS: dict[str, Mapping[str, list[Any]]] = {
+    "text-classification": {"text": CORPUS[:16], "label": NOT},
+    "token-classification": {
+        "tokens": [text.split() for text in CORPUS[:16]],
+        "tags": [["B-NOT" if word == "not" else "O" for word in text.split()] for text in CORPUS[:16]],
+    },
+    "question-answering": {
+        "question": ["what comes first?"] * 16,
+        "context": CORPUS[:16],
+        "answers": [{"text": [text.split()[0]], "answer_start": [0]} for text in CORPUS[:16]],
+    },
+    "fill-mask": {"text": CORPUS[:16]},
+    "text-generation": {"prompt": CORPUS[:16], "completion": [f" {text.split()[0]}" for text in CORPUS[:16]]},
+    "summarization": WRITTEN,
+    "translation": WRITTEN,
+    "text2text-generation": WRITTEN,
+    "image-classification": {
+        "image": [grey(60 + 120 * (k % 2), k) for k in range(16)],
+        "label": ["light" if k % 2 else "dark" for k in range(16)],
+    },
+    "audio-classification": {"audio": SOUNDS, "label": ["chirp" if k % 2 else "tone" for k in range(16)]},
+    "embedding": {"anchor": CORPUS[:16], "positive": [text.upper() for text in CORPUS[:16]]},
+}
+PARAMS = {
+    name: {"predict_with_generate": False}
+    for name in ("summarization", "translation", "text2text-generation")
+}
+INPUTS = {"token-classification": ("text", [" ".join(row) for row in ROWS["token-classification"]["tokens"]])}
+
+
+def test_every_recipe_is_here() -> None:
+    assert set(ROWS) == set(RECIPES)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", ROWS)
+def test_the_loss_falls_and_the_model_answers(name: str, method: str, tmp_path: Path) -> None:
+    model = CASES[name].build(tmp_path / "base")
+    pq.write_table(pa.table(dict(ROWS[name])), tmp_path / "rows.parquet")
+    spec = FinetuneSpec.build(
+        {
+            "task": name, "model": model, "train": str(tmp_path / "rows.parquet"), "eval": str(tmp_path / "rows.parquet"),
+            "output": str(tmp_path / "out"), "method": {"name": method, "dropout": 0}, "params": PARAMS.get(name, {}),
+            "schedule": {"steps": 20, "learning_rate": 1e-2 if method == "lora" else 3e-3, "warmup": 0},
+            "batch": {"size": 16}, "compute": {"dtype": "float32"}, "report_to": [],
+        }
+    )  # fmt: skip
+    order = order_of(spec)
+    news, _ = run_here(order, tmp_path)
+    losses = [entry["eval_loss"] for entry in news["log"] if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    assert 0 < news["trainable"] <= news["weights"]
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() == (method == "lora")
+    answers = predicted(name, str(tmp_path / "out" / "model"))
+    assert len(answers) == 16
+    assert labels_of(answers) <= set(order.settled.get("labels", []))
+
+
+def predicted(name: str, model: str) -> pa.Table:
+    """What the task says of the rows, with the trained model."""
+    kind, rows = task_class(name), ROWS[name]
+    column, values = INPUTS.get(name, ("", []))
+    inputs = {one.name: rows[one.name] for one in kind.inputs if one.name in rows} | (
+        {column: values} if column else {}
+    )
+    if name == "fill-mask":
+        inputs = {
+            "text": [f"{text.split()[0]} {make(kind, model).tokenizer.mask_token}" for text in rows["text"]]
+        }
+    if name == "embedding":
+        inputs = {"text": rows["anchor"]}
+    if name == "text-generation":
+        inputs = {"text": rows["prompt"]}
+    return run(make(kind, model), inputs)
+
+
+def labels_of(answers: pa.Table) -> set[str]:
+    """The labels that answers hold; none for tasks that give others."""
+    if "entities" in answers.column_names:
+        return {one["entity"] for row in answers["entities"].to_pylist() for one in row}
+    found = answers["label"].to_pylist() if "label" in answers.column_names else []
+    return {label for one in found for label in (one if isinstance(one, list) else [one])}
