@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,15 @@ def test_every_flag_in_the_text_is_one_of_a_command():
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"`(--[^`\n]+)`", prose)
     assert named
-    assert {shlex.split(span)[0] for span in named} <= known
-    for override in re.findall(r"`--set ([^`\n]+)`", prose):
-        assert JobSpec.load(ROOT / "jobs/embed.yaml", [override])
+    words = [word for span in named for word in shlex.split(span)]
+    assert {word for word in words if word.startswith("-")} <= known
+    for flag, override in pairwise(words):
+        if flag == "--set":
+            training = override.split(".")[0] not in JobSpec.model_fields or override.startswith(
+                "model.overrides"
+            )
+            kind, spec = (FinetuneSpec, "finetune") if training else (JobSpec, "embed")
+            assert kind.load(ROOT / f"jobs/{spec}.yaml", [override])
 
 
 @pytest.mark.parametrize(("block", "kind"), SPECS)

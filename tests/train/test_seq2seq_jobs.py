@@ -59,7 +59,7 @@ def written(task: str, result: FinetuneResult, data: Path, out: Path, **params: 
     """What the exported model writes for the rows that it was measured with."""
     job = {
         "task": task,
-        "model": result.model,
+        "model": {"name": result.model, "dtype": "float32"},  # as it was measured
         "input": {"path": str(data / "dev"), "columns": {"text": "body"}},
         "output": {"path": str(out), "keep": ["short"]},
         "params": params,
