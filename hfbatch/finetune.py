@@ -14,7 +14,8 @@ from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, 
 from hfbatch.data.writer import write_file
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.plan import FinetunePlan, make_finetune_plan, state_of
+from hfbatch.train.order import state_folder
+from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 
 MERGE_TOLERANCE = 0.01
 """Relative change of the loss by merging adapters, above which the result says so."""
@@ -67,18 +68,13 @@ def finetune(
             progress.say("looking at the rows")
             order, data = _prepare(plan, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
-            progress.measure(decisive(plan), plan.spec.batch.size)
+            progress.measure(plan.metric, plan.spec.batch.size)
             news = fit(order, team, progress.show)
         progress.say("writing the report")
         metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
         _leave(plan, metrics)
     _tidy(plan)
     return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
-
-
-def decisive(plan: FinetunePlan) -> str:
-    """The metric that decides which checkpoint is the best; the recipe has to be settled."""
-    return plan.spec.evaluation.metric or plan.recipe.metric
 
 
 def _finished(plan: FinetunePlan) -> FinetuneResult:
@@ -115,24 +111,23 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
     """The order of the training processes, its features written. :raises SpecError: for faulty rows."""
     from hfbatch.train.features import examine, write_features
     from hfbatch.train.hub import open_repository
-    from hfbatch.train.order import TrainOrder, state_folder
+    from hfbatch.train.order import TrainOrder
     from hfbatch.train.surveys import row_faults
 
-    surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
+    surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}
     faults = row_faults(plan, surveys)
     if faults:
         raise SpecError(faults)
     if plan.spec.push_to_hub:
         open_repository(plan.spec.push_to_hub)
-    state = state_folder(plan.spec)
     if overwrite:
         _clear(plan.spec.output)
     _write(plan, "_hfbatch/job.json", plan.job())
     progress.say("tokenising")
-    features = join(state, f"features-{plan.fingerprint[:12]}")
+    features = join(state_folder(plan.spec), f"features-{plan.fingerprint[:12]}")
     written = {
         name: asdict(write_features(plan.spec, plan.model, plan.recipe.settled, part, join(features, name)))
-        for name, part in _parts(plan)
+        for name, part in plan.parts.items()
     }
     order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, features)
     return order, {
@@ -140,10 +135,6 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
         "labels": dict(surveys["train"].labels),
         "digest": plan.identity["data"],
     }
-
-
-def _parts(plan: FinetunePlan) -> list[tuple[str, Any]]:
-    return [("train", plan.train), ("eval", plan.eval)]
 
 
 def _clear(output: str) -> None:
@@ -171,7 +162,7 @@ def _clear(output: str) -> None:
 
 def _tidy(plan: FinetunePlan) -> None:
     """Deletes what is of no use once training is done: checkpoints, features, what Ray Train left."""
-    fs, root = open_filesystem(state_of(plan))
+    fs, root = open_filesystem(state_folder(plan.spec))
     for name, folder in list_names(fs, root).items():
         if folder and (name in {"checkpoints", "ray"} or name.startswith("features-")):
             fs.delete_dir(f"{root}/{name}")
@@ -200,7 +191,7 @@ def _metrics(
         "task": plan.spec.task,
         "method": plan.spec.method.name,
         "model": {"name": plan.model.name, "commit": plan.model.commit, "hub": plan.model.hub},
-        "metric": decisive(plan),
+        "metric": plan.metric,
         "best": best,
         **merged,
         "before": plain[0],

@@ -18,6 +18,7 @@ from hfbatch.data.splits import Split
 from hfbatch.data.writer import part_table_bytes, write_file
 from hfbatch.errors import SplitError
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.tasks.parts.text import flatten
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
@@ -156,12 +157,6 @@ def as_text(value: Any) -> str:
     """A value for people, cut to MOST_LETTERS."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
-
-
-def flatten(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array."""
-    found = column.combine_chunks()
-    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
 
 
 def over_splits(

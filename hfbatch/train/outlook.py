@@ -17,7 +17,7 @@ from hfbatch.train.features import Part, examine, read_rows
 from hfbatch.train.launch import Team, choose_team
 from hfbatch.train.memory import held, kept_for_backward, skeleton
 from hfbatch.train.model import trainable
-from hfbatch.train.order import TrainOrder, shares
+from hfbatch.train.order import TrainOrder, check_shares, shares
 from hfbatch.train.plan import FinetunePlan
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import FeatureRows
@@ -33,7 +33,7 @@ def describe_training(plan: FinetunePlan) -> dict[str, Any]:
 
     :raises SpecError: for faulty rows among those that were looked at.
     """
-    surveys = {name: _survey(plan, part) for name, part in _parts(plan)}
+    surveys = {name: _survey(plan, part) for name, part in plan.parts.items()}
     workers = 1 if plan.spec.workers.count == "auto" else plan.spec.workers.count
     return _describe(plan, surveys, Team(workers, 0.0, 1.0, workers), False)
 
@@ -45,15 +45,12 @@ def try_training(plan: FinetunePlan) -> dict[str, Any]:
     :raises WorkerError: if the model does not train there.
     """
     team = choose_team(plan.spec.workers)
-    shares(plan.spec.batch.size, plan.spec.batch.per_device, team.workers)
-    surveys = {name: examine(plan.spec, plan.model, part) for name, part in _parts(plan)}
+    batch = plan.spec.batch
+    check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
+    surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}
     shown = _describe(plan, surveys, team, True)
     order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, "")
     return _with_trial(plan, shown, try_steps(order, plan.train, team), team)
-
-
-def _parts(plan: FinetunePlan) -> list[tuple[str, Part]]:
-    return [("train", plan.train), ("eval", plan.eval)]
 
 
 def _looked_at(part: Part) -> list[int]:
@@ -72,13 +69,13 @@ def _survey(plan: FinetunePlan, part: Part) -> Survey:
 def _describe(
     plan: FinetunePlan, surveys: Mapping[str, Survey], team: Team, everything: bool
 ) -> dict[str, Any]:
-    spec, parts, recipe = plan.spec, dict(_parts(plan)), plan.recipe
+    spec, parts, recipe = plan.spec, plan.parts, plan.recipe
     rows = {name: _rows(parts[name], surveys[name], everything) for name in parts}
     whole = all(one["exact"] for one in rows.values())
     faults = row_faults(plan, surveys, whole)
     if faults:
         raise SpecError(faults)
-    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, team.workers)
+    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, team.workers, recipe.group)
     model = skeleton(spec, recipe)
     changing, weights = trainable(model)
     with tempfile.TemporaryDirectory(prefix="hfbatch-plan-") as local:
@@ -96,7 +93,7 @@ def _describe(
         "fingerprint": plan.fingerprint,
         "rows": rows,
         "labels": dict(surveys["train"].labels),
-        "metric": spec.evaluation.metric or recipe.metric,
+        "metric": plan.metric,
         "steps": steps,
         "epochs": passes,
         "batch": {
@@ -110,7 +107,7 @@ def _describe(
         "memory": held(spec, weights, changing, activations),
         "memory_dtype": "float32",
         "lengths": lengths,
-        "notes": [*plan.notes, *notes],
+        "notes": notes,
     }
 
 

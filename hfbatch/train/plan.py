@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
 from hfbatch.train.hub import hub_faults
-from hfbatch.train.order import build_recipe, state_folder
+from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
 from hfbatch.train.reporting import reporting_faults
@@ -44,7 +44,16 @@ class FinetunePlan:
     """What changes results."""
     finished: bool = False
     """Whether the output holds this training, done."""
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Both sets of rows, by name."""
+        return {"train": self.train, "eval": self.eval}
+
+    @property
+    def metric(self) -> str:
+        """What decides which checkpoint is the best; the recipe has to be settled."""
+        return self.spec.evaluation.metric or self.recipe.metric
 
     @property
     def fingerprint(self) -> str:
@@ -211,8 +220,3 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
         )
     fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
     return fs.get_file_info(root).is_file
-
-
-def state_of(plan: FinetunePlan) -> str:
-    """Folder or URL of what is only needed while training."""
-    return state_folder(plan.spec)

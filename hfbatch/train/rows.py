@@ -62,4 +62,4 @@ class FeatureRows(Dataset[int]):
     @cached_property
     def lengths(self) -> np.ndarray:
         """What each row costs, int64 [rows]."""
-        return self._rows[:][LENGTH].to_numpy()
+        return self._rows.select_columns([LENGTH])[:][LENGTH].to_numpy()  # of the others, some are pictures

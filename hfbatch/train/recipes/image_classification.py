@@ -57,7 +57,7 @@ class ImageClassificationRecipe(LabelRecipe):
         return unreadable("image", columns["image"], lambda one: decoded(one, self.task.root))
 
     def inputs(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """`pixel_values` [batch, channels, height, width]: uint8, made into numbers on the device, see `adapt`."""
+        """`pixel_values` [batch, channels, height, width]: uint8, made into numbers on the device, see `prepare`."""
         import torch
 
         made = self.task.collate(features, np.arange(len(features)), 1)
