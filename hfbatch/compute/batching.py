@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.tasks.parts.text import padded_width
+
 
 def by_length(lengths: np.ndarray) -> np.ndarray:
     """Row positions from longest to shortest, ties in input order: int64 [rows].
@@ -24,7 +26,7 @@ def cut(
     :param lengths: int64 [rows], not increasing.
     :param size: most rows of a batch.
     :param tokens: most tokens of a batch with its padding; a row longer than that is a batch of its own.
-    :param multiple: what padded lengths are rounded up to.
+    :param multiple: see `padded_width`.
     :param alike: put rows of one length alone into a batch.
     :returns: (start, stop) of each batch.
     """
@@ -32,8 +34,7 @@ def cut(
     while start < len(lengths):
         rows = size
         if tokens is not None:
-            width = max(-(-int(lengths[start]) // multiple) * multiple, 1)
-            rows = min(size, max(tokens // width, 1))
+            rows = min(size, max(tokens // padded_width(int(lengths[start]), multiple), 1))
         if alike:
             rows = min(rows, int(np.searchsorted(-lengths, -lengths[start], side="right")) - start)
         bounds.append((start, min(start + rows, len(lengths))))

@@ -13,6 +13,7 @@ from hfbatch.compute.batching import by_length, cut
 from hfbatch.compute.windows import unfold
 from hfbatch.engines.base import Engine
 from hfbatch.tasks.base import Task
+from hfbatch.tasks.parts.text import padded_width
 
 SAMPLE_ROWS = 96
 """Rows that each size is timed on, but at least as many batches as the engine has under way, and two."""
@@ -82,7 +83,8 @@ def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, siz
     speed = computed / (time.perf_counter() - begun)
     lengths = task.lengths(features)[order]
     bounds = cut(lengths, size, None, engine.pad_multiple)
-    padded = sum(int(lengths[start]) * (stop - start) for start, stop in bounds)
+    widths = (padded_width(int(lengths[start]), engine.pad_multiple) for start, _ in bounds)
+    padded = sum(width * (stop - start) for width, (start, stop) in zip(widths, bounds, strict=True))
     return speed * float(lengths.sum()) / max(padded, 1)
 
 

@@ -31,7 +31,7 @@ class Engine(ABC):
     dtype: str
     depth: int = 1
     pad_multiple: int = 1
-    """Padded lengths are multiples of this."""
+    """Padded lengths are multiples of this, short ones of 8 at most."""
     batch_sizes: tuple[int, ...] = (16, 32)
     """What `batch.size: auto` tries."""
     batch_tokens: int | None = 4096

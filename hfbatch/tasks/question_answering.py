@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -109,14 +110,15 @@ class QuestionAnswering(EncoderTask):
             max_length=self.limit,
             stride=stride,
         )
-        starts, ends = [], []
-        for place, offsets in enumerate(encoded["offset_mapping"]):
-            inside = [part == 1 for part in encoded.sequence_ids(place)]
-            pairs = zip(offsets, inside, strict=True)
-            starts.append([offset[0] if within else OUTSIDE for offset, within in pairs])
-            ends.append([offset[1] for offset in offsets])
-        columns = {name: encoded[name] for name in TOKENS if name in encoded} | {"start": starts, "end": ends}
-        return pa.table({name: nest(values, np.bincount(owner)) for name, values in columns.items()})
+        sizes = [len(window) for window in encoded["input_ids"]]
+        parts = chain.from_iterable(encoded.sequence_ids(place) for place in range(len(sizes)))
+        characters = np.array(list(chain.from_iterable(encoded["offset_mapping"])), np.int32).reshape(-1, 2)
+        starts = np.where([part == 1 for part in parts], characters[:, 0], OUTSIDE)
+        counts = np.bincount(owner)
+        columns = {name: nest(encoded[name], counts) for name in TOKENS if name in encoded}
+        for name, values in (("start", starts), ("end", characters[:, 1])):
+            columns[name] = lists_of(lists_of(pa.array(values, pa.int32()), sizes), counts)
+        return pa.table(columns)
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Token ids and places padded on the right."""

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from hfbatch.compute.batching import by_length, cut, to_arrow
 from hfbatch.compute.isolate import isolate
+from hfbatch.tasks.parts.text import padded_width
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda found: np.array(found, np.int64))
 
 
-@given(LENGTHS, st.integers(1, 70), st.one_of(st.none(), st.integers(1, 2000)), st.sampled_from([1, 8]))
+@given(LENGTHS, st.integers(1, 70), st.one_of(st.none(), st.integers(1, 2000)), st.sampled_from([1, 8, 16]))
 def test_batches_cover_all_rows_and_keep_the_budget(
     lengths: np.ndarray, size: int, tokens: int | None, multiple: int
 ) -> None:
@@ -23,8 +24,17 @@ def test_batches_cover_all_rows_and_keep_the_budget(
     assert [k for start, stop in bounds for k in range(start, stop)] == list(range(len(lengths)))
     for start, stop in bounds:
         assert 1 <= stop - start <= size
-        width = -(-int(ordered[start]) // multiple) * multiple
+        width = padded_width(int(ordered[start]), multiple)
         assert tokens is None or stop - start == 1 or (stop - start) * width <= tokens
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 8, 16, 64]))
+def test_alignment_beyond_eight_adds_an_eighth_at_most(longest: int, multiple: int) -> None:
+    width = padded_width(longest, multiple)
+    assert width % min(multiple, 8) == 0
+    assert 0 <= width - longest <= max(longest / 8, 7)
+    if -longest % multiple <= longest / 8:
+        assert width % multiple == 0
 
 
 @given(LENGTHS, st.integers(1, 9))
