@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +107,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     if spec.method.name not in cls.methods:
         allowed = ", ".join(cls.methods)
         faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")
-    sources = {}
-    for name, given in (("train", spec.train), ("eval", spec.eval)):
-        if given is not None:
-            with gather(faults):
-                sources[name] = open_source(given)
-                faults += filter_faults(given.filter, sources[name].schema) if given.filter else []
+    sources = _sources(spec, faults)
     bound = {}
     if recipe is not None:
         for name, source in sources.items():
@@ -146,6 +142,19 @@ def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
 
     update = {"train": moved(spec.train), "eval": moved(spec.eval), "output": absolute(spec.output)}
     return spec.model_copy(update=update)
+
+
+def _sources(spec: FinetuneSpec, faults: list[str]) -> dict[str, Source]:
+    """The files of both sets of rows. What is wrong with them is put under the names of this spec."""
+    sources: dict[str, Source] = {}
+    for name, given in (("train", spec.train), ("eval", spec.eval)):
+        if given is not None:
+            found: list[str] = []
+            with gather(found):
+                sources[name] = open_source(given)
+                found += filter_faults(given.filter, sources[name].schema) if given.filter else []
+            faults += [re.sub(r"\binput\.(?=path|format|filter)", f"{name}.", fault) for fault in found]
+    return sources
 
 
 def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -> dict[str, str]:

@@ -53,3 +53,7 @@ class TokenRecipe(Recipe):
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
         """Perplexity and accuracy over all tokens that are learnt."""
         return token_metrics(predictions)
+
+    def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
+        """The mean loss of each row's tokens."""
+        return {"losses": [float(loss / max(tokens, 1)) for loss, tokens, _ in predictions]}

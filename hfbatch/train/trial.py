@@ -81,6 +81,7 @@ class _Trial:
     def __init__(self, order: TrainOrder, part: Part, world: int, local: Path) -> None:
         import torch
 
+        from hfbatch.train.accelerate_loop import optimizer_of
         from hfbatch.train.arguments import arguments
         from hfbatch.train.model import build_model
         from hfbatch.train.training import collator
@@ -94,8 +95,7 @@ class _Trial:
         if order.spec.compute.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.collate = collator(self.recipe, self.model)(self.rows)
-        changing = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(changing, lr=1e-9)
+        self.optimizer = optimizer_of(self.model, self.args)
         self.load_seconds = time.perf_counter() - begun
 
     @property

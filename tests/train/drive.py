@@ -83,12 +83,16 @@ class Bench:
 
     def metrics(self, size: int = 4) -> dict[str, float]:
         """Metrics of all rows, predicted in batches of a size."""
-        predictions: list[Any] = []
+        return self.recipe.score(self.predictions(size), self.features)
+
+    def predictions(self, size: int = 4) -> list[Any]:
+        """What the recipe predicts of each row, in batches of a size."""
+        found: list[Any] = []
         with torch.no_grad():
             for start in range(0, len(self.features), size):
                 numbers = range(start, min(start + size, len(self.features)))
-                predictions += self.recipe.predict(self.model.eval(), self.batch(*numbers)).predictions
-        return self.recipe.score(predictions, self.features)
+                found += self.recipe.predict(self.model.eval(), self.batch(*numbers)).predictions
+        return found
 
 
 class _Rows:

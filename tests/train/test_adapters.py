@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +17,6 @@ import transformers
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.numpy import load_file, save_file
 
-import hfbatch
 from hfbatch.data.models import pin
 from hfbatch.errors import SpecError
 from hfbatch.finetune import compare, finetune
@@ -38,6 +36,7 @@ from hfbatch.train.order import TrainOrder
 from hfbatch.train.rows import LENGTH, ROW
 from tests.models import text
 from tests.train.drive import Bench
+from tests.train.tools import predicted
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
 ROWS = {"text": TEXTS, "label": ["good", "bad", "fair", "good", "bad", "fair"]}
@@ -421,15 +420,9 @@ def test_from_rows_to_a_merged_model_that_predicts(
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == encoder
     assert not list((out / "model").glob("adapter*"))
-    job = {
-        "task": "text-classification",
-        "model": {"name": result.model, "dtype": "float32"},
-        "input": str(data / "dev"),
-        "output": {"path": str(tmp_path / "scores"), "prefix": "found_"},
-    }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    found = ds.dataset(sorted(map(str, (tmp_path / "scores").glob("*.parquet")))).to_table()
-    right = np.array(found["found_label"].to_pylist()) == np.array(found["label"].to_pylist())
+    found = predicted("text-classification", result.model, data / "dev", tmp_path / "scores")
+    labels = pq.read_table(data / "dev")["label"].to_pylist()
+    right = np.array(found["label"].to_pylist()) == np.array(labels)
     assert right.mean() == pytest.approx(merged["accuracy"])
 
 

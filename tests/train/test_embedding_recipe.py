@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses, modules
 
-import hfbatch
 from hfbatch.errors import SpecError
 from hfbatch.finetune import finetune
 from hfbatch.finetune_spec import FinetuneSpec
@@ -22,7 +20,7 @@ from hfbatch.train.order import shares
 from hfbatch.train.plan import make_finetune_plan
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
-from tests.train.tools import order_of, run_here
+from tests.train.tools import order_of, predicted, run_here
 
 ANCHORS, POSITIVES, NEGATIVES = CORPUS[0:24:3], CORPUS[1:25:3], CORPUS[30:54:3]
 ROWS = {
@@ -300,17 +298,7 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
     expected = model.encode_query(texts)
     assert not np.allclose(expected, model.encode(texts), atol=1e-3)
-    np.testing.assert_allclose(predicted(two.model, data, tmp_path / "vectors"), expected, atol=1e-4)
-
-
-def predicted(model: str, data: Path, out: Path) -> np.ndarray:
-    """Vectors of the anchors to measure with, by `hfbatch predict`."""
-    job = {
-        "task": "embedding",
-        "model": {"name": model, "dtype": "float32"},
-        "input": {"path": str(data / "dev"), "columns": {"text": "anchor"}},
-        "output": str(out),
-        "params": {"prompt_name": "query"},
-    }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    return np.stack(ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()["embedding"].to_pylist())
+    found = predicted(
+        "embedding", two.model, data / "dev", tmp_path / "vectors", {"text": "anchor"}, prompt_name="query"
+    )
+    np.testing.assert_allclose(np.stack(found["embedding"].to_pylist()), expected, atol=1e-4)

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-import hfbatch
 from hfbatch.finetune import FinetuneResult, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_bert_for, tiny_llama
+from tests.train.tools import STILL, predicted
 
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STEPS = 60
 SPLIT_ROWS = 4
 TEXTS = [text for text in CORPUS[:24] if "word" not in text]
@@ -44,23 +42,12 @@ def trained(task: str, folder: Path, rows: dict[str, list[Any]], **changes: Any)
     return finetune(FinetuneSpec.build({**values, **changes}), quiet=True)
 
 
-def predicted(
+def first_column(
     task: str, model: str, folder: Path, column: str, values: list[Any], **params: Any
 ) -> list[Any]:
     """What the first output column of the task says of each value."""
-    (folder / "asked").mkdir()
-    pq.write_table(pa.table({column: values}), folder / "asked" / "rows.parquet")
-    job = {
-        "task": task,
-        "model": model,
-        "input": str(folder / "asked"),
-        "output": {"path": str(folder / "answers"), "keep": []},
-        "batch": {"size": 4},
-        "workers": {"count": 1},
-        "params": params,
-    }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    found = ds.dataset(sorted(map(str, (folder / "answers").glob("*.parquet")))).to_table()
+    pq.write_table(pa.table({column: values}), folder / "asked.parquet")
+    found = predicted(task, model, folder / "asked.parquet", folder / "answers", **params)
     return found.column(0).to_pylist()
 
 
@@ -78,7 +65,7 @@ def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp
     assert result.metrics["best"]["perplexity"] < 1.1 < 50 < result.metrics["before"]["perplexity"]
     generation = json.loads((Path(result.model) / "generation_config.json").read_text())
     assert generation.get("use_cache") is not False
-    answers = predicted(
+    answers = first_column(
         "text-generation", result.model, tmp_path, "messages", [chat[:1] for chat in CHATS],
         do_sample=False, max_new_tokens=40,
     )  # fmt: skip
@@ -99,6 +86,6 @@ def test_a_masked_model_fills_in_what_it_has_learnt(ray_cluster: str, tmp_path: 
     assert before["accuracy"] < 0.2 < 0.5 < best["accuracy"]
     assert best["perplexity"] < before["perplexity"] / 10
     asked = ["The engineer [MASK] the blue mountain before dawn."]
-    ((fills,),) = predicted("fill-mask", result.model, tmp_path, "text", asked)
+    ((fills,),) = first_column("fill-mask", result.model, tmp_path, "text", asked)
     assert fills[0]["token_str"] == "reads"
     assert fills[0]["score"] > 0.5

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-import hfbatch
 from hfbatch.errors import SpecError
 from hfbatch.finetune import FinetuneResult, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.metrics.generation import bleu, chrf, rouge
 from tests.models.text import CORPUS, tiny_bart, tiny_mbart
+from tests.train.tools import predicted
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +54,9 @@ def spec_of(task: str, model: str, data: Path, out: Path, workers: int, **params
     )
 
 
-def written(task: str, result: FinetuneResult, data: Path, out: Path, **params: Any) -> pa.Table:
-    """What the exported model writes for the rows that it was measured with."""
-    job = {
-        "task": task,
-        "model": {"name": result.model, "dtype": "float32"},  # as it was measured
-        "input": {"path": str(data / "dev"), "columns": {"text": "body"}},
-        "output": {"path": str(out), "keep": ["short"]},
-        "params": params,
-    }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    return ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()
+def written(task: str, result: FinetuneResult, data: Path, out: Path) -> pa.Table:
+    """What the exported model writes for the rows that it was measured with, beside what it should."""
+    return predicted(task, result.model, data / "dev", out, {"text": "body"}, ["short"])
 
 
 def test_summaries_from_parquet_to_a_model_that_writes_them(

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-import hfbatch
 from hfbatch.finetune import FinetuneResult, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.metrics.answers import exact_match
+from tests.train.tools import predicted
 
 Phrases = list[tuple[str, str]]
 PARTS = {
@@ -51,20 +50,6 @@ def train(task: str, model: str, folder: Path, tables: dict[str, pa.Table], **op
     return finetune(FinetuneSpec.build(spec), quiet=True)
 
 
-def predict(task: str, result: FinetuneResult, folder: Path, **params: Any) -> list[Any]:
-    """What `hfbatch predict` makes of the rows to measure with, in their order."""
-    job = {
-        "task": task,
-        "model": result.model,
-        "input": str(folder / "eval.parquet"),
-        "output": {"path": str(folder / "predicted"), "keep": []},
-        "params": params,
-    }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
-    (column,) = ds.dataset(sorted(map(str, (folder / "predicted").glob("*.parquet")))).to_table().columns
-    return column.to_pylist()
-
-
 def test_a_model_of_tags_finds_their_spans(ray_cluster: str, encoder: str, tmp_path: Path) -> None:
     tables = {}
     for part, rows in (("train", 64), ("eval", 21)):
@@ -89,7 +74,11 @@ def test_a_model_of_tags_finds_their_spans(ray_cluster: str, encoder: str, tmp_p
     assert result.metrics["data"]["labels"]["B-who"] == 64
     assert result.metrics["best"]["f1"] == 1 > result.metrics["before"]["f1"]
     assert result.metrics["baseline"]["f1"] == 0
-    found = predict("token-classification", result, tmp_path, aggregation_strategy="simple")
+    told = predicted(
+        "token-classification", result.model, tmp_path / "eval.parquet", tmp_path / "found",
+        aggregation_strategy="simple",
+    )  # fmt: skip
+    found = told["entities"].to_pylist()
     for sentence, entities in zip(sentences(21), found, strict=True):
         text = text_of(sentence)
         assert [(one["entity_group"], text[one["start"] : one["end"]]) for one in entities] == [
@@ -126,7 +115,10 @@ def test_a_model_of_answers_finds_them(ray_cluster: str, encoder: str, tmp_path:
     assert best["accuracy_unanswerable"] >= 0.9
     assert result.metrics["baseline"]["f1"] == 7 / 21
     windows = {"max_seq_len": 20, "doc_stride": 8, "handle_impossible_answer": True}
-    answers = predict("question-answering", result, tmp_path, **windows)
+    told = predicted(
+        "question-answering", result.model, tmp_path / "eval.parquet", tmp_path / "found", **windows
+    )
+    answers = told["answers"].to_pylist()
     truths = [texts or [""] for texts in tables["eval"]["answers"].to_pylist()]
     right = [exact_match(truth[0], row[0]["answer"]) for truth, row in zip(truths, answers, strict=True)]
     assert np.mean(right) == best["exact_match"]

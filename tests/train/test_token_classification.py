@@ -136,11 +136,11 @@ def test_a_long_row_is_read_in_windows_and_each_word_is_scored_once(encoder):
     once = whole["labels"].to_pylist()[0][1:-1]
     windows = [labels[1:-1] for labels in table["labels"].to_pylist()[:-1]]
     assert windows == [once[start : start + 18] for start in range(0, len(once) - 7, 11)]
-    right = [np.array([max(label, 0) for label in labels]) for labels in table["labels"].to_pylist()]
+    right = [(np.array([max(label, 0) for label in labels]), 0.0) for labels in table["labels"].to_pylist()]
     assert cut.recipe.score(right, table)["accuracy"] == 1
     unread = [
-        np.where(np.array(word) < 0, 1, row)
-        for word, row in zip(table["word"].to_pylist(), right, strict=True)
+        (np.where(np.array(word) < 0, 1, row), loss)
+        for word, (row, loss) in zip(table["word"].to_pylist(), right, strict=True)
     ]
     assert cut.recipe.score(unread, table)["accuracy"] == 1
 
@@ -160,7 +160,7 @@ def test_a_word_that_the_tokenizer_drops_counts_as_outside(encoder):
     rows = {"tokens": [["engineer", "\u200b", "dawn"]], "tags": [["B-X", "I-X", "O"]]}
     ready = Bench("token-classification", encoder, rows).ready()
     assert ready.features["word"].to_pylist()[0] == [-1, 0, -1, 2, -1]
-    right = [np.maximum(np.array(ready.features["labels"].to_pylist()[0]), 0)]
+    right = [(np.maximum(np.array(ready.features["labels"].to_pylist()[0]), 0), 0.0)]
     found = ready.recipe.score(right, ready.features)
     assert (found["accuracy"], found["f1"]) == (pytest.approx(2 / 3), 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +13,10 @@ from hfbatch.train.details import MOST_WORST, summary
 from hfbatch.train.features import as_text, is_readable
 from hfbatch.train.metrics.details import label_details, labels_details, number_details
 from hfbatch.train.rows import ROW
+from tests.cases.every import CASES
+from tests.models.text import CORPUS
 from tests.train.drive import Bench
+from tests.train.test_every_recipe import ROWS
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
 
@@ -47,6 +52,43 @@ def test_the_worst_rows_come_first_and_a_row_of_several_features_once(encoder: s
     assert found["worst"][0]["loss"] == pytest.approx(18, abs=1e-3)
     assert (found["worst"][0]["truth"], found["worst"][0]["guess"]) == ("y", "x")
     assert found["confusion"] == {"labels": ["x", "y"], "counts": [[2, 1], [2, 1]]}
+
+
+@pytest.mark.parametrize("name", ["question-answering", "text-generation", "summarization", "fill-mask"])
+def test_the_loss_of_a_row_is_that_of_a_batch_of_it_alone(name: str, tmp_path: Path) -> None:
+    options = {"params": {"max_new_tokens": 4}} if name == "summarization" else {}
+    bench = Bench(name, CASES[name].build(tmp_path / "model"), ROWS[name], **options).ready()
+    found = bench.recipe.details(bench.predictions(), bench.features)
+    assert len(found["losses"]) == len(bench.features)
+    with torch.no_grad():
+        alone = [float(bench.loss(bench.batch(number))) for number in range(len(bench.features))]
+    np.testing.assert_allclose(found["losses"], alone, rtol=1e-3, atol=1e-5)
+    if name == "question-answering":
+        assert found["truths"] == [text.split()[0] for text in CORPUS[:16]]
+        assert all(guess in text for guess, text in zip(found["guesses"], CORPUS, strict=False))
+    if name == "summarization":
+        assert found["truths"] == ROWS[name]["target"]
+        assert len(found["guesses"]) == 16
+
+
+def test_words_with_wrong_tags_are_named(encoder: str) -> None:
+    rows = ROWS["token-classification"]
+    bench = Bench("token-classification", encoder, rows).ready()
+    found = bench.recipe.details(bench.predictions(), bench.features)
+    with torch.no_grad():
+        alone = [float(bench.loss(bench.batch(number))) for number in range(len(bench.features))]
+    np.testing.assert_allclose(found["losses"], alone, rtol=1e-3)
+    wrong = 0
+    for tags, truth, guess in zip(rows["tags"], found["truths"], found["guesses"], strict=True):
+        right, guessed = (
+            dict(part.removeprefix("word ").split(": ") for part in told.split(", ") if told != "no word")
+            for told in (truth, guess)
+        )
+        assert right == {number: tags[int(number)] for number in right}
+        assert all(right[number] != guessed[number] for number in right)
+        wrong += len(right)
+    words = sum(map(len, rows["tags"]))
+    assert 0 < wrong == round((1 - bench.metrics()["accuracy"]) * words)
 
 
 def test_few_rows_are_kept_of_many() -> None:

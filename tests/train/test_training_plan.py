@@ -50,6 +50,15 @@ def plan_of(values: dict[str, Any], **changes: Any) -> FinetunePlan:
     return make_finetune_plan(FinetuneSpec.build({**values, **changes}))
 
 
+def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> None:
+    measured = {"path": values["eval"], "filter": "size > 3"}
+    with pytest.raises(SpecError) as caught:
+        plan_of(values, train=f"{values['train']}/input.parquet", eval=measured)
+    missing, unknown = caught.value.faults
+    assert missing.startswith(f"train.path {values['train']}/input.parquet does not exist")
+    assert unknown.startswith("eval.filter 'size > 3'")
+
+
 def test_rows_steps_and_lengths_are_those_of_the_data(values: dict[str, Any]) -> None:
     shown = describe_training(plan_of(values))
     assert shown["rows"] == {"train": {"rows": 90, "exact": True}, "eval": {"rows": 31, "exact": True}}

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors.numpy import load_file
 
+import hfbatch
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.features import make_features
 from hfbatch.train.order import TrainOrder, state_folder
@@ -79,6 +80,28 @@ def order_of(spec: FinetuneSpec) -> TrainOrder:
         (features / name).mkdir(parents=True)
         pq.write_table(made, features / name / "part-000000.parquet")
     return TrainOrder(plan.spec, plan.model, recipe.settled, str(features))
+
+
+def predicted(
+    task: str,
+    model: str,
+    rows: Path,
+    out: Path,
+    columns: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
+    **params: Any,
+) -> pa.Table:
+    """What `hfbatch predict` makes of rows, in float32 and in their order, with a model that was trained."""
+    job = {
+        "task": task,
+        "model": {"name": model, "dtype": "float32"},
+        "input": {"path": str(rows), "columns": columns or {}},
+        "output": {"path": str(out), "keep": list(keep)},
+        "workers": {"count": 1},
+        "params": params,
+    }
+    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
+    return ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()
 
 
 class Stopped(Exception):

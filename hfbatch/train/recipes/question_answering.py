@@ -188,6 +188,24 @@ class QuestionAnsweringRecipe(Recipe):
 
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
         """exact_match and f1 of each question's best span over its windows, chosen as the task does."""
+        return answer_scores(
+            features["answers"].drop_null().to_pylist(), self._answers(predictions, features)
+        )
+
+    def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
+        """The loss of each window, 0 where nothing is learnt of it; its question's answer and the right ones."""
+        owner = np.cumsum(features["context"].is_valid().to_numpy()) - 1
+        right = [" | ".join(texts) or "no answer" for texts in features["answers"].drop_null().to_pylist()]
+        found = [text or "no answer" for text in self._answers(predictions, features)]
+        labels = flatten(features["labels"]).flatten().to_numpy().reshape(-1, LABELS)
+        return {
+            "losses": [window_loss(*pair) for pair in zip(predictions, labels, strict=True)],
+            "truths": [right[row] for row in owner],
+            "guesses": [found[row] for row in owner],
+        }
+
+    def _answers(self, predictions: list[np.ndarray], features: pa.Table) -> list[str]:
+        """The best answer to each question."""
         self.task.params = self.task.params.model_copy(
             update={"handle_impossible_answer": self.settled["unanswerable"]}
         )
@@ -198,7 +216,7 @@ class QuestionAnsweringRecipe(Recipe):
         )
         contexts = features["context"].drop_null()
         found = self.task.postprocess(outputs, {"context": contexts})[0].to_pylist()
-        return answer_scores(features["answers"].drop_null().to_pylist(), [row[0]["answer"] for row in found])
+        return [row[0]["answer"] for row in found]
 
     def _spans(self, predictions: list[np.ndarray], features: pa.Table) -> list[tuple[str, pa.Array]]:
         """The best span of each window: what the task's forward returns."""
@@ -225,6 +243,21 @@ class QuestionAnsweringRecipe(Recipe):
             return {}
         answers = features["answers"].drop_null().to_pylist()
         return answer_scores(answers, [""] * len(answers))
+
+
+def window_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean cross-entropy of a window's first and last token.
+
+    :param logits: float [2, tokens], padding behind.
+    :param labels: first, last, and number of tokens; IGNORED for a window of which nothing is learnt.
+    """
+    from scipy.special import log_softmax
+
+    first, last, size = labels.tolist()
+    if size == IGNORED:
+        return 0.0
+    shares = log_softmax(logits[:, :size].astype(np.float64), axis=1)
+    return float(-(shares[0, first] + shares[1, last]) / 2)
 
 
 def answers_of(columns: Mapping[str, pa.Array]) -> list[Any]:

@@ -269,6 +269,10 @@ class TextGenerationRecipe(TokenRecipe):
             batch |= apart(features["pieces"].to_pylist(), batch["input_ids"].shape[1])
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
+    def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
+        """The mean loss of each row's tokens; nothing of rows that share a block."""
+        return {} if self.params.packing else super().details(predictions, features)
+
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
         """The token behind each one. The first of a row is never learnt, so that none is asked for across rows."""
         from torch.nn.functional import pad as extend

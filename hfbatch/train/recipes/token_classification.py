@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -208,21 +207,46 @@ class TokenClassificationRecipe(Recipe):
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
-        """The best class of each token, int32 [tokens of the batch's longest row]."""
-        found = super().predict(model, batch)
-        return replace(found, predictions=[row.argmax(-1).astype(np.int32) for row in found.predictions])
+        """Of each window the best class of each token, int32 [tokens of the batch's longest], and the mean loss."""
+        from torch.nn.functional import cross_entropy
 
-    def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
+        labels = batch["labels"]
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+        each = cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none",
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        counts, best = labels.ne(IGNORED).sum(1), logits.argmax(-1).int().cpu().numpy()
+        means = (each.sum(1) / counts.clamp(min=1)).tolist()
+        return Predicted(list(zip(best, means, strict=True)), float(each.sum()), int(counts.sum()))
+
+    def score(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> dict[str, float]:
         """Span F1, precision and recall, accuracy of tags: over words, each once, whatever the windows."""
+        return self._scores(self._classes(predictions, features), features)
+
+    def _classes(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> np.ndarray:
+        """The class of each word of all texts; -1, which is O, for one that the tokenizer drops."""
         word, sizes = flatten(features["word"]), list_lengths(features["word"])
         place = word.flatten().to_numpy()
-        best = np.concatenate([row[:size] for row, size in zip(predictions, sizes, strict=True)])
+        best = np.concatenate([row[:size] for (row, _), size in zip(predictions, sizes, strict=True)])
         owner, words = self._words_of(features)
         firsts = np.cumsum(words) - words
         told = place >= 0
-        guess = np.full(words.sum(), -1)  # O, for a word that the tokenizer drops
+        guess = np.full(words.sum(), -1)
         guess[firsts[np.repeat(owner, sizes)[told]] + place[told]] = best[told]
-        return self._scores(guess, features)
+        return guess
+
+    def details(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> dict[str, Any]:
+        """The mean loss of each window's tokens; of its text, the words whose tag is wrong, counted from 0."""
+        truth, guess = self._tags(self._classes(predictions, features), features)
+        wrong = [[at for at, tag in enumerate(row) if tag != guess[k][at]] for k, row in enumerate(truth)]
+        owner = self._words_of(features)[0].tolist()
+        told = (
+            [", ".join(f"word {at}: {rows[k][at]}" for at in places) for k, places in enumerate(wrong)]
+            for rows in (truth, guess)
+        )
+        truths, guesses = ([texts[k] or "no word" for k in owner] for texts in told)
+        return {"losses": [loss for _, loss in predictions], "truths": truths, "guesses": guesses}
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """The commonest tag of the training rows for each word."""
@@ -236,14 +260,16 @@ class TokenClassificationRecipe(Recipe):
         owner = np.unique(features[ROW].to_numpy(), return_inverse=True)[1]
         return owner, np.bincount(owner, list_lengths(features["tags"])).astype(np.int64)
 
-    def _scores(self, guess: np.ndarray, features: pa.Table) -> dict[str, float]:
-        """Metrics. :param guess: the class of each word of all texts; -1 is O."""
+    def _tags(self, guess: np.ndarray, features: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
+        """True tags of each text, and guessed ones. :param guess: the class of each word of all texts; -1 is O."""
         names = np.array([*self.labels, OUTSIDE], object)
         cuts = np.cumsum(self._words_of(features)[1])[:-1]
-        truth = flatten(features["tags"]).flatten().to_numpy()
-        return span_scores(
-            *([part.tolist() for part in np.split(names[tags], cuts)] for tags in (truth, guess))
-        )
+        classes = flatten(features["tags"]).flatten().to_numpy(), guess
+        truth, found = ([part.tolist() for part in np.split(names[tags], cuts)] for tags in classes)
+        return truth, found
+
+    def _scores(self, guess: np.ndarray, features: pa.Table) -> dict[str, float]:
+        return span_scores(*self._tags(guess, features))
 
 
 def has_words(columns: Mapping[str, Any]) -> bool:

@@ -228,6 +228,14 @@ class Seq2SeqRecipe(Recipe):
         texts = [row["text"] for row in predictions]
         return {**found, **self.compare(texts, features["target"].to_pylist())}
 
+    def details(self, predictions: list[dict[str, Any]], features: pa.Table) -> dict[str, Any]:
+        """The mean loss of each target's tokens; what is written beside what should be."""
+        found: dict[str, Any] = {"losses": [row["loss"] / max(row["tokens"], 1) for row in predictions]}
+        if self.params.predict_with_generate:
+            texts = [row["text"] for row in predictions]
+            found |= {"guesses": texts, "truths": features["target"].to_pylist()}
+        return found
+
     @abstractmethod
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
         """Metrics of texts; `written_metric` is one of them."""
