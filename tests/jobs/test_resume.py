@@ -31,8 +31,9 @@ def slow_spec(tmp_path: Path, model: str, out: str) -> JobSpec:
     if not (tmp_path / "in").exists():
         write_shards(tmp_path / "in", sentences(900, most=8), shards=10)
     return make_spec(
-        "embedding", model, tmp_path / "in", tmp_path / out, input={"split_rows": 30}, batch={"size": 16}
-    )
+        "embedding", model, tmp_path / "in", tmp_path / out, input={"split_rows": 30}, batch={"size": 16},
+        workers={"count": 2},
+    )  # fmt: skip
 
 
 def wait_for_parts(job: subprocess.Popen[str], out: Path, count: int) -> None:

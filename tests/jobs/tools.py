@@ -41,8 +41,8 @@ def write_shards(folder: Path, texts: list[str | None], shards: int = 3, first_i
 
 
 def make_spec(task: str, name: str, source: Path | str, out: Path | str, **sections: Any) -> JobSpec:
-    """A spec in float32 with small batches, so that tests compare and do not probe."""
-    sections = {"batch": {"size": 8}, **sections}
+    """A spec in float32 with small batches, so that tests compare and do not probe; with one worker, which starts fast."""
+    sections = {"batch": {"size": 8}, "workers": {"count": 1}, **sections}
     named = {"name": name, "dtype": "float32", **sections.pop("model", {})}
     source = {"path": str(source), **sections.pop("input", {})}
     output = {"path": str(out), **sections.pop("output", {})}
