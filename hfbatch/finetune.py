@@ -30,6 +30,8 @@ class FinetuneResult:
     """Folder or URL of the model."""
     metrics: dict[str, Any] = field(repr=False)
     """The content of metrics.json."""
+    finished: bool = False
+    """Whether the training was done already, and nothing was left to do."""
 
 
 def finetune(
@@ -85,7 +87,7 @@ def _finished(plan: FinetunePlan) -> FinetuneResult:
     if plan.spec.push_to_hub not in (None, metrics.get("hub")):
         open_repository(plan.spec.push_to_hub)
         _leave(plan, metrics)
-    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics, True)
 
 
 def _leave(plan: FinetunePlan, metrics: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -223,6 +224,10 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
+OF_SEVERAL = re.compile(r"literal\[.*\]|constrained-\w+|float|int|str|bool")
+"""What pydantic adds to the name of a field that may have several types: the one that does not fit."""
+
+
 def parse_value(text: str) -> Any:
     """A command-line value read as YAML, or as the plain text where it is not YAML."""
     try:
@@ -233,7 +238,16 @@ def parse_value(text: str) -> Any:
 
 def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
     """One sentence for each fault of a pydantic error; an unknown key gets the list of those that exist."""
-    return [_sentence(fault, model, where) for fault in error.errors(include_url=False)]
+    found: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for fault in error.errors(include_url=False):
+        place, told = fault["loc"], fault["msg"].removeprefix("Input should be ")
+        if fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
+            place = place[:-1]
+        if place in found:
+            found[place]["msg"] += f", or {told}"
+        else:
+            found[place] = {**fault, "loc": place}
+    return [_sentence(fault, model, where) for fault in found.values()]
 
 
 def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:

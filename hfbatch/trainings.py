@@ -25,12 +25,16 @@ def start_training(
 
     def show(console: Console) -> None:
         best = result.metrics["best"]
+        if result.finished:
+            console.print("this training is done already; nothing to do")
         figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
         console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
         for note in result.metrics.get("notes", ()):
             console.print(escaped(note), highlight=False)
         console.print(escaped(result.model), highlight=False)
-        console.print(f"[dim]{escaped(result.output)}/report.html[/]", highlight=False)
+        command = f"hfbatch predict {result.metrics['task']} INPUT OUTPUT --model {result.model}"
+        console.print(f"[dim]Use it     {escaped(command)}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]Report     {escaped(result.output)}/report.html[/]", highlight=False)
 
     answer(result.metrics, as_json, show)
 

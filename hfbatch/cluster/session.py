@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -39,15 +40,22 @@ def connect(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _initialise(address)
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray prints its warnings; stdout is for results
-            yield
-    finally:
-        ray.shutdown()
+    # A cluster of this job's own has its files in a folder of its own. In the one that Ray has for all, the next
+    # command on this machine would find its address, attach to it, and be lost when this job ends.
+    with tempfile.TemporaryDirectory(
+        prefix="hfbatch-",
+        dir=os.environ.get("RAY_TMPDIR", "/tmp"),  # noqa: S108 - as Ray's own: names of sockets have to be short
+        ignore_cleanup_errors=True,
+    ) as folder:
+        _initialise(address, folder)
+        try:
+            with redirect_stdout(sys.stderr):  # where Ray prints its warnings; stdout is for results
+                yield
+        finally:
+            ray.shutdown()
 
 
-def _initialise(address: str | None) -> None:
+def _initialise(address: str | None, folder: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     there = None if address == "local" else _find_cluster(address)
     with _stderr_aside():
@@ -57,13 +65,17 @@ def _initialise(address: str | None) -> None:
                 num_cpus=usable_cores(),
                 include_dashboard=False,
                 _system_config=KEEP_WORKERS,
+                _temp_dir=folder,
                 **quiet,
             )
             return
         try:
             ray.init(address=there, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise SpecError(f"--address: no Ray cluster answers at {there!r}: {error}") from error
+            raise SpecError(
+                f"--address: no Ray cluster answers at {there!r}: {error}; give the address of one that runs, or "
+                "--address local for one of this job's own"
+            ) from error
 
 
 def _find_cluster(address: str | None) -> str | None:

@@ -7,11 +7,15 @@ that predict tokens, the head; and the embeddings of tokens that the spec adds. 
 from __future__ import annotations
 
 import copy
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.errors import SpecError
+
+# It warns of a faster kernel that could be installed, whether or not anything is quantised.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from hfbatch.finetune_spec import FinetuneSpec

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.tasks import task_class
 from hfbatch.train.report import figures
 
 MOST_LABELS = 50
@@ -23,7 +24,7 @@ TEMPLATE = """---
 Over a dataset:
 
 ```bash
-hfbatch predict {{ m.task }} INPUT OUTPUT --model {{ where }}
+hfbatch predict {{ m.task }} INPUT OUTPUT --model {{ where }}{{ flags }}
 ```
 
 In Python:
@@ -108,11 +109,21 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
         model_name=name,
         where=where,
         auto_class=auto_class,
+        flags="".join(f" {flag}" for flag in _flags(metrics)),
         m=metrics,
         table=figures(metrics),
         labels=sorted(metrics["data"]["labels"].items(), key=lambda one: -one[1])[:MOST_LABELS],
         spec=FinetuneSpec.model_validate(metrics["spec"]).to_yaml(),
     )
+
+
+def _flags(metrics: Mapping[str, Any]) -> list[str]:
+    """What makes the task read the columns of the training, and put word pieces together."""
+    inputs = {column.name for column in task_class(metrics["task"]).inputs}
+    mapped = metrics["spec"]["train"]["columns"].items()
+    columns = [("words" if name == "tokens" else name, column) for name, column in mapped]
+    flags = [f"--column {name}={column}" for name, column in columns if name in inputs]
+    return flags + ["--param aggregation_strategy=first"] * (metrics["task"] == "token-classification")
 
 
 def _figure(value: float | None) -> str:

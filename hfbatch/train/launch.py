@@ -97,11 +97,22 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without the actor that frees a training's processes once the state API does not know its controller.
+
+        Where several clusters run on a machine it may ask the wrong one, and end a training that is well. Ray
+        frees the processes anyway when this program ends.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     fs, root = open_filesystem(join(order.state, "ray"))
     elastic = team.at_least < team.workers
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _process,
         train_loop_config={"order": order.to_json(), "board": board, "cpus": team.cpus},
         torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),

@@ -111,12 +111,13 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     bound = {}
     if recipe is not None:
         for name, source in sources.items():
-            bound[name] = _bind(
-                recipe, spec.train if name == "train" else spec.eval or spec.train, source, faults
-            )
+            given = spec.train if name == "train" else spec.eval or spec.train
+            found: list[str] = []
+            bound[name] = _bind(recipe, given, source, found)
+            faults += [_renamed(fault, name) for fault in found]
     faults += reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
-    faults += more
+    faults += more + _inside(spec)
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
     rows = recipe.task.split_rows
@@ -153,8 +154,14 @@ def _sources(spec: FinetuneSpec, faults: list[str]) -> dict[str, Source]:
             with gather(found):
                 sources[name] = open_source(given)
                 found += filter_faults(given.filter, sources[name].schema) if given.filter else []
-            faults += [re.sub(r"\binput\.(?=path|format|filter)", f"{name}.", fault) for fault in found]
+            faults += [_renamed(fault, name) for fault in found]
     return sources
+
+
+def _renamed(fault: str, name: str) -> str:
+    """A fault of a job's input, told of `train` or `eval`."""
+    fault = re.sub(r"\binput\.(?=path|format|filter|columns)", f"{name}.", fault)
+    return fault.replace(" not in input (has", f" not in {name} (has")
 
 
 def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -> dict[str, str]:
@@ -215,17 +222,38 @@ def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None,
     return None, []
 
 
+def _inside(spec: FinetuneSpec) -> list[str]:
+    """The fault of an output among the rows, where the next run would read it."""
+    given = {"train": spec.train, "eval": spec.eval}
+    return [
+        f"output {redact(spec.output)} lies in the folder of {name}.path; choose a folder outside"
+        for name, one in given.items()
+        if one and f"{spec.output.rstrip('/')}/".startswith(f"{one.path.rstrip('/')}/")
+    ]
+
+
 def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     """Whether the output holds this training, done. :raises SpecError: if it holds another one."""
-    old, new = state.get("identity", {}), plan.identity
+    if "train" not in state.get("spec", {}):
+        raise SpecError(f"output {redact(plan.spec.output)} holds the output of a job; choose another folder")
+    old, new = _leaves(state["identity"]), _leaves(plan.identity)
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differing:
         shown = "; ".join(
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
         )
         raise SpecError(
-            f"output {plan.spec.output} holds another training; it differs in {shown}. Choose another output, or "
-            "replace it with --overwrite"
+            f"output {redact(plan.spec.output)} holds another training; it differs in {shown}. Choose another "
+            "output, or replace it with --overwrite"
         )
     fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
     return fs.get_file_info(root).is_file
+
+
+def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:
+    """Nested values by their full names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict) and value
+        found |= _leaves(value, f"{of}{name}.") if nested else {f"{of}{name}": value}
+    return found

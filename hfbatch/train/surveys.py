@@ -21,6 +21,8 @@ def row_faults(plan: FinetunePlan, surveys: Mapping[str, Survey], whole: bool = 
     faults = [f"{name}: {fault}" for name, survey in surveys.items() for fault in survey.faults]
     if len(faults) > MOST_FAULTS:
         faults = [*faults[:MOST_FAULTS], f"… and {len(faults) - MOST_FAULTS} more"]
+    if faults:
+        faults.append("leave such rows out with train.filter and eval.filter, or mend them")
     together = [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
     together += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
     return faults + (together if whole else []) + recipe.metric_faults(plan.spec.evaluation.metric)

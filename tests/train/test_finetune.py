@@ -15,6 +15,7 @@ import pytest
 
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.verify import verify_output
 from tests.train.tools import assert_same_weights, kill_after_checkpoint, predicted, spec_of, write_rows
 
 
@@ -78,6 +79,8 @@ def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused
     with pytest.raises(SpecError, match=r"holds another training; it differs in seed \(there: 0, now: 1\)"):
         finetune(spec_of(data, encoder, out, seed=1), quiet=True)
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
+    (fault,) = verify_output(trained.output)
+    assert "is a training, not the output of a job" in fault
 
 
 def test_faulty_rows_are_told_together_before_training(
@@ -92,7 +95,9 @@ def test_faulty_rows_are_told_together_before_training(
     assert caught.value.faults == [
         "train: rows.parquet row 2: label is null",
         "train: rows.parquet row 1: text is null or empty",
-        "eval holds labels that no training row has: 'maybe' (training has: no, yes)",
+        "leave such rows out with train.filter and eval.filter, or mend them",
+        "eval holds labels that no training row has: 'maybe' (training has: no, yes); leave these rows out with "
+        "eval.filter, or add such rows to train",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -57,6 +57,17 @@ def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> 
     missing, unknown = caught.value.faults
     assert missing.startswith(f"train.path {values['train']}/input.parquet does not exist")
     assert unknown.startswith("eval.filter 'size > 3'")
+    with pytest.raises(SpecError) as caught:
+        plan_of(values, eval={"path": values["eval"], "columns": {"text": "body"}}, output=values["train"])
+    assert caught.value.faults == [
+        "column 'body' not in eval (has: text, label), which eval.columns names for 'text'",
+        f"output {values['train']} lies in the folder of train.path; choose a folder outside",
+    ]
+    with pytest.raises(SpecError) as caught:
+        FinetuneSpec.build({**values, "schedule": {"learning_rate": "fast"}})
+    (several,) = caught.value.faults
+    assert several.startswith("schedule.learning_rate: ")
+    assert several.endswith("or 'auto' (got 'fast')")
 
 
 def test_rows_steps_and_lengths_are_those_of_the_data(values: dict[str, Any]) -> None:

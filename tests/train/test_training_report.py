@@ -148,6 +148,12 @@ def test_a_page_without_or_with_many_labels_is_whole(trained: FinetuneResult, la
     assert ("label <3>" in text) == bool(labels)
     card = model_card(metrics, "name", "org/name", "AutoModel")
     assert "hfbatch predict text-classification INPUT OUTPUT --model org/name" in card
+    metrics["task"], metrics["spec"]["train"]["columns"] = (
+        "token-classification",
+        {"tokens": "w", "tags": "t"},
+    )
+    card = model_card(metrics, "name", "org/name", "AutoModel")
+    assert "--model org/name --column words=w --param aggregation_strategy=first\n" in card
 
 
 def test_the_metric_that_decides_comes_first(trained: FinetuneResult) -> None:
