@@ -241,7 +241,7 @@ def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -
     found: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for fault in error.errors(include_url=False):
         place, told = fault["loc"], fault["msg"].removeprefix("Input should be ")
-        if fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
+        if place and fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
             place = place[:-1]
         if place in found:
             found[place]["msg"] += f", or {told}"

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.compute.batching import by_length, cut
+from hfbatch.compute.batching import alignment, by_length, cut, padded_width
 from hfbatch.compute.windows import unfold
 from hfbatch.engines.base import Engine
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.text import padded_width
 
 SAMPLE_ROWS = 96
 """Rows that each size is timed on, but at least as many batches as the engine has under way, and two."""
@@ -91,9 +90,9 @@ def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, siz
 def _run(task: Task, engine: Engine, features: pa.Table, batches: list[np.ndarray]) -> int:
     """Runs batches as the job does; returns the tokens that they cost, padding included."""
     engine.expect(len(batches))
-    computed, pending = 0, deque[Any]()
+    computed, pending, lengths = 0, deque[Any](), task.lengths(features)
     for rows in batches:
-        batch = task.collate(features, rows, engine.pad_multiple)
+        batch = task.collate(features, rows, alignment(int(lengths[rows].max()), engine.pad_multiple))
         computed += task.padded_size(batch)
         pending.append(engine.submit(batch, task.probe))
         if len(pending) >= engine.depth:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.compute.batching import by_length, cut, to_arrow
+from hfbatch.compute.batching import alignment, by_length, cut, to_arrow
 from hfbatch.compute.isolate import isolate
 from hfbatch.compute.windows import Windows, carry, fold, unfold
 from hfbatch.engines.base import DeviceLostError, Engine
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import Batch, Task
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Predictor:
             rows = order[start:stop]
             begun = time.perf_counter()
             with self._failures_to(again, rows):
-                batch = self.task.collate(windows.table, rows, self.multiple)
+                batch = self._collate(windows, rows)
                 pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
             while len(pending) >= self.engine.depth:
                 finish()
@@ -103,6 +103,10 @@ class Predictor:
             result = _whole_rows(result, windows.row)
         result.outputs = carry(self.task, result.outputs, features, result.kept)
         return result
+
+    def _collate(self, windows: Windows, rows: np.ndarray) -> Batch:
+        multiple = alignment(int(windows.lengths[rows].max(initial=0)), self.multiple)
+        return self.task.collate(windows.table, rows, multiple)
 
     @contextmanager
     def _failures_to(self, again: list[np.ndarray], rows: np.ndarray) -> Iterator[None]:
@@ -128,7 +132,7 @@ class Predictor:
         def run(rows: np.ndarray) -> pa.Table:
             """Outputs of rows as one batch."""
             begun = time.perf_counter()
-            batch = self.task.collate(windows.table, rows, self.multiple)
+            batch = self._collate(windows, rows)
             try:
                 outputs = self.engine.collect(self.engine.submit(batch, self.task.forward))
             except Exception as error:

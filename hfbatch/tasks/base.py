@@ -246,7 +246,7 @@ class Task(ABC):
         """Gathers rows, or windows apart from each other, into padded arrays.
 
         :param rows: positions in features, int64 [batch].
-        :param multiple: see `padded_width` in `tasks/parts/text.py`.
+        :param multiple: the padded length is a multiple of this.
         """
 
     def padded_size(self, batch: Batch) -> int:

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfbatch.compute.batching import by_length, cut, to_arrow
+from hfbatch.compute.batching import by_length, cut, padded_width, to_arrow
 from hfbatch.compute.isolate import isolate
-from hfbatch.tasks.parts.text import padded_width
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda found: np.array(found, np.int64))
 

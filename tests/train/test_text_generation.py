@@ -352,11 +352,12 @@ def test_rows_of_one_kind_are_read(llama: str, tmp_path: Path) -> None:
 
 
 def test_a_mapped_column_says_what_is_learnt(llama: str, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a", "b"], "messages": CHATS}), tmp_path / "rows.parquet")
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "messages": CHATS}), rows)
     values = {"task": "text-generation", "model": llama, "output": str(tmp_path / "out")}
     with pytest.raises(SpecError, match="columns 'text' and 'messages' are there; map those to learn from"):
-        make_finetune_plan(FinetuneSpec.build({**values, "train": str(tmp_path)}))
-    source = {"path": str(tmp_path), "columns": {"messages": "messages"}}
+        make_finetune_plan(FinetuneSpec.build({**values, "train": str(rows)}))
+    source = {"path": str(rows), "columns": {"messages": "messages"}}
     plan = make_finetune_plan(FinetuneSpec.build({**values, "train": source}))
     assert plan.train.columns == plan.eval.columns == {"messages": "messages"}
 

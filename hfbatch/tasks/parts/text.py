@@ -181,17 +181,6 @@ def offsets_of(lists: pa.ListArray) -> np.ndarray:
     return lists.offsets.to_numpy().astype(np.int64)
 
 
-def padded_width(longest: int, multiple: int) -> int:
-    """How wide a batch is: its longest row, rounded up to a multiple of a power of 2, at least 1.
-
-    Of multiples above 8, half of it will do as often as the whole would add more than an eighth.
-    """
-    width = -(-longest // multiple) * multiple
-    if multiple > 8 and (width - longest) * 8 > longest:
-        return padded_width(longest, multiple // 2)
-    return max(width, 1)
-
-
 def pad(
     column: pa.ChunkedArray | pa.Array,
     rows: np.ndarray,
@@ -203,7 +192,7 @@ def pad(
     """Gathers ragged rows into a rectangle.
 
     :param rows: positions in column, int64 [batch].
-    :param multiple: see `padded_width`; the width does not go beyond limit.
+    :param multiple: the width is rounded up to a multiple of this, but not beyond limit.
     :param left: pad on the left, as decoder models that generate need.
     :returns: ids and attention mask, both int64 [batch, width].
     """
@@ -212,7 +201,7 @@ def pad(
     values = lists.values.to_numpy()
     lengths = offsets[rows + 1] - offsets[rows]
     longest = int(lengths.max(initial=0))
-    width = padded_width(longest, multiple)
+    width = max(-(-longest // multiple) * multiple, 1)
     if limit is not None:
         width = max(min(width, limit), longest)
     column_of = np.arange(width)[None, :]
