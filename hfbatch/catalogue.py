@@ -90,7 +90,8 @@ def render_task(task: dict[str, Any], console: Console) -> None:
         console.print(table)
     training = task["training"]
     if training:
-        console.print(f"`hfbatch finetune {task['name']}` trains it ({training['model']}):", highlight=False)
+        command = f"hfbatch finetune {task['name']} TRAIN OUTPUT --model MODEL --eval ROWS"
+        console.print(f"`{command}` trains it ({training['model']}):", highlight=False, soft_wrap=True)
         console.print(_columns_table(training["columns"]))
         if training["params"]:
             console.print(_params_table(training["params"]))

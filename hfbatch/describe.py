@@ -14,7 +14,7 @@ from hfbatch.data.ledger import types_of
 from hfbatch.data.reader import read_split
 from hfbatch.errors import SplitError
 from hfbatch.plan import Plan
-from hfbatch.report import seconds_in_words
+from hfbatch.report import count, seconds_in_words
 
 SAMPLE_ROWS = 1024
 SAMPLE_BATCH = 32
@@ -98,9 +98,8 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         else "not fetched yet"
     )
     table.add_row("model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
-    table.add_row(
-        "input", f"{source['path']} ({source['files']:,} {source['format']} files, {size(source['bytes'])})"
-    )
+    files = count(source["files"], f"{source['format']} file")
+    table.add_row("input", f"{source['path']} ({files}, {size(source['bytes'])})")
     table.add_row(
         "rows",
         f"{source['rows']:,}" + (f" before the filter {source['filter']!r}" if source["filter"] else ""),

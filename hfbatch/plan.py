@@ -20,7 +20,7 @@ import pyarrow as pa
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.worker import Settled, WorkOrder
-from hfbatch.data.filesystem import absolute, redact
+from hfbatch.data.filesystem import absolute, lies_in, redact
 from hfbatch.data.ledger import Ledger, State, types_of
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
@@ -143,7 +143,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite)
-    if f"{spec.output.path}/".startswith(f"{spec.input.path.rstrip('/')}/"):
+    if lies_in(spec.output.path, spec.input.path):
         faults.append(
             f"output.path {redact(spec.output.path)} lies in the input's folder, where the next run would read it; "
             "choose a folder outside"

@@ -256,7 +256,9 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
     match fault["type"]:
         case "extra_forbidden":
             known = _fields_at(model, path[:-1])
-            alike = "".join(f"; did you mean {key!r}?" for key in get_close_matches(path[-1], known, 1))
+            near = [name.removesuffix(path[-1]) + key for key in get_close_matches(path[-1], known, 1)]
+            meant = near or _elsewhere(path[-1], model)
+            alike = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
             return f"unknown key {name!r} (known here: {', '.join(known)}){alike}"
         case "missing":
             return f"{name} is missing; add it to the spec"
@@ -266,10 +268,21 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = model.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        section = _section(model, part)
+        if section is None:
             break
-        model = field.annotation
+        model = section
     return list(model.model_fields)
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a field, if it is a section."""
+    kind = model.model_fields[name].annotation if name in model.model_fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _elsewhere(key: str, model: type[BaseModel]) -> list[str]:
+    """Full names of a key that stands in the wrong place, wherever the spec has it."""
+    sections = {name: _section(model, name) for name in model.model_fields}
+    found = [f"{name}.{key}" for name, section in sections.items() if section and key in section.model_fields]
+    return [key] * (key in model.model_fields) + found

@@ -20,17 +20,14 @@ def start_training(
         plan_training(spec, overwrite, address, False, as_json)
         return
     from hfbatch.finetune import finetune
+    from hfbatch.train.describe import render_figures
 
     result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
 
     def show(console: Console) -> None:
-        best = result.metrics["best"]
         if result.finished:
             console.print("this training is done already; nothing to do")
-        figures = " · ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
-        console.print(f"best at step {best['step']:,}: {figures}", highlight=False)
-        for note in result.metrics.get("notes", ()):
-            console.print(escaped(note), highlight=False)
+        render_figures(result.metrics, console)
         console.print(escaped(result.model), highlight=False)
         command = f"hfbatch predict {result.metrics['task']} INPUT OUTPUT --model {result.model}"
         console.print(f"[dim]Use it     {escaped(command)}[/]", highlight=False, soft_wrap=True)

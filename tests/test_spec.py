@@ -36,6 +36,15 @@ def test_all_faults_come_together() -> None:
     assert "did you mean 'workers'?" in faults
 
 
+def test_a_key_in_the_wrong_place_is_told_its_own() -> None:
+    faults = faults_of({**LEAST, "split_rows": 9, "batch": {"seed": 1, "max_lenght": 3}})
+    assert "unknown key 'split_rows'" in faults
+    assert "did you mean 'input.split_rows'?" in faults
+    assert "unknown key 'batch.seed'" in faults
+    assert "did you mean 'seed'?" in faults
+    assert "did you mean 'batch.max_length'?" in faults
+
+
 def test_a_spec_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         JobSpec.build(LEAST).seed = 1  # type: ignore[misc]

@@ -57,6 +57,11 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
+def lies_in(path: str, folder: str) -> bool:
+    """Whether an absolute path or URL is a folder, or is below it."""
+    return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def redact(path: str) -> str:
     """A URL without `user:secret@` and without the values of secret query keys."""
     if not is_url(path):

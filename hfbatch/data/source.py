@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ class Footer:
     """Rows of each row group, int64; empty for text files."""
     sizes: np.ndarray
     """Uncompressed bytes of each row group, int64."""
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of numbered classes, by column."""
 
 
 @dataclass
@@ -60,6 +63,20 @@ class Source:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    def classes_of(self, column: str) -> tuple[str, ...] | None:
+        """Names that the files give to a column's numbers, 0 first; None without any.
+
+        :raises SpecError: when files give them different names.
+        """
+        named = {path: footer.classes.get(column) for path, footer in self.footers.items()}
+        first = next(iter(named), "")
+        for path, names in named.items():
+            if names != named[first]:
+                raise SpecError(
+                    f"column {column!r} has other class names in {path} than in {first}; rewrite one of the files"
+                )
+        return named.get(first)
 
     def files_without(self, column: str) -> list[str]:
         """Files that lack a column, so that it is null there; a JSONL file's columns show only in reading."""
@@ -190,7 +207,22 @@ def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     rows = np.fromiter((group.num_rows for group in groups), np.int64, len(groups))
     sizes = np.fromiter((group.total_byte_size for group in groups), np.int64, len(groups))
-    return Footer(schema.remove_metadata(), rows, sizes)
+    return Footer(schema.remove_metadata(), rows, sizes, class_names(schema))
+
+
+def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Names of numbered classes as `datasets` keeps them in a Parquet file: of ClassLabels and lists of these.
+
+    Source: `Features.arrow_schema` in datasets' features.py.
+    """
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        columns = {name: one.get("feature", one) for name, one in features.items()}
+        return {
+            name: tuple(one["names"]) for name, one in columns.items() if one.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # written by something else
 
 
 _NO_GROUPS = np.zeros(0, np.int64)

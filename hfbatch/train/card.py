@@ -30,9 +30,16 @@ hfbatch predict {{ m.task }} INPUT OUTPUT --model {{ where }}{{ flags }}
 In Python:
 
 ```python
-from transformers import {{ auto_class }}
+{% if m.task == "embedding" %}
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({{ where | tojson }})
+{% else %}
+from transformers import {{ auto_class }}, AutoProcessor
 
 model = {{ auto_class }}.from_pretrained({{ where | tojson }})
+processor = AutoProcessor.from_pretrained({{ where | tojson }})  # or the tokenizer, where there is nothing else
+{% endif %}
 ```
 
 ## How well it does

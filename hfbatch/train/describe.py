@@ -57,13 +57,16 @@ def render_state(status: dict[str, Any], console: Console) -> None:
 
 def render_figures(metrics: dict[str, Any], console: Console) -> None:
     """Prints the figures of metrics.json."""
-    table = Table("metric", "baseline", "before", "best", box=None)
+    columns = ["baseline", "before", "best", *(["merged"] if "merged" in metrics else [])]
+    table = Table("metric", *columns, box=None)
     for one in figures(metrics):
-        shown = ["–" if one[key] is None else f"{one[key]:.4g}" for key in ("baseline", "before", "best")]
-        table.add_row(one["name"], *shown)
+        table.add_row(one["name"], *("–" if one[key] is None else f"{one[key]:.4g}" for key in columns))
     console.print(table)
-    words = f"best at step {metrics['best']['step']:,}, {seconds_in_words(metrics['seconds'])} in all"
-    console.print(words, highlight=False)
+    resumed = f", resumed at step {metrics['resumed_at']:,}" if metrics["resumed_at"] else ""
+    time = seconds_in_words(metrics["seconds"])
+    console.print(f"best at step {metrics['best']['step']:,}{resumed}, took {time}", highlight=False)
+    for note in metrics.get("notes", ()):
+        console.print(Text(note))
 
 
 def _table() -> Table:

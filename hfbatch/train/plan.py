@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from hfbatch.compute.checks import model_faults
-from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, open_filesystem, redact
+from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
@@ -115,6 +116,10 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             found: list[str] = []
             bound[name] = _bind(recipe, given, source, found)
             faults += [_renamed(fault, name) for fault in found]
+        with gather(faults):
+            names = _class_names(recipe, bound, sources)
+            spec = spec.model_copy(update={"params": {**names, **spec.params}})
+            recipe.params = recipe.Params.model_validate(spec.params)
     faults += reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
     faults += more + _inside(spec)
@@ -168,6 +173,29 @@ def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -
     found = bind_columns(given.columns, source, recipe.columns, faults, f"fine-tuning {recipe.name}")
     found = recipe.choose(found, set(given.columns))
     faults += recipe.column_faults(set(found))
+    return found
+
+
+def _class_names(
+    recipe: Recipe, bound: Mapping[str, Mapping[str, str]], sources: Mapping[str, Source]
+) -> dict[str, tuple[str, ...]]:
+    """Params that the spec leaves out and that name numbers of classes, as the files do.
+
+    :raises SpecError: when files give them different names.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, param in recipe.numbered.items():
+        if getattr(recipe.params, param) is not None:
+            continue
+        of_parts = {part: sources[part].classes_of(columns.get(name, "")) for part, columns in bound.items()}
+        given = {names for names in of_parts.values() if names}
+        if len(given) > 1:
+            raise SpecError(
+                f"train and eval have different names for the classes of {name!r}: "
+                f"{' and '.join(map(str, of_parts.values()))}; give them as params.{param}"
+            )
+        for names in given:
+            found[param] = names
     return found
 
 
@@ -226,9 +254,10 @@ def _inside(spec: FinetuneSpec) -> list[str]:
     """The fault of an output among the rows, where the next run would read it."""
     given = {"train": spec.train, "eval": spec.eval}
     return [
-        f"output {redact(spec.output)} lies in the folder of {name}.path; choose a folder outside"
+        f"output {redact(spec.output)} lies in the folder of {name}.path, where the next run would read it; "
+        "choose a folder outside"
         for name, one in given.items()
-        if one and f"{spec.output.rstrip('/')}/".startswith(f"{one.path.rstrip('/')}/")
+        if one and lies_in(spec.output, one.path)
     ]
 
 

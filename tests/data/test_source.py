@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,6 +41,22 @@ def test_globs_choose_files(tmp_path, pattern, files):
     source = source_of(tmp_path / pattern)
     assert [file.path for file in source.files] == files
     assert len(read_all(source, source.cut(10)).table) == len(files)
+
+
+def test_names_of_classes_are_those_that_datasets_wrote(tmp_path):
+    sorts = datasets.ClassLabel(names=["World", "Sports"])
+    kinds = {"label": sorts, "tags": datasets.List(sorts), "number": datasets.Value("int64")}
+    values = {"label": [1, -1], "tags": [[0, 1], []], "number": [3, 4]}
+    made = datasets.Dataset.from_dict(values, features=datasets.Features(kinds))
+    for name in ("a", "b"):
+        made.to_parquet(str(tmp_path / f"{name}.parquet"))
+    source = source_of(tmp_path)
+    names = [source.classes_of(column) for column in ("label", "tags", "number", "none")]
+    assert names == [("World", "Sports"), ("World", "Sports"), None, None]
+    schema = pa.schema([("label", pa.int64())], {b"huggingface": b"[not what datasets writes"})
+    pq.write_table(pa.table({"label": [1]}, schema), tmp_path / "c.parquet")
+    with pytest.raises(SpecError, match=r"'label' has other class names in c\.parquet than in a\.parquet"):
+        source_of(tmp_path).classes_of("label")
 
 
 def test_hive_folders_become_columns(tmp_path):

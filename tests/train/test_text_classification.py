@@ -50,6 +50,22 @@ def test_balanced_weights_make_every_label_count_the_same(encoder):
     assert dict(zip(bench.recipe.labels, bench.recipe.weights, strict=True)) == {"common": 0.6, "rare": 3.0}
 
 
+@pytest.mark.parametrize(("kind", "fault"), [("single", "label is null"), ("multi", "label holds a null")])
+def test_labels_that_are_numbers_may_have_names(encoder, kind, fault):
+    names, numbers = ["good", "bad", "fair", "never"], [1, 0, 2, 0, 1, 2]
+    labels = numbers if kind == "single" else [[number] for number in numbers]
+    options = {"params": {"label_names": names}}
+    recipe = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}, **options).ready().recipe
+    assert recipe.labels == ["good", "bad", "fair"]
+    told = {label: recipe.settled["counts"][label] for label in recipe.labels}
+    assert told == {"good": 2, "bad": 2, "fair": 2}
+    beyond = [*numbers[:5], 4] if kind == "single" else [*labels[:5], [0, -1]]
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": beyond}, **options)
+    assert bench.survey().faults == [
+        f"rows.parquet row 5: {fault} or a number beyond the 4 of params.label_names"
+    ]
+
+
 def test_faults_of_rows_name_file_and_row(encoder):
     found = Bench(
         "text-classification", encoder, {"text": ["a", None, ""], "label": ["x", "y", None]}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +51,31 @@ def plan_of(values: dict[str, Any], **changes: Any) -> FinetunePlan:
     return make_finetune_plan(FinetuneSpec.build({**values, **changes}))
 
 
+def test_numbers_of_classes_have_the_names_that_datasets_wrote(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    for part, names in (("train", ["World", "Sports"]), ("other", ["Sports", "World"])):
+        kinds = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        )
+        made = datasets.Dataset.from_dict({"text": CORPUS[:8], "label": [0, 1] * 4}, features=kinds)
+        made.to_parquet(str(tmp_path / f"{part}.parquet"))
+    rows = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "other")}
+    plan = plan_of(values, train=rows["train"], eval=rows["train"])
+    assert (plan.recipe.params.label_names, plan.spec.params) == (
+        ("World", "Sports"),
+        {"label_names": ("World", "Sports")},
+    )
+    assert plan_of(values, train=rows["train"], eval=rows["train"]).fingerprint == plan.fingerprint
+    with pytest.raises(
+        SpecError, match=r"different names for the classes of 'label': .* as params\.label_names"
+    ):
+        plan_of(values, train=rows["train"], eval=rows["other"])
+    mine = {"label_names": ["a", "b"]}
+    assert plan_of(values, train=rows["train"], eval=rows["other"], params=mine).spec.params == mine
+    assert plan_of(values).spec.params == {}
+
+
 def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> None:
     measured = {"path": values["eval"], "filter": "size > 3"}
     with pytest.raises(SpecError) as caught:
@@ -61,7 +87,8 @@ def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> 
         plan_of(values, eval={"path": values["eval"], "columns": {"text": "body"}}, output=values["train"])
     assert caught.value.faults == [
         "column 'body' not in eval (has: text, label), which eval.columns names for 'text'",
-        f"output {values['train']} lies in the folder of train.path; choose a folder outside",
+        f"output {values['train']} lies in the folder of train.path, where the next run would read it; "
+        "choose a folder outside",
     ]
     with pytest.raises(SpecError) as caught:
         FinetuneSpec.build({**values, "schedule": {"learning_rate": "fast"}})

@@ -125,7 +125,10 @@ def test_status_and_report_speak_of_it(trained: FinetuneResult) -> None:
     assert status["best"] == trained.metrics["best"]
     assert "success" in call(app, ["status", trained.output]).stdout
     shown = call(app, ["report", trained.output]).stdout
-    assert "accuracy" in shown
+    best = trained.metrics["best"]
+    assert shown.splitlines()[1].split()[0] == "accuracy"
+    assert f"{best['accuracy']:.4g}" in shown
+    assert f"best at step {best['step']}, took" in shown
     assert "report.html" in shown
     assert json.loads(call(app, ["report", trained.output, "--json"]).stdout) == trained.metrics
 
@@ -154,6 +157,16 @@ def test_a_page_without_or_with_many_labels_is_whole(trained: FinetuneResult, la
     )
     card = model_card(metrics, "name", "org/name", "AutoModel")
     assert "--model org/name --column words=w --param aggregation_strategy=first\n" in card
+
+
+def test_the_python_of_the_card_runs(trained: FinetuneResult) -> None:
+    card = (Path(trained.model) / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(card.partition("```python")[2].partition("```")[0], names)
+    outputs = names["model"](**names["processor"]("a text", return_tensors="pt"))
+    assert outputs.logits.shape == (1, len(trained.metrics["data"]["labels"]))
+    card = model_card({**trained.metrics, "task": "embedding"}, "name", "org/name", "AutoModel")
+    assert 'SentenceTransformer("org/name")' in card
 
 
 def test_the_metric_that_decides_comes_first(trained: FinetuneResult) -> None:

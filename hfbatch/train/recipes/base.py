@@ -75,6 +75,8 @@ class Recipe(ABC):
     columns: ClassVar[tuple[InputColumn, ...]]
     """What it reads: inputs of the task, and targets."""
     Params: ClassVar[type[Params]] = Params
+    numbered: ClassVar[Mapping[str, str]] = {}
+    """Columns that may hold numbers of classes, and the param that names these."""
     methods: ClassVar[tuple[str, ...]] = ("full", "head", "lora", "qlora")
     """Methods of training that make sense."""
 

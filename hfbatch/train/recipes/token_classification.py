@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ class TokenClassificationTraining(Params):
     stride: int = Field(default=32, ge=0)
     """Tokens that the windows of a text share which is longer than batch.max_length."""
     tag_names: tuple[str, ...] | None = None
-    """Names of tags that are numbers, such as [O, B-PER, I-PER], from 0; default: the numbers."""
+    """Names of tags that are numbers, such as [O, B-PER, I-PER], from 0; default: those in the Parquet files."""
 
 
 def is_tags(kind: pa.DataType) -> bool:
@@ -70,6 +70,7 @@ class TokenClassificationRecipe(Recipe):
         InputColumn("spans", is_spans, "list<struct<start, end, label>>", required=False),
     )
     Params = TokenClassificationTraining
+    numbered: ClassVar[Mapping[str, str]] = {"tags": "tag_names"}
     params: TokenClassificationTraining
     task: TokenClassification
 

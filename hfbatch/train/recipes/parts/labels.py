@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Features, InputColumn, Params
+from hfbatch.tasks.parts.text import lists_of
 from hfbatch.train.metrics.classification import METRICS, multi_label, regression, single_label
 from hfbatch.train.metrics.details import label_details, labels_details, number_details
 from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
@@ -34,6 +35,8 @@ class LabelTraining(Params):
 
     kind: Literal["auto", "single", "multi", "regression"] = "auto"
     """single: one of several; multi: any number of them; regression: a number. auto goes by the column's type."""
+    label_names: tuple[str, ...] | None = None
+    """Names of labels that are whole numbers, from 0; default: those in the Parquet files, else the numbers."""
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(default=None)
     """How much a row of each label counts, such as {spam: 5}; balanced: the rarer the more."""
 
@@ -57,6 +60,7 @@ class LabelRecipe(Recipe):
     """Base of recipes that learn labels: they say what the input is, and what is wrong with it."""
 
     Params: ClassVar[type[Params]] = LabelTraining
+    numbered: ClassVar[Mapping[str, str]] = {"label": "label_names"}
     params: LabelTraining
 
     @property
@@ -89,18 +93,19 @@ class LabelRecipe(Recipe):
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
         """Counts labels; a null label, an input that cannot be used and a number that is none are faults."""
-        label = columns["label"]
-        kind = self.kind_of(label.type)
-        found = {"label is null": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
+        kind, names = self.kind_of(columns["label"].type), self.params.label_names
+        label = self._label(columns)
+        beyond = "" if names is None else f" or a number beyond the {len(names)} of params.label_names"
+        found = {f"label is null{beyond}": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
         if kind == "multi":
-            found["label holds a null"] = holds_null(label)
+            found[f"label holds a null{beyond}"] = holds_null(label)
         faults = faulty_rows({**found, **self.input_faults(columns)}, places)
         if kind == "regression":
             return Survey(len(places), Counter(), faults)
         return Survey(len(places), Counter(names_of(label.flatten() if kind == "multi" else label)), faults)
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Labels in order of their names, numbers by their value."""
+        """Labels in order of their numbers, where they have some, else of their names."""
         kind = self.kind_of(types["label"])
         self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
         if kind == "regression":
@@ -109,7 +114,9 @@ class LabelRecipe(Recipe):
                 if not self.params.class_weights
                 else ["params.class_weights: a number has no classes; leave it out"]
             )
-        self.settled["labels"] = labels = sorted(survey.labels, key=by_value)
+        known = self.params.label_names or ()
+        labels = sorted(survey.labels, key=known.index if survey.labels.keys() <= set(known) else by_value)
+        self.settled["labels"] = labels
         faults = []
         if len(labels) < 2:
             faults.append(
@@ -132,10 +139,21 @@ class LabelRecipe(Recipe):
         }
         return {**labels, "problem_type": PROBLEM_TYPES[self.settled["kind"]]}
 
+    def _label(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        """Labels, their numbers as names where these are known; null for a number without one."""
+        label, names = columns["label"], self.params.label_names
+        plain = label.type.value_type if is_list(label.type) else label.type
+        if names is None or self.params.kind == "regression" or not pa.types.is_integer(plain):
+            return label
+        if not is_list(label.type):
+            return named(label, names)
+        lists = lists_of(named(label.flatten(), names), pc.list_value_length(label).fill_null(0).to_numpy())
+        return pc.if_else(pc.is_null(label), None, lists)
+
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """The task's features, and `labels`: int64, list<float32> with a 1 for each label, or float32."""
         made = self.task.preprocess(columns, places)
-        return Features(made.table.append_column("labels", self._targets(columns["label"])), made.cut)
+        return Features(made.table.append_column("labels", self._targets(self._label(columns))), made.cut)
 
     def _targets(self, label: pa.Array) -> pa.Array:
         if self.settled["kind"] == "regression":
@@ -216,6 +234,12 @@ class LabelRecipe(Recipe):
         most = max(range(len(self.labels)), key=lambda place: self.settled["counts"][self.labels[place]])
         labels = np.array(features["labels"].to_pylist())
         return {"accuracy": float((labels == most).mean())}
+
+
+def named(numbers: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Names by their numbers, 0 the first; null for a number without one, such as datasets' -1."""
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
+    return pa.array(names, pa.string()).take(pc.if_else(known, numbers, None))
 
 
 def names_of(labels: pa.Array) -> list[str]:
