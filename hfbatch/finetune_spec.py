@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hfbatch.spec import Auto, InputSpec, ModelSpec, Section, Spec, TokenizerSpec, shorthand
 
@@ -78,7 +78,7 @@ class EvaluationSpec(Section):
     """Steps between two evaluations, each with a checkpoint; or once an epoch."""
     fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training rows that is set aside for it where the spec has no `eval`."""
-    metric: str | None = None
+    metric: Annotated[str, AfterValidator(lambda name: name.removeprefix("eval_"))] | None = None
     """What decides which checkpoint is the best; default: the task's own, such as accuracy."""
     patience: int | None = Field(default=None, ge=1)
     """End after so many evaluations in a row without a better one."""

@@ -69,12 +69,15 @@ class Source:
 
         :raises SpecError: when files give them different names.
         """
-        named = {path: footer.classes.get(column) for path, footer in self.footers.items()}
+        named = {
+            path: footer.classes[column] for path, footer in self.footers.items() if column in footer.classes
+        }
         first = next(iter(named), "")
         for path, names in named.items():
             if names != named[first]:
                 raise SpecError(
-                    f"column {column!r} has other class names in {path} than in {first}; rewrite one of the files"
+                    f"column {column!r} has other class names in {path} than in {first}; rewrite one of the files, "
+                    "or name the classes in params"
                 )
         return named.get(first)
 
@@ -216,13 +219,19 @@ def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     Source: `Features.arrow_schema` in datasets' features.py.
     """
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        columns = {name: one.get("feature", one) for name, one in features.items()}
-        return {
-            name: tuple(one["names"]) for name, one in columns.items() if one.get("_type") == "ClassLabel"
-        }
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}  # written by something else
+        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):  # written by something else
+        return {}
+    named = {name: _class_label(feature) for name, feature in features.items()}
+    return {name: names for name, names in named.items() if names}
+
+
+def _class_label(feature: Any) -> tuple[str, ...]:
+    """Names of a feature that is a ClassLabel or a list of such; in older versions lists stand for lists."""
+    while (isinstance(feature, list) and feature) or (isinstance(feature, dict) and "feature" in feature):
+        feature = feature[0] if isinstance(feature, list) else feature["feature"]
+    is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    return tuple(feature.get("names", ())) if is_label else ()
 
 
 _NO_GROUPS = np.zeros(0, np.int64)

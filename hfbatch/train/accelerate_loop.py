@@ -6,6 +6,7 @@ but for rounding. Sharded models and compiled ones are left to transformers' Tra
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 from transformers.trainer_pt_utils import get_parameter_names
 
+from hfbatch.train.model import load_weights
 from hfbatch.train.recipes.base import IGNORED
 from hfbatch.train.training import Training
 
@@ -32,7 +34,7 @@ class PlainLoop:
         self.size = training.order.spec.batch.size
         self.each_epoch = len(training.sampler) // self.size
         epochs = self.args.num_train_epochs
-        self.steps = self.args.max_steps if self.args.max_steps > 0 else round(epochs * self.each_epoch)
+        self.steps = self.args.max_steps if self.args.max_steps > 0 else math.ceil(epochs * self.each_epoch)
         # Some layers have no part in a step, such as what wav2vec2 puts in place of masked frames. Looking for them
         # does not go with gradient checkpointing.
         shared = DistributedDataParallelKwargs(
@@ -210,15 +212,3 @@ def optimizer_of(model: Any, args: TrainingArguments) -> torch.optim.Optimizer:
     ]
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
     return kind(groups, **options)
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Puts the weights of a checkpoint into a model: all of them, or its adapters."""
-    if hasattr(model, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder)))
-    else:
-        from safetensors.torch import load_model
-
-        load_model(model, str(folder / "model.safetensors"))

@@ -17,7 +17,7 @@ from hfbatch.train.model import load_adapted
 from hfbatch.train.order import TrainOrder
 
 OF_TRAINING = (
-    "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", DETAILS, MANIFEST,
+    "optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", "pytorch_model_fsdp", DETAILS, MANIFEST,
 )  # fmt: skip
 """How the names of files begin that are for going on with training alone."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbatch.engines.torch import grow_vocabulary
+from hfbatch.errors import WorkerError
 from hfbatch.finetune_spec import FinetuneSpec, MethodSpec
 from hfbatch.train.adapters import ADAPTED, adapt, head_weights, quantisation, take_quantised
 from hfbatch.train.recipes.base import Recipe
@@ -66,6 +67,32 @@ def load_adapted(spec: FinetuneSpec, recipe: Recipe, folder: Path) -> Any:
     if spec.method.name == "qlora":
         take_quantised(model, load_model(spec, recipe)[0])
     return PeftModel.from_pretrained(model, str(folder))
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts the weights of a checkpoint into the model that wrote it: all of them, or its adapters.
+
+    Many models write their weights under the names of their first release, so that older versions can read them; only
+    `from_pretrained` knows these (transformers' conversion_mapping.py).
+
+    :raises WorkerError: if the checkpoint has not all of them.
+    """
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        found = set_peft_model_state_dict(model, load_peft_weights(str(folder)))
+        unknown = found.unexpected_keys
+    else:
+        saved, loading = type(model).from_pretrained(
+            str(folder), config=model.config, dtype="float32", use_safetensors=True, output_loading_info=True
+        )
+        unknown = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+        model.load_state_dict(saved.state_dict())
+    if unknown:
+        raise WorkerError(
+            f"{len(unknown)} weights of the checkpoint do not fit the model, such as {unknown[0]}; was it written by "
+            "another version of transformers or peft? --overwrite trains anew"
+        )
 
 
 def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:

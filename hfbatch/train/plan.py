@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -109,34 +109,24 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         allowed = ", ".join(cls.methods)
         faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")
     sources = _sources(spec, faults)
-    bound = {}
-    if recipe is not None:
-        for name, source in sources.items():
-            given = spec.train if name == "train" else spec.eval or spec.train
-            found: list[str] = []
-            bound[name] = _bind(recipe, given, source, found)
-            faults += [_renamed(fault, name) for fault in found]
+    bound = {} if recipe is None else _columns(recipe, spec, sources, faults)
+    types = {
+        part: {name: sources[part].schema.field(column).type for name, column in columns.items()}
+        for part, columns in bound.items()
+    }
+    if recipe is not None and not faults:
         with gather(faults):
+            faults += recipe.type_faults(types["train"], types.get("eval", types["train"]))
             names = _class_names(recipe, bound, sources)
-            spec = spec.model_copy(update={"params": {**names, **spec.params}})
+            spec = spec.model_copy(update={"params": {**spec.params, **names}})
             recipe.params = recipe.Params.model_validate(spec.params)
     faults += reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
     faults += more + _inside(spec)
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
-    rows = recipe.task.split_rows
-    train = _part(spec.train, sources["train"], bound["train"], rows)
-    if spec.eval is None:
-        share = (spec.evaluation.fraction, spec.seed)
-        parts = (
-            Part(train.splits, train.read, train.columns, share),
-            Part(train.splits, train.read, train.columns, share, True),
-        )
-    else:
-        parts = train, _part(spec.eval, sources["eval"], bound["eval"], rows)
-    types = {name: sources["train"].schema.field(column).type for name, column in bound["train"].items()}
-    plan = FinetunePlan(spec, model, recipe, *parts, types, _identity(spec, model, parts))
+    parts = _parts(spec, sources, bound, recipe.task.split_rows)
+    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], _identity(spec, model, parts))
     if state and not overwrite:
         plan.finished = _same(state, plan)
     return plan
@@ -169,11 +159,19 @@ def _renamed(fault: str, name: str) -> str:
     return fault.replace(" not in input (has", f" not in {name} (has")
 
 
-def _bind(recipe: Recipe, given: InputSpec, source: Source, faults: list[str]) -> dict[str, str]:
-    found = bind_columns(given.columns, source, recipe.columns, faults, f"fine-tuning {recipe.name}")
-    found = recipe.choose(found, set(given.columns))
-    faults += recipe.column_faults(set(found))
-    return found
+def _columns(
+    recipe: Recipe, spec: FinetuneSpec, sources: Mapping[str, Source], faults: list[str]
+) -> dict[str, dict[str, str]]:
+    """Column of the recipe to column of the rows, for each set of rows; faults have the names of this spec."""
+    bound = {}
+    for name, source in sources.items():
+        given = spec.train if name == "train" else spec.eval or spec.train
+        found: list[str] = []
+        columns = bind_columns(given.columns, source, recipe.columns, found, f"fine-tuning {recipe.name}")
+        bound[name] = recipe.choose(columns, set(given.columns))
+        found += recipe.column_faults(set(bound[name]))
+        faults += [_renamed(fault, name) for fault in found]
+    return bound
 
 
 def _class_names(
@@ -199,7 +197,18 @@ def _class_names(
     return found
 
 
-def _part(given: InputSpec, source: Source, columns: dict[str, str], rows: int) -> Part:
+def _parts(
+    spec: FinetuneSpec, sources: Mapping[str, Source], bound: Mapping[str, Mapping[str, str]], rows: int
+) -> tuple[Part, Part]:
+    """The rows to learn from, and those to measure with. :param rows: of a split, unless the spec says."""
+    train = _part(spec.train, sources["train"], bound["train"], rows)
+    if spec.eval is not None:
+        return train, _part(spec.eval, sources["eval"], bound["eval"], rows)
+    share = spec.evaluation.fraction, spec.seed
+    return replace(train, share=share), replace(train, share=share, aside=True)
+
+
+def _part(given: InputSpec, source: Source, columns: Mapping[str, str], rows: int) -> Part:
     """What every process needs to read these rows. :param rows: of a split, unless the spec says."""
     wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
     names = tuple(name for name in source.schema.names if name in wanted)

@@ -22,6 +22,11 @@ class TokenRecipe(Recipe):
         """The mean negative log-likelihood, whose exponential is the perplexity."""
         return "loss"
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those over all tokens."""
+        return "perplexity", "accuracy"
+
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
         """What the logits of each place are compared with, int64 [batch, width]."""
         return labels

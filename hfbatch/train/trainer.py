@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
 
+from hfbatch.train.model import load_weights
 from hfbatch.train.training import Training
 
 
@@ -52,6 +53,13 @@ class BatchTrainer(Trainer):
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Puts back the weights, all of them: transformers' own method takes those whose names fit, and warns."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves on this machine, then to the output folder."""

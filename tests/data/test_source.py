@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import datasets
@@ -55,8 +56,32 @@ def test_names_of_classes_are_those_that_datasets_wrote(tmp_path):
     assert names == [("World", "Sports"), ("World", "Sports"), None, None]
     schema = pa.schema([("label", pa.int64())], {b"huggingface": b"[not what datasets writes"})
     pq.write_table(pa.table({"label": [1]}, schema), tmp_path / "c.parquet")
-    with pytest.raises(SpecError, match=r"'label' has other class names in c\.parquet than in a\.parquet"):
+    assert source_of(tmp_path).classes_of("label") == ("World", "Sports")
+    made.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_parquet(str(tmp_path / "d.parquet"))
+    with pytest.raises(SpecError, match=r"'label' has other class names in d\.parquet than in a\.parquet"):
         source_of(tmp_path).classes_of("label")
+
+
+def test_names_of_classes_are_those_that_older_versions_of_datasets_wrote(tmp_path):
+    label = {"names": ["no", "yes"], "_type": "ClassLabel"}
+    text = {"dtype": "string", "_type": "Value"}
+    features = {
+        "label": label,
+        "tags": {"feature": label, "length": -1, "_type": "Sequence"},
+        "votes": [label],
+        "messages": [{"role": text, "content": text}],
+        "answers": {"feature": {"text": text, "start": text}, "_type": "Sequence"},
+        "odd": [],
+    }
+    about = json.dumps({"info": {"features": features}}).encode()
+    schema = pa.schema([("label", pa.int64())], {b"huggingface": about})
+    pq.write_table(pa.table({"label": [1]}, schema), tmp_path / "a.parquet")
+    source = source_of(tmp_path)
+    assert {name for name in features if source.classes_of(name) == ("no", "yes")} == {
+        "label",
+        "tags",
+        "votes",
+    }
 
 
 def test_hive_folders_become_columns(tmp_path):

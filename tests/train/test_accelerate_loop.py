@@ -61,6 +61,16 @@ def test_both_loops_give_the_same_losses_metrics_and_weights(
         assert weight == pytest.approx(weights[1][name], abs=1e-5), name
 
 
+def test_part_of_an_epoch_is_a_step_at_least(data: Path, encoder: str, tmp_path: Path) -> None:
+    steps = []
+    for loop in ("accelerate", "trainer"):
+        news = train(
+            data, encoder, tmp_path, loop, batch={"size": 64}, schedule={"epochs": 0.2}, evaluation={}
+        )
+        steps.append(news["best_step"])
+    assert steps == [1, 1]
+
+
 def test_it_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     data: Path, encoder: str, tmp_path: Path
 ) -> None:

@@ -92,6 +92,11 @@ def test_the_loss_falls_and_the_model_answers(
     news, _ = run_here(order, tmp_path)
     losses = [entry["eval_loss"] for entry in news["log"] if "eval_loss" in entry]
     assert losses[-1] < losses[0]
+    order.recipe.settled = order.settled
+    measured = {
+        name.removeprefix("eval_") for entry in news["log"] for name in entry if name.startswith("eval_")
+    }
+    assert measured <= {"loss", *order.recipe.metrics}
     assert 0 < news["trainable"] <= news["weights"]
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() == (method == "lora")
     asked = ASKED.get(name, {column: values for column, values in ROWS[name].items() if column != "label"})

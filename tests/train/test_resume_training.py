@@ -10,17 +10,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModel
 
 from hfbatch.data.models import pin
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.finetune_spec import BaseModelSpec
+from hfbatch.finetune_spec import BaseModelSpec, FinetuneSpec
 from hfbatch.train.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.model import load_weights
 from hfbatch.train.order import TrainOrder
 from hfbatch.train.rows import LENGTH
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
 from hfbatch.train.training import check_weights
+from tests.cases.every import CASES
+from tests.train.test_every_recipe import ROWS
 from tests.train.tools import (
     Stopped,
     assert_same_weights,
@@ -81,8 +88,6 @@ def copied(order: TrainOrder, out: Path) -> TrainOrder:
 
 def left_after(step: int, order: TrainOrder) -> Counter[int]:
     """How often each row is in a batch of the steps that are left; what fills up a step counts as row 0."""
-    import pyarrow.parquet as pq
-
     lengths = pq.read_table(f"{order.features}/train/part-000000.parquet")[LENGTH].to_numpy()
     left: Counter[int] = Counter()
     for epoch in range(step // EPOCH, 3):
@@ -233,3 +238,46 @@ def test_two_processes_go_on_as_two_or_as_one(data: Path, encoder: str, tmp_path
     assert measured(news) == MEASURED
     assert losses(news) == pytest.approx(losses(alone), rel=1e-3)
     assert run_both(order, tmp_path / "second") == left_after(9, order)
+
+
+@pytest.mark.parametrize("loop", ["trainer", "accelerate"])
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
+def test_models_that_are_saved_under_the_names_of_their_first_release_go_on(
+    method: str, loop: str, tmp_path: Path
+) -> None:
+    task = "image-classification"
+    pq.write_table(pa.table(dict(ROWS[task])), tmp_path / "rows.parquet")
+    model = CASES[task].build(tmp_path / "base")
+    live, saved = set(AutoModel.from_pretrained(model).state_dict()), load_file(f"{model}/model.safetensors")
+    assert not live & {name.removeprefix("vit.encoder.") for name in saved if "attention" in name}
+
+    def order(name: str) -> TrainOrder:
+        rows = str(tmp_path / "rows.parquet")
+        values = {
+            "task": task, "model": model, "train": rows, "eval": rows, "output": str(tmp_path / name), "loop": loop,
+            "method": {"name": method, "dropout": 0}, "schedule": {"epochs": 2, "learning_rate": 1e-3},
+            "batch": {"size": 4}, **EVERY_3,
+        }  # fmt: skip
+        return order_of(FinetuneSpec.build(values))
+
+    undisturbed, _ = run_here(order("whole"), tmp_path)
+    halved = order("halved")
+    with pytest.raises(Stopped):
+        run_here(halved, tmp_path, stop=4)
+    news, _ = run_here(halved, tmp_path)
+    assert news["resumed_at"] == 3
+    assert losses(news) == losses(undisturbed)
+    assert_same_weights(str(tmp_path / "whole" / "model"), str(tmp_path / "halved" / "model"))
+
+
+def test_a_checkpoint_that_has_not_all_weights_is_refused(encoder: str, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(encoder)
+    model.save_pretrained(tmp_path)
+    load_weights(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("encoder.layer.0.output.dense.bias")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        WorkerError, match=r"1 weights of the checkpoint do not fit the model, such as encoder\.layer\.0"
+    ):
+        load_weights(model, tmp_path)

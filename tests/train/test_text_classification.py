@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from hfbatch.errors import SpecError
+from hfbatch.train.recipes.parts.labels import is_label
 from tests.train.drive import Bench
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
@@ -63,6 +65,53 @@ def test_labels_that_are_numbers_may_have_names(encoder, kind, fault):
     bench = Bench("text-classification", encoder, {"text": TEXTS, "label": beyond}, **options)
     assert bench.survey().faults == [
         f"rows.parquet row 5: {fault} or a number beyond the 4 of params.label_names"
+    ]
+
+
+def test_a_vector_of_0_and_1_is_no_list_of_labels(encoder):
+    labels = [[0, 1], [1, 0], [1, 1], [0, 0], [0], [1]]
+    found = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).survey()
+    twice = "label holds one twice; give the labels of the row, not a vector of 0 and 1"
+    assert found.faults == [f"rows.parquet row {row}: {twice}" for row in (2, 3)]
+    assert not is_label(pa.list_(pa.float32()))
+    assert not is_label(pa.list_(pa.bool_()))
+    assert is_label(pa.large_list(pa.large_string()))
+
+
+def test_numbers_to_learn_are_any_numbers(encoder):
+    labels = [-100.0, 16777217.0, 1.5, -99.5, 0.0, 2.0]
+    bench = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).ready()
+    assert (bench.batch()["labels"] != -100).all()
+    assert bench.batch()["labels"].tolist() == pytest.approx(labels, rel=1e-6)
+    whole = Bench(
+        "text-classification",
+        encoder,
+        {"text": TEXTS, "label": [16777217, 1, 2, 3, 4, 5]},
+        params={"kind": "regression"},
+    )
+    assert whole.ready().batch()["labels"].tolist() == pytest.approx([16777217, 1, 2, 3, 4, 5], rel=1e-6)
+
+
+def test_whole_numbers_that_are_kept_as_floats_may_be_labels(encoder):
+    rows = {"text": TEXTS, "label": [1.0, 0.0, 1.0, 0.0, 2.0, 1.0]}
+    assert Bench("text-classification", encoder, rows, params={"kind": "single"}).ready().recipe.labels == [
+        "0",
+        "1",
+        "2",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["multi", "regression"])
+def test_label_smoothing_is_for_one_label_a_row(encoder, kind):
+    rows, schedule = {"text": TEXTS, "label": KINDS[kind]}, {"label_smoothing": 0.1}
+    (fault,) = Bench("text-classification", encoder, rows, schedule=schedule).settle()
+    assert fault.startswith("schedule.label_smoothing is for rows of one label")
+
+
+def test_a_column_of_nulls_is_told_by_its_rows(encoder):
+    rows = {"text": pa.nulls(2), "label": ["a", "b"]}
+    assert Bench("text-classification", encoder, rows).survey().faults == [
+        f"rows.parquet row {row}: text is null or empty" for row in (0, 1)
     ]
 
 

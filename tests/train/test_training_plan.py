@@ -76,6 +76,31 @@ def test_numbers_of_classes_have_the_names_that_datasets_wrote(
     assert plan_of(values).spec.params == {}
 
 
+def test_rows_to_measure_with_are_like_those_to_learn_from(values: dict[str, Any], tmp_path: Path) -> None:
+    texts = CORPUS[:8]
+    tables = {
+        "whole": {"text": texts, "label": [0, 1] * 4},
+        "floats": {"text": texts, "label": [0.0, 1.0] * 4},
+        "pairs": {"text": texts, "text_pair": texts, "label": [0, 1] * 4},
+    }
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    rows = {name: str(tmp_path / f"{name}.parquet") for name in tables}
+    with pytest.raises(SpecError) as caught:
+        plan_of(values, train=rows["whole"], eval=rows["floats"])
+    assert caught.value.faults == [
+        "label is int64 in train (single) but double in eval (regression); make them the same, or set params.kind"
+    ]
+    assert plan_of(values, train=rows["whole"], eval=rows["floats"], params={"kind": "single"})
+    pair = {"path": rows["pairs"], "columns": {"text_pair": "text_pair"}}
+    with pytest.raises(SpecError, match="train has 'text_pair' and the other has not"):
+        plan_of(values, train=pair, eval=rows["whole"])
+
+
+def test_a_metric_may_have_the_name_that_transformers_gives_it(values: dict[str, Any]) -> None:
+    assert plan_of(values, evaluation={"metric": "eval_loss"}).spec.evaluation.metric == "loss"
+
+
 def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> None:
     measured = {"path": values["eval"], "filter": "size > 3"}
     with pytest.raises(SpecError) as caught:

@@ -25,7 +25,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_words(kind: pa.DataType) -> bool:
     """Whether a column of this Arrow type holds lists of strings."""
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_string(kind.value_type)
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_text(kind.value_type)
 
 
 def text_column(name: str, required: bool = True) -> InputColumn:

@@ -77,6 +77,8 @@ class Recipe(ABC):
     Params: ClassVar[type[Params]] = Params
     numbered: ClassVar[Mapping[str, str]] = {}
     """Columns that may hold numbers of classes, and the param that names these."""
+    in_both: ClassVar[tuple[str, ...]] = ()
+    """Optional columns that both sets of rows have, or neither."""
     methods: ClassVar[tuple[str, ...]] = ("full", "head", "lora", "qlora")
     """Methods of training that make sense."""
 
@@ -107,13 +109,13 @@ class Recipe(ABC):
         return 1
 
     @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """Names of what `score` returns beside the loss, after `settle`; none for a recipe that does not say."""
-        return ()
+        """Names of what `score` may return beside the loss, after `settle`."""
 
     def metric_faults(self, asked: str | None) -> list[str]:
-        """What is wrong with the metric that the spec asks for, where the recipe says which it has."""
-        if asked is None or not self.metrics or asked in ("loss", *self.metrics):
+        """What is wrong with the metric that the spec asks for."""
+        if asked in (None, "loss", *self.metrics):
             return []
         return [f"evaluation.metric {asked!r} is none of: {', '.join((*self.metrics, 'loss'))}"]
 
@@ -140,6 +142,18 @@ class Recipe(ABC):
     def column_faults(self, present: set[str]) -> list[str]:
         """What is wrong with the set of columns that the dataset has, beyond required ones that lack."""
         return []
+
+    def type_faults(self, train: Mapping[str, pa.DataType], measured: Mapping[str, pa.DataType]) -> list[str]:
+        """What does not go together in the columns to learn from and those to measure with.
+
+        :raises SpecError: for columns that do not go with params.
+        """
+        lacking = [name for name in self.in_both if (name in train) != (name in measured)]
+        return [
+            f"{'train' if name in train else 'eval'} has {name!r} and the other has not; give both a --column {name}=COLUMN, "
+            "or neither"
+            for name in lacking
+        ]
 
     @abstractmethod
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:

@@ -104,6 +104,14 @@ class EmbeddingRecipe(Recipe):
         return "spearman" if self.settled["kind"] == "scores" else "mrr_at_10"
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the kind of rows."""
+        if self.settled["kind"] == "scores":
+            return "spearman", "pearson"
+        more = ("triplet_accuracy",) if self.settled["kind"] == "triplets" else ()
+        return "mrr_at_10", "accuracy_at_1", *more
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """Columns of the texts of a row."""
         return TEXTS[self.settled["kind"]]

@@ -95,6 +95,12 @@ class QuestionAnsweringRecipe(Recipe):
         """F1 of the words of answers."""
         return "f1"
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of all questions, and of both kinds where there are two."""
+        apart = ("f1_answerable", "exact_match_answerable", "accuracy_unanswerable")
+        return "f1", "exact_match", *(apart if self.settled["unanswerable"] else ())
+
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
         """Counts questions with and without an answer."""
         survey = Survey(len(places))

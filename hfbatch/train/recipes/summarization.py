@@ -22,7 +22,7 @@ class SummarizationRecipe(Seq2SeqRecipe):
 
     name = "summarization"
     Params: ClassVar[type[base.Params]] = SummarizationTraining
-    written_metric = "rougeL"
+    written = ("rougeL", "rouge1", "rouge2")
     params: SummarizationTraining
 
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ class Text2TextGenerationRecipe(Seq2SeqRecipe):
     """Learns any text for a text; the guess without a model is the text as it is."""
 
     name = "text2text-generation"
-    written_metric = "chrf"
+    written = ("chrf", "exact_match", "wer", "cer")
 
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
         """Exact match, chrF, and errors by words and by characters."""

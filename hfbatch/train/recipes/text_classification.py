@@ -24,11 +24,12 @@ class TextClassificationRecipe(LabelRecipe):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     columns = (text_column("text"), text_column("text_pair", required=False), LABEL)
+    in_both = ("text_pair",)
     task: TextClassification
 
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
         """A text that is null or empty."""
-        empty = pc.equal(pc.utf8_length(columns["text"]), 0).fill_null(True)
+        empty = pc.equal(pc.utf8_length(columns["text"].cast(pa.string())), 0).fill_null(True)
         return {"text is null or empty": empty.to_numpy(zero_copy_only=False)}
 
     def config_changes(self) -> dict[str, Any]:

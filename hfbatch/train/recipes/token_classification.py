@@ -85,6 +85,12 @@ class TokenClassificationRecipe(Recipe):
         """F1 of spans; accuracy where every word has a tag, so that there are none."""
         return "f1" if OUTSIDE in self.labels else "accuracy"
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of all spans and words, and the F1 of each kind of span."""
+        kinds = dict.fromkeys(label[2:] for label in self.labels if label.startswith(PREFIXES))
+        return "f1", "precision", "recall", "accuracy", *(f"f1_{kind}" for kind in kinds)
+
     def check(self) -> list[str]:
         """Faults: a tokenizer that cannot tell where tokens stand, beside those of the task."""
         if not self.task.tokenizer.is_fast:

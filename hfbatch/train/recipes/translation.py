@@ -25,7 +25,7 @@ class TranslationRecipe(Seq2SeqRecipe):
 
     name = "translation"
     Params: ClassVar[type[base.Params]] = TranslationTraining
-    written_metric = "bleu"
+    written = ("bleu", "chrf")
     params: TranslationTraining
 
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:

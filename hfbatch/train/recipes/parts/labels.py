@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Features, InputColumn, Params
-from hfbatch.tasks.parts.text import lists_of
+from hfbatch.tasks.parts.text import is_text, lists_of
 from hfbatch.train.metrics.classification import METRICS, multi_label, regression, single_label
 from hfbatch.train.metrics.details import label_details, labels_details, number_details
 from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
@@ -47,13 +47,17 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def is_label(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds labels: names, numbers, or lists of names."""
-    kind = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    names = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind)
-    return names or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    """Whether a column of this Arrow type holds labels: names, numbers, or lists of names or of whole numbers."""
+    if is_list(kind):
+        return is_text(kind.value_type) or pa.types.is_integer(kind.value_type)
+    return (
+        is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    )
 
 
-LABEL = InputColumn("label", is_label, "string, integer, float or list<string>")
+LABEL = InputColumn(
+    "label", is_label, "string, integer, float, or list<string> or list<integer> of the labels that a row has"
+)
 
 
 class LabelRecipe(Recipe):
@@ -99,6 +103,9 @@ class LabelRecipe(Recipe):
         found = {f"label is null{beyond}": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
         if kind == "multi":
             found[f"label holds a null{beyond}"] = holds_null(label)
+            found["label holds one twice; give the labels of the row, not a vector of 0 and 1"] = holds_twice(
+                label
+            )
         faults = faulty_rows({**found, **self.input_faults(columns)}, places)
         if kind == "regression":
             return Survey(len(places), Counter(), faults)
@@ -108,6 +115,8 @@ class LabelRecipe(Recipe):
         """Labels in order of their numbers, where they have some, else of their names."""
         kind = self.kind_of(types["label"])
         self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
+        if self.label_smoothing and kind != "single":
+            return ["schedule.label_smoothing is for rows of one label each; leave it out"]
         if kind == "regression":
             return (
                 []
@@ -129,6 +138,20 @@ class LabelRecipe(Recipe):
                 for name in unknown
             ]
         return faults
+
+    def type_faults(self, train: Mapping[str, pa.DataType], measured: Mapping[str, pa.DataType]) -> list[str]:
+        """Labels of another kind in the rows to measure with."""
+        faults = super().type_faults(train, measured)
+        kinds = [self.kind_of(types["label"]) for types in (train, measured)]
+        return (
+            faults
+            if kinds[0] == kinds[1]
+            else [
+                *faults,
+                f"label is {train['label']} in train ({kinds[0]}) but {measured['label']} in eval ({kinds[1]}); make them the "
+                "same, or set params.kind",
+            ]
+        )
 
     def config_changes(self) -> dict[str, Any]:
         """Labels, and the loss that goes with them as transformers knows it."""
@@ -157,7 +180,9 @@ class LabelRecipe(Recipe):
 
     def _targets(self, label: pa.Array) -> pa.Array:
         if self.settled["kind"] == "regression":
-            return label.cast(pa.float32())
+            values = label.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+            # That number marks what is not learnt; its neighbour stands for it.
+            return pa.array(np.where(values == IGNORED, np.nextafter(values, np.float32(0)), values))
         index = {name: place for place, name in enumerate(self.labels)}
         if self.settled["kind"] == "single":
             return pa.array([index[name] for name in names_of(label)], pa.int64())
@@ -243,8 +268,9 @@ def named(numbers: pa.Array, names: Sequence[str]) -> pa.Array:
 
 
 def names_of(labels: pa.Array) -> list[str]:
-    """Labels as names: numbers and booleans as text, nulls left out."""
-    return [str(value) for value in labels.to_pylist() if value is not None]
+    """Labels as names: numbers and booleans as text, 1.0 as 1, nulls left out."""
+    values = [value for value in labels.to_pylist() if value is not None]
+    return [str(int(value) if isinstance(value, float) and value.is_integer() else value) for value in values]
 
 
 def holds_null(lists: pa.Array) -> np.ndarray:
@@ -252,6 +278,15 @@ def holds_null(lists: pa.Array) -> np.ndarray:
     nulls = pc.is_null(lists.flatten()).to_numpy(zero_copy_only=False)
     found = np.zeros(len(lists), bool)
     found[pc.list_parent_indices(lists).to_numpy()[nulls]] = True
+    return found
+
+
+def holds_twice(lists: pa.Array) -> np.ndarray:
+    """Which lists have a value more than once, bool [rows]."""
+    pairs = pa.table({"row": pc.list_parent_indices(lists), "value": lists.flatten()})
+    counts = pairs.group_by(["row", "value"]).aggregate([([], "count_all")])
+    found = np.zeros(len(lists), bool)
+    found[counts.filter(pc.field("count_all") > 1)["row"].to_numpy()] = True
     return found
 
 

@@ -51,8 +51,8 @@ class Seq2SeqRecipe(Recipe):
     Params: ClassVar[type[base.Params]] = Seq2SeqTraining
     auto_class = "AutoModelForSeq2SeqLM"
     columns = (text_column("text"), text_column("target"))
-    written_metric: ClassVar[str]
-    """What decides which checkpoint is the best, where texts are written."""
+    written: ClassVar[tuple[str, ...]]
+    """Metrics of `compare`; the first decides which checkpoint is the best, where texts are written."""
 
     task: Seq2SeqTask
     params: Any
@@ -68,7 +68,12 @@ class Seq2SeqRecipe(Recipe):
     @property
     def metric(self) -> str:
         """What decides which checkpoint is the best."""
-        return self.written_metric if self.params.predict_with_generate else "loss"
+        return self.written[0] if self.params.predict_with_generate else "loss"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of tokens, and of what the model writes, if it does."""
+        return "perplexity", *(("ended", *self.written) if self.params.predict_with_generate else ())
 
     @cached_property
     def target_limit(self) -> int | None:
@@ -238,7 +243,7 @@ class Seq2SeqRecipe(Recipe):
 
     @abstractmethod
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
-        """Metrics of texts; `written_metric` is one of them."""
+        """Metrics of texts: those of `written`."""
 
     def guess(self, text: str) -> str:
         """What stands for the target without a model: the text itself."""
