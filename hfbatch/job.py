@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from hfbatch.compute.worker import Settled
+from hfbatch.data.filesystem import redact
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.writer import write_file
 from hfbatch.errors import WorkerError
@@ -187,6 +188,7 @@ def _prepare_output(plan: Plan) -> dict[str, Any]:
     if plan.state.todo or plan.state.stale:
         ledger.clear_success()
     ledger.clean_temporary()
+    ledger.forget(split.part for split in plan.state.todo)
     ledger.write_job(job)
     return job
 
@@ -197,13 +199,17 @@ def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseEx
     failed = _failures(plan, manifests, problem)
     if not failed and not problem:
         ledger.remove(plan.state.stale)
+        ledger.remove_rejects(ledger.rejects_without_part())
     state = ledger.state(plan.splits)
-    committed = ledger.manifests([split.part for split in state.done])
+    fresh = [manifest for manifest in manifests if manifest.error is None]
+    found = ledger.manifests([split.part for split in state.done], fresh)
+    committed = [manifest for manifest in found if manifest.error is None]
+    failed += [manifest for manifest in found if manifest.error is not None]
     with suppress(OSError):  # the cache only saves time, and a full disk is told below
         ledger.save_manifests(committed)
     clock.phases["total"] = clock.elapsed
     job = ledger.read_job() or {}
-    ran = {manifest.part for manifest in manifests if manifest.error is None}
+    ran = {manifest.part for manifest in fresh}
     report = build_report(
         job, [*committed, *failed], ran, clock.phases, job["histogram"], splits_total=len(plan.splits)
     )
@@ -256,7 +262,7 @@ def _outcome(
         return TOO_MANY_REJECTS, (
             f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
             f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not. "
-            f"The rows are in {plan.spec.output.path}/_hfbatch/rejects; "
+            f"The rows are in {redact(plan.spec.output.path)}/_hfbatch/rejects; "
             f"to accept them, add --set rejects.max_fraction={_share_above(rejects['fraction'])}"
         )
     begun = "Done" if splits["this_run"] else "Nothing was left to do"

@@ -27,6 +27,7 @@ from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rejects import reject_schema
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
+from hfbatch.data.writer import stored_schema
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
@@ -117,7 +118,7 @@ class Plan:
             "settled": vars(self.settled) if self.settled else None,
             "split_rows": split_rows(self.spec),
             "histogram": {"name": self.task.histogram.name, "edges": list(self.task.histogram.edges)},
-            "schema": types_of(self.schema),
+            "schema": types_of(stored_schema(self.schema)),
             "versions": versions(),
         }
 
@@ -297,11 +298,11 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool) -> list[str]:
     foreign = ledger.foreign()
     if foreign:
         return [
-            f"output {spec.output.path} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
+            f"output {redact(spec.output.path)} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
         ]
     if not overwrite and ledger.read_job() is None and ledger.list_parts():
         return [
-            f"output {spec.output.path} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"
+            f"output {redact(spec.output.path)} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"
         ]
     return []
 
@@ -333,7 +334,7 @@ def _earlier(ledger: Ledger, identity: dict[str, Any], spec: JobSpec) -> Settled
     differing = list(_differences(job["identity"], identity))
     if differing and ledger.list_parts():
         raise SpecError(
-            f"output {spec.output.path} holds the parts of another job; "
+            f"output {redact(spec.output.path)} holds the parts of another job; "
             f"it differs in {'; '.join(differing)}. Choose another output, or replace it with --overwrite"
         )
     if differing or not job["settled"]:

@@ -18,8 +18,11 @@ from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.splits import Split
 from hfbatch.errors import WorkerError
 from hfbatch.plan import Plan
+from hfbatch.tasks.base import Task
 
 ROWS = 512
+MOST_SPLITS = 16
+"""Splits that are read to find rows: a filter may leave none in the first ones."""
 TIMEOUT_S = 600
 
 
@@ -39,12 +42,13 @@ class Trial:
 
 
 def probe(plan: Plan, layout: Layout) -> Trial:
-    """Runs rows of the first split that is to do on one worker's resources.
+    """Runs rows of the first split that has any, of those that are to do, on one worker's resources.
 
-    :raises WorkerError: if the model does not load or run there, or no worker comes up in ten minutes.
+    :raises WorkerError: if the model does not load or run there, no worker comes up in ten minutes, or there are no
+        rows to try.
     """
-    split = plan.todo[0]
-    job = (plan.order.to_json(), plan.read, plan.inputs, split.to_dict(), layout.cpus)
+    splits = [split.to_dict() for split in plan.todo[:MOST_SPLITS]]
+    job = (plan.order.to_json(), plan.read, plan.inputs, splits, layout.cpus)
     task = ray.remote(_try).options(num_cpus=layout.cpus, num_gpus=layout.gpus, max_retries=0)
     try:
         return Trial(**ray.get(task.remote(*job), timeout=TIMEOUT_S))
@@ -55,18 +59,17 @@ def probe(plan: Plan, layout: Layout) -> Trial:
 
 
 def _try(
-    order: str, read: ReadPlan, inputs: dict[str, str], split: dict[str, Any], cpus: float
+    order: str, read: ReadPlan, inputs: dict[str, str], splits: list[dict[str, Any]], cpus: float
 ) -> dict[str, Any]:
     begun = time.perf_counter()
     worker = Worker(WorkOrder.from_json(order), share_of_node(cpus))
     load_seconds = time.perf_counter() - begun
-    rows = read_split(Split.from_dict(split), read)
-    step = max(len(rows.table) // ROWS, 1)
-    some = pa.array(range(0, len(rows.table), step), pa.int64())
-    columns = {
-        name: pa.concat_arrays(rows.table[column].chunks).take(some) for name, column in inputs.items()
-    }
-    features = preprocess(worker.task, columns, rows.places.take(some)).features.drop_columns([POSITION])
+    samples = (_sample(worker.task, Split.from_dict(split), read, inputs) for split in splits)
+    features = next((sample for sample in samples if len(sample)), None)
+    if features is None:
+        raise WorkerError(
+            f"none of the first {len(splits)} splits has a row that can be tried; see --no-trial"
+        )
     settled = worker.order.settled or worker.propose(features)
     worker.settle(replace(settled, dtype=worker.engine.dtype))
     begun = time.perf_counter()
@@ -80,6 +83,14 @@ def _try(
         "rows": len(features), "tokens": done.tokens, "padding": padding, "seconds": seconds,
         "load_seconds": load_seconds, **shown,
     }  # fmt: skip
+
+
+def _sample(task: Task, split: Split, read: ReadPlan, inputs: dict[str, str]) -> pa.Table:
+    """Features of some rows of a split, those of no row where none can be used."""
+    rows = read_split(split, read)
+    some = pa.array(range(0, len(rows.table), max(len(rows.table) // ROWS, 1)), pa.int64())
+    columns = {name: rows.table[column].take(some).combine_chunks() for name, column in inputs.items()}
+    return preprocess(task, columns, rows.places.take(some)).features.drop_columns([POSITION])
 
 
 def foretell(plan: Plan, address: str | None) -> tuple[Layout, dict[str, Any]]:

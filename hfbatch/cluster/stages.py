@@ -152,7 +152,6 @@ class ForwardStage:
         positions = features[POSITION].to_numpy()
         features = features.drop_columns([POSITION])
         if len(features):
-            self._settle(self._worker, features)
             prediction = self._predict(self._worker, features)
         else:
             prediction = Prediction(pa.table({}), np.empty(0, np.int64))
@@ -167,6 +166,7 @@ class ForwardStage:
 
     def _predict(self, worker: Worker, features: pa.Table) -> Prediction:
         try:
+            self._settle(worker, features)
             return worker.predict(features)
         except DeviceLostError:
             os._exit(1)  # a new process gets a fresh device context; the tracker counts this attempt
@@ -261,6 +261,8 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
             row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             cause = str(error) if isinstance(error, SplitError) else f"{type(error).__name__}: {error}"
+            if "offset overflow" in cause:
+                cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
             manifest.error = cause
             row = {**row, "rows": None, "places": None, "features": None}
         job.tracker.end.remote(stage, manifest.part)

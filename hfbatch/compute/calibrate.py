@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hfbatch.compute.batching import alignment, by_length, cut, padded_width
 from hfbatch.compute.windows import unfold
-from hfbatch.engines.base import Engine
+from hfbatch.engines.base import DeviceLostError, Engine
 from hfbatch.tasks.base import Task
 
 SAMPLE_ROWS = 96
@@ -30,26 +30,27 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
 
     Sizes are tried from small to large on batches like those of the job, spread over the rows sorted by
     length, until one is hardly faster, memory is full or time is up. Rows so slow that there is no time to
-    compare two sizes get the smallest one.
+    compare two sizes get the smallest one. So do those on which the trial fails: what is wrong with which row, and
+    what fits, the job itself finds out.
 
     :param features: rows of one split.
+    :raises DeviceLostError: when the process has to be given up.
     """
     features = unfold(task, features).table
     order = by_length(task.lengths(features))
     sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
     chosen, best = sizes[0], 0.0
-    affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes)
-    for size in affordable if len(affordable) > 1 else []:
-        try:
+    try:
+        affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes)
+        for size in affordable if len(affordable) > 1 else []:
             rate = max(_rate(task, engine, features, order, size) for _ in range(TRIES))
-        except Exception as error:
-            if not engine.is_out_of_memory(error):
-                raise
-            engine.release_memory()
-            break
-        if rate < GAIN * best:
-            break
-        chosen, best = size, rate
+            if rate < GAIN * best:
+                break
+            chosen, best = size, rate
+    except DeviceLostError:
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        engine.release_memory()
     return chosen
 
 

@@ -95,6 +95,16 @@ class Ledger:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove_one, parts))
 
+    def rejects_without_part(self) -> list[str]:
+        """Names of reject files whose part was never committed, or went away, sorted."""
+        there = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
+        return sorted({name for name in there if _is_part(name)} - self.list_parts())
+
+    def remove_rejects(self, names: Collection[str]) -> None:
+        """Deletes reject files. :raises OSError: when one cannot be deleted."""
+        for name in names:
+            self._delete(f"{REJECTS_FOLDER}/{name}")
+
     def clear(self) -> None:
         """Deletes what hfbatch wrote, nothing else; job.json goes last: a clear cut off can be repeated."""
         self.clear_success()
@@ -178,14 +188,26 @@ class Ledger:
         except READ_ERRORS as error:
             raise SplitError(f"{part} cannot be read: {one_line(error)}; delete it and run again") from error
 
-    def manifests(self, parts: Iterable[str]) -> list[Manifest]:
-        """The manifest of each part, in order: cached, or from its footer; a damaged part gives its error."""
+    def manifests(self, parts: Iterable[str], fresh: Iterable[Manifest] = ()) -> list[Manifest]:
+        """The manifest of each part, in order: cached, or from its footer; a damaged part gives its error.
+
+        :param fresh: those of parts that were just written, which go before the cache.
+        """
         wanted = list(parts)
-        cached = self._cached()
-        missing = [part for part in wanted if part not in cached]
+        known = {part: Manifest.from_json(text) for part, text in self._cached().items()}
+        known |= {manifest.part: manifest for manifest in fresh}
+        missing = [part for part in wanted if part not in known]
         with ThreadPoolExecutor(THREADS) as pool:
-            read = dict(zip(missing, pool.map(self._manifest, missing), strict=True))
-        return [read[part] if part in read else Manifest.from_json(cached[part]) for part in wanted]
+            known |= zip(missing, pool.map(self._manifest, missing), strict=True)
+        return [known[part] for part in wanted]
+
+    def forget(self, parts: Iterable[str]) -> None:
+        """Drops parts from the cache that are to be written again. :raises OSError: when it cannot."""
+        cached, gone = self._cached(), set(parts)
+        if gone & cached.keys():
+            self.save_manifests(
+                [Manifest.from_json(text) for part, text in cached.items() if part not in gone]
+            )
 
     def save_manifests(self, manifests: Sequence[Manifest]) -> None:
         """Writes the cache that spares the next run the footers. :raises OSError: when it cannot."""

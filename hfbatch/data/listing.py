@@ -69,6 +69,11 @@ def find_files(path: str) -> Found:
         if kind == "folder":
             return Found(path, fs, root, list_files(fs, root))
         if kind == "file":
+            if "?" in root and redact(path) != path:
+                raise SpecError(
+                    f"input.path {redact(path)} holds a secret that would be written beside every row; download the "
+                    "file, or name it in its bucket (s3://...)"
+                )
             folder, _, name = root.rpartition("/")
             size, mtime_ns = stat_file(fs, root) or (0, 0)
             return Found(

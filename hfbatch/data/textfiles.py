@@ -7,6 +7,7 @@ Knows nothing of splits. A row of JSONL is a line that is not blank; a row of CS
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -205,8 +206,16 @@ def _header(file: Any, path: str) -> list[str]:
     view = np.frombuffer(block, np.uint8)
     starts = _filled(view, _line_ends(view, "csv"), "csv")
     line = block[int(starts[0]) : int(starts[1])] if len(starts) > 1 else block
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise ValueError(
+            "its lines end in carriage returns alone, or its header holds one; save it with line feeds"
+        )
     parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(path))
-    return pa.csv.read_csv(io.BytesIO(line), parse_options=parse).column_names
+    names = pa.csv.read_csv(io.BytesIO(line), parse_options=parse).column_names
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"it has more than one column named {twice[0]!r}")
+    return names
 
 
 def _first_lines(file: Any, file_format: str, least: int) -> bytes:

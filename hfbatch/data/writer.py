@@ -20,7 +20,15 @@ from hfbatch.data.rejects import Reject, reject_schema, rejects_table
 from hfbatch.data.splits import Split
 from hfbatch.errors import SplitError
 
-__all__ = ["PartWriter", "Reject", "part_table_bytes", "reject_schema", "rejects_table", "write_file"]
+__all__ = [
+    "PartWriter",
+    "Reject",
+    "part_table_bytes",
+    "reject_schema",
+    "rejects_table",
+    "stored_schema",
+    "write_file",
+]
 
 FOOTER_KEY = "hfbatch"
 REJECTS_FOLDER = "_hfbatch/rejects"
@@ -86,6 +94,11 @@ def part_table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None)
         use_dictionary=_byte_columns(table.schema.remove_metadata()),
     )
     return sink.getvalue()
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """What a part's schema is when it is read back: Parquet has no times in seconds, and renames items of lists."""
+    return pq.read_schema(pa.BufferReader(part_table_bytes(schema.empty_table())))
 
 
 @lru_cache(maxsize=8)

@@ -217,8 +217,12 @@ def keep_freed_memory() -> None:
 def is_stateless(model: torch.nn.Module) -> bool:
     """Whether two batches may run at once: rotary embeddings that adapt to a batch's length keep it in the model.
 
-    Source: `dynamic_rope_update` in transformers' modeling_rope_utils.
+    So does BigBird with the kind of attention that it goes over to at short ones.
+
+    Source: `dynamic_rope_update` in transformers' modeling_rope_utils, `set_attention_type` in modeling_big_bird.
     """
+    if getattr(model.config, "attention_type", "") == "block_sparse":
+        return False
     kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())
     return not any("dynamic" in kind or kind == "longrope" for kind in kinds)
 

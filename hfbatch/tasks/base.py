@@ -30,9 +30,13 @@ if TYPE_CHECKING:
     from hfbatch.data.models import Model
 
 SEE_PADDING = frozenset(
-    ("canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "perceiver", "yoso")
-)
-"""Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens."""
+    (
+        "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer",
+        "perceiver", "recurrent_gemma", "rwkv", "xlstm", "yoso",
+    )
+)  # fmt: skip
+"""Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens,
+carry a state through them, or go by the length of the batch."""
 Batch = dict[str, Any]
 """NumPy arrays, which go to the device; anything else stays on the host."""
 

@@ -54,6 +54,15 @@ TOOLS_WANTED = "JSON or list<struct>, the functions of each chat; read where map
 LEFT_OUT = (*NOT_FOLLOWED, *NOT_FOLLOWED_BEHIND_PROMPT)
 
 
+COUNT_PADDING = frozenset(
+    (
+        "bart", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet", "trocr",
+        "whisper", "xlnet",
+    )
+)  # fmt: skip
+"""Types of models, decoders of encoder-decoders but for XLNet, whose positions count the padding before a prompt."""
+
+
 class TextGeneration(GeneratingTask):
     """Continues each prompt of column `text`, or answers each chat of column `messages`.
 
@@ -123,6 +132,11 @@ class TextGeneration(GeneratingTask):
         limit = length_limit(self.tokenizer, self.config)
         room = [] if limit is None else [limit - self.decoding.max_new_tokens]
         return min([*room, *([self.max_length] if self.max_length else [])], default=None)
+
+    @property
+    def pads(self) -> bool:
+        """Whether prompts of different lengths may share a batch."""
+        return super().pads and self.config.model_type not in COUNT_PADDING
 
     def check(self) -> list[str]:
         """Refuses models that are not causal, params that contradict each other, and prompts without room."""

@@ -78,10 +78,11 @@ def load_weights(model: Any, folder: Path) -> None:
     :raises WorkerError: if the checkpoint has not all of them.
     """
     if hasattr(model, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-        found = set_peft_model_state_dict(model, load_peft_weights(str(folder)))
-        unknown = found.unexpected_keys
+        weights = load_peft_weights(str(folder))
+        unknown = sorted(get_peft_model_state_dict(model).keys() ^ weights.keys())
+        set_peft_model_state_dict(model, weights)
     else:
         saved, loading = type(model).from_pretrained(
             str(folder), config=model.config, dtype="float32", use_safetensors=True, output_loading_info=True

@@ -114,7 +114,19 @@ def test_the_chosen_batch_size_is_one_that_fits(encoder: str, engine: TorchEngin
     task = make(Embedding, encoder)
     assert choose_batch_size(task, engine, features_of(task, 300)) in engine.batch_sizes
     cramped = make(SmallMemory, encoder)
-    assert choose_batch_size(cramped, engine, features_of(cramped, 3)) == engine.batch_sizes[0]
+    for rows in (3, 300):  # the predictor halves what does not fit
+        assert choose_batch_size(cramped, engine, features_of(cramped, rows)) == engine.batch_sizes[0]
+
+
+def test_a_row_that_raises_does_not_end_the_choice_of_a_batch_size(encoder: str, engine: TorchEngine) -> None:
+    class Bad(Embedding):
+        """Raises on every batch."""
+
+        def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            raise ValueError("bad")
+
+    task = make(Bad, encoder)
+    assert choose_batch_size(task, engine, features_of(task, 50)) == engine.batch_sizes[0]
 
 
 def test_slow_rows_are_not_spent_on_choosing_a_batch_size(encoder: str, engine: TorchEngine) -> None:

@@ -96,6 +96,28 @@ def test_manifests_come_from_the_cache_and_else_from_footers(tmp_path):
     assert ledger.manifests(parts) == from_footers
 
 
+def test_what_is_written_again_goes_before_the_cache(tmp_path):
+    commit(tmp_path, split_at(0))
+    commit(tmp_path, split_at(2))
+    ledger = Ledger(str(tmp_path))
+    parts = [split_at(0).part, split_at(2).part]
+    ledger.save_manifests([Manifest(part, tokens=42) for part in parts])
+    assert [m.tokens for m in ledger.manifests(parts, [Manifest(parts[1], tokens=7)])] == [42, 7]
+    ledger.forget([parts[0]])
+    assert [m.tokens for m in ledger.manifests(parts)] == [0, 42]
+
+
+def test_rejects_without_a_part_are_found(tmp_path):
+    commit(tmp_path, split_at(0), rejects=True)
+    commit(tmp_path, split_at(2), rejects=True)
+    ledger = Ledger(str(tmp_path))
+    assert ledger.rejects_without_part() == []
+    (tmp_path / split_at(2).part).unlink()  # as if killed between the two
+    assert ledger.rejects_without_part() == [split_at(2).part]
+    ledger.remove_rejects(ledger.rejects_without_part())
+    assert os.listdir(tmp_path / "_hfbatch/rejects") == [split_at(0).part]
+
+
 def test_a_damaged_part_is_named(tmp_path):
     commit(tmp_path, split_at(0))
     ledger = Ledger(str(tmp_path))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import pickle
+import threading
+from functools import partial
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hfbatch.data.source import open_source
 from hfbatch.errors import SpecError
+from hfbatch.spec import InputSpec
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
 
 
@@ -203,3 +208,16 @@ def test_a_read_plan_is_small_and_travels(tmp_path):
     stored = pickle.dumps(plan)
     assert len(stored) < 2000
     assert pickle.loads(stored) == plan
+
+
+def test_a_signed_url_is_refused_since_its_name_goes_into_every_part(tmp_path):
+    write_groups(tmp_path / "a.parquet", [[1]])
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.parquet"
+        with pytest.raises(SpecError, match="holds a secret that would be written") as caught:
+            open_source(InputSpec(path=f"{url}?X-Amz-Signature=verysecret", format="parquet"))
+        assert "verysecret" not in str(caught.value)
+        assert open_source(InputSpec(path=url)).schema.names == source_of(tmp_path).schema.names
+        server.shutdown()

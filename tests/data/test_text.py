@@ -115,6 +115,21 @@ def test_a_header_alone_and_an_empty_file_have_no_rows(tmp_path):
     assert read_all(source, splits).table.column_names == ["id", "text"]
 
 
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"id,text\r1,a\r2,b\r", "end in carriage returns alone"),
+        (b"text,text\na,b\n", "more than one column named 'text'"),
+    ],
+)
+def test_a_file_that_would_lose_rows_or_columns_is_refused(tmp_path, data, fault):
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(SpecError, match=fault):
+        source_of(tmp_path)
+    (tmp_path / "b.csv").write_bytes(b"id,text\r\n1,a\r\n")
+    assert fault in source_of(tmp_path).broken["a.csv"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,text\n1,x\n")
     assert source_of(tmp_path).schema.names == ["id", "text"]

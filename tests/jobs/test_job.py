@@ -201,8 +201,9 @@ def test_hive_folders_jsonl_and_csv_are_inputs_too(tmp_path: Path, encoder: str)
     write_shards(tmp_path / "hive/lang=de", texts[6:], shards=1, first_id=6)
     rows = [{"id": k, "text": text} for k, text in enumerate(texts)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "rows.csv").write_text(
-        "id,text\n" + "".join(f'{k},"{text}\nend"\n' for k, text in enumerate(texts))
+    (tmp_path / "rows.csv").write_text(  # with times in seconds, which Parquet does not have
+        "id,at,text\n"
+        + "".join(f'{k},2024-01-02 10:00:0{k % 10},"{text}\nend"\n' for k, text in enumerate(texts))
     )
     for name in ("hive", "rows.jsonl", "rows.csv"):
         out = tmp_path / f"out-{name}"

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import boto3
 import pyarrow.dataset as ds
+import pytest
 
+from hfbatch import SpecError
+from hfbatch.plan import make_plan
 from hfbatch.verify import verify_output
 from tests.jobs.tools import make_spec, run_job, sentences, start_job, write_shards
 
@@ -47,3 +50,14 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(tmp_path: Path, minilm: str
     assert sorted(table["id"].to_pylist()) == list(range(600))
     keys = {found["Key"] for found in client.list_objects_v2(Bucket=s3["bucket"], Prefix="out/")["Contents"]}
     assert {"out/_SUCCESS", "out/_hfbatch/job.json", "out/_hfbatch/report.html"} <= keys
+
+
+def test_faults_tell_no_secret_of_a_url(tmp_path: Path, encoder: str, s3: dict[str, str]) -> None:
+    client = boto3.client("s3", endpoint_url=s3["endpoint"])
+    client.put_object(Bucket=s3["bucket"], Key="out/notes.txt", Body=b"mine")
+    write_shards(tmp_path / "in", sentences(5, most=1))
+    spec = make_spec("embedding", encoder, tmp_path / "in", f"s3://me:verysecret@{s3['bucket']}/out")
+    with pytest.raises(SpecError) as caught:
+        make_plan(spec)
+    assert "notes.txt" in str(caught.value)
+    assert "verysecret" not in str(caught.value)

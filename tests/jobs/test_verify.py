@@ -101,3 +101,29 @@ def test_lost_rejects(copy: Path) -> None:
     for file in (copy / "out/_hfbatch/rejects").iterdir():
         file.unlink()
     assert "rejects" in check(copy)
+
+
+def test_rejects_of_no_part(copy: Path) -> None:
+    (rejects,) = (copy / "out/_hfbatch/rejects").iterdir()
+    shutil.copy(rejects, rejects.with_name(rejects.name.replace("part-", "part-0")))
+    assert "belong to no part" in check(copy)
+
+
+def test_a_rerun_tells_a_part_that_cannot_be_read_and_then_mends_it(
+    finished: Path, tmp_path: Path, encoder: str
+) -> None:
+    shutil.copytree(finished / "out", tmp_path / "out")
+    spec = make_spec(
+        "embedding", encoder, finished / "in", tmp_path / "out", input={"split_rows": 10}, rejects={"max_fraction": 0.1}
+    )  # fmt: skip
+    victim = tmp_path / "out" / part_names(tmp_path / "out")[1]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    (tmp_path / "out/_hfbatch/manifests.parquet").unlink()
+    for _ in range(2):
+        result = hfbatch.run(spec, quiet=True)
+        assert result.exit_code == 1
+        assert f"{victim.name} cannot be read" in result.message
+        assert not (tmp_path / "out/_SUCCESS").exists()
+    victim.unlink()
+    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert verify_output(str(tmp_path / "out")) == []

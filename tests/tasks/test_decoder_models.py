@@ -5,22 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForCausalLM,
     BloomConfig,
     Gemma2Config,
     MambaConfig,
     MistralConfig,
     OPTConfig,
     PretrainedConfig,
+    PreTrainedModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
+from hfbatch.compute.predictor import Predictor
+from hfbatch.engines.torch import TorchEngine
 from hfbatch.tasks.text_generation import TextGeneration
 from tests.models.text import CORPUS, bytes_tokenizer, save
-from tests.tasks.drive import make, run
+from tests.tasks.drive import features_of, make, run
 
 TEXTS = [CORPUS[k][: 3 + 2 * k] for k in range(24)]
 TOKENS = {"vocab_size": 384, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -53,3 +61,45 @@ def test_a_row_gets_what_it_gets_alone(name: str, tmp_path: Path) -> None:
         assert task.check() == []
         for size in (1, 8):
             assert run(task, {"text": TEXTS}, size)["generated_text"].to_pylist() == expected
+
+
+SEEING: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
+    "positions that count padding": (
+        BartForCausalLM,
+        BartConfig(
+            **TOKENS, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, init_std=0.3,
+            is_decoder=True, is_encoder_decoder=False, max_position_embeddings=128,
+        ),
+    ),
+    "a state that padding goes through": (
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaConfig(
+            **TOKENS, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, lru_width=32, intermediate_size=64,
+            attention_window_size=64, head_dim=8,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_models_that_see_padding_get_none(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cls, config = SEEING[name]
+    model = cls(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    folder = save(tmp_path, model, bytes_tokenizer(128))
+    task = make(TextGeneration, folder, max_new_tokens=6, return_full_text=False, do_sample=False)
+    assert task.check() == []
+    features = features_of(task, {"text": TEXTS}).table
+    engine = TorchEngine(folder, task.auto_class, "float32")
+    together = Predictor(task, engine, 8).predict(features)
+    assert together.failures == []
+    assert together.batches == len({len(row) for row in features["input_ids"].to_pylist()})
+    alone = Predictor(task, engine, 1).predict(features)
+    found = [
+        task.postprocess(one.outputs, {"text": pa.array(TEXTS)})[0].to_pylist() for one in (together, alone)
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 10
