@@ -128,11 +128,11 @@ class PlainLoop:
         """Measures the model as it is, and notes the best."""
         metrics = self.training.evaluate(self.accelerator.unwrap_model(self.model))
         self._log(metrics)
-        value, best = metrics[f"eval_{self.args.metric_for_best_model}"], self.state.best_metric
-        better = best is None or (value > best if self.args.greater_is_better else value < best)
+        better = self.training.is_best(metrics, self.state)
         self._now("on_evaluate", metrics)
         if self.state.global_step and better:
-            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.state.best_metric = metrics[f"eval_{self.args.metric_for_best_model}"]
+            self.state.best_global_step = self.state.global_step
 
     def save(self) -> None:
         """A checkpoint, in files that are named as transformers' Trainer does."""

@@ -116,7 +116,7 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
         model_name=name,
         where=where,
         auto_class=auto_class,
-        flags="".join(f" {flag}" for flag in _flags(metrics)),
+        flags="".join(f" {flag}" for flag in flags_of(metrics)),
         m=metrics,
         table=figures(metrics),
         labels=sorted(metrics["data"]["labels"].items(), key=lambda one: -one[1])[:MOST_LABELS],
@@ -124,7 +124,7 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
     )
 
 
-def _flags(metrics: Mapping[str, Any]) -> list[str]:
+def flags_of(metrics: Mapping[str, Any]) -> list[str]:
     """What makes the task read the columns of the training, and put word pieces together."""
     inputs = {column.name for column in task_class(metrics["task"]).inputs}
     mapped = metrics["spec"]["train"]["columns"].items()

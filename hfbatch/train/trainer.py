@@ -54,6 +54,14 @@ class BatchTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Notes the best; transformers' own method keeps the first of equals, which has learnt the least."""
+        better = self._training.is_best(metrics, self.state)
+        if better:
+            self.state.best_metric = metrics[f"eval_{self.args.metric_for_best_model}"]
+            self.state.best_global_step = self.state.global_step
+        return better
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Puts back the weights, all of them: transformers' own method takes those whose names fit, and warns."""
         if self.is_fsdp_enabled:

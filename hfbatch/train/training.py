@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +88,15 @@ class Training:
         if decisive not in (*found, *metrics):
             raise WorkerError(f"evaluation.metric {decisive!r} is not among: {', '.join(found)}")
         return metrics
+
+    def is_best(self, metrics: Mapping[str, float], state: TrainerState) -> bool:
+        """Whether a model is better than the best so far by the metric that decides; of equals, by the loss."""
+        name, sign = f"eval_{self.args.metric_for_best_model}", 1 if self.args.greater_is_better else -1
+        best = [one for one in state.log_history if one["step"] == state.best_global_step and name in one]
+        if not best or math.isnan(best[-1][name]):
+            return True
+        mine, before = ((sign * one[name], -one["eval_loss"]) for one in (metrics, best[-1]))
+        return mine > before
 
     def measure(self, model: Any, details: Path | None = None) -> dict[str, float]:
         """Metrics of a model, computed as the one that is trained. :param details: as for `evaluate.evaluate`."""

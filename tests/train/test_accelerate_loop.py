@@ -61,6 +61,18 @@ def test_both_loops_give_the_same_losses_metrics_and_weights(
         assert weight == pytest.approx(weights[1][name], abs=1e-5), name
 
 
+@pytest.mark.parametrize("loop", ["accelerate", "trainer"])
+def test_of_equals_the_model_with_the_lower_loss_is_the_best(
+    data: Path, encoder: str, tmp_path: Path, loop: str
+) -> None:
+    news = train(data, encoder, tmp_path, loop, schedule={"epochs": 6, "learning_rate": 5e-3})
+    measured = [entry for entry in news["log"] if "eval_loss" in entry and entry["step"]]
+    top = max(entry["eval_accuracy"] for entry in measured)
+    equals = [entry for entry in measured if entry["eval_accuracy"] == top]
+    assert len(equals) > 1
+    assert news["best_step"] == min(equals, key=lambda entry: entry["eval_loss"])["step"] > equals[0]["step"]
+
+
 def test_part_of_an_epoch_is_a_step_at_least(data: Path, encoder: str, tmp_path: Path) -> None:
     steps = []
     for loop in ("accelerate", "trainer"):
