@@ -199,8 +199,9 @@ def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseEx
     failed = _failures(plan, manifests, problem)
     if not failed and not problem:
         ledger.remove(plan.state.stale)
-        ledger.remove_rejects(ledger.rejects_without_part())
     state = ledger.state(plan.splits)
+    if not failed and not problem:
+        ledger.remove_rejects(ledger.rejects_without_part([split.part for split in state.done]))
     fresh = [manifest for manifest in manifests if manifest.error is None]
     found = ledger.manifests([split.part for split in state.done], fresh)
     committed = [manifest for manifest in found if manifest.error is None]

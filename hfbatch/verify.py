@@ -48,7 +48,9 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(lambda part: _part_faults(ledger, part, expected[part], job), present):
             faults += found
-    faults += [f"the rejects {name} belong to no part; delete them" for name in ledger.rejects_without_part()]
+    faults += [
+        f"the rejects {name} belong to no part; delete them" for name in ledger.rejects_without_part(parts)
+    ]
     if not faults and not ledger.has_success():
         faults.append("_SUCCESS is missing: the job has not finished, or had too many rejects")
     return faults

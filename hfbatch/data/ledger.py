@@ -95,10 +95,10 @@ class Ledger:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove_one, parts))
 
-    def rejects_without_part(self) -> list[str]:
-        """Names of reject files whose part was never committed, or went away, sorted."""
+    def rejects_without_part(self, parts: Collection[str]) -> list[str]:
+        """Names of reject files whose part was never committed, or went away, sorted. :param parts: all parts."""
         there = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
-        return sorted({name for name in there if _is_part(name)} - self.list_parts())
+        return sorted({name for name in there if _is_part(name)} - set(parts))
 
     def remove_rejects(self, names: Collection[str]) -> None:
         """Deletes reject files. :raises OSError: when one cannot be deleted."""

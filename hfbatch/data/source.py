@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -204,9 +203,7 @@ def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
         raise ValueError("the file is empty (0 bytes), which is not Parquet")
     with pq.ParquetFile(path, filesystem=fs) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise ValueError(f"it has more than one column named {twice[0]!r}")
+    textfiles.refuse_repeated(schema.names)
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     rows = np.fromiter((group.num_rows for group in groups), np.int64, len(groups))
     sizes = np.fromiter((group.total_byte_size for group in groups), np.int64, len(groups))

@@ -212,10 +212,15 @@ def _header(file: Any, path: str) -> list[str]:
         )
     parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(path))
     names = pa.csv.read_csv(io.BytesIO(line), parse_options=parse).column_names
+    refuse_repeated(names)
+    return names
+
+
+def refuse_repeated(names: list[str]) -> None:
+    """:raises ValueError: where two columns have one name, so that one of them would be lost."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"it has more than one column named {twice[0]!r}")
-    return names
 
 
 def _first_lines(file: Any, file_format: str, least: int) -> bytes:

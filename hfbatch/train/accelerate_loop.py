@@ -128,11 +128,9 @@ class PlainLoop:
         """Measures the model as it is, and notes the best."""
         metrics = self.training.evaluate(self.accelerator.unwrap_model(self.model))
         self._log(metrics)
-        better = self.training.is_best(metrics, self.state)
         self._now("on_evaluate", metrics)
-        if self.state.global_step and better:
-            self.state.best_metric = metrics[f"eval_{self.args.metric_for_best_model}"]
-            self.state.best_global_step = self.state.global_step
+        if self.state.global_step:
+            self.training.note_best(metrics, self.state)
 
     def save(self) -> None:
         """A checkpoint, in files that are named as transformers' Trainer does."""

@@ -56,11 +56,7 @@ class BatchTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Notes the best; transformers' own method keeps the first of equals, which has learnt the least."""
-        better = self._training.is_best(metrics, self.state)
-        if better:
-            self.state.best_metric = metrics[f"eval_{self.args.metric_for_best_model}"]
-            self.state.best_global_step = self.state.global_step
-        return better
+        return self._training.note_best(metrics, self.state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Puts back the weights, all of them: transformers' own method takes those whose names fit, and warns."""

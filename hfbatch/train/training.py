@@ -89,14 +89,19 @@ class Training:
             raise WorkerError(f"evaluation.metric {decisive!r} is not among: {', '.join(found)}")
         return metrics
 
-    def is_best(self, metrics: Mapping[str, float], state: TrainerState) -> bool:
-        """Whether a model is better than the best so far by the metric that decides; of equals, by the loss."""
+    def note_best(self, metrics: Mapping[str, float], state: TrainerState) -> bool:
+        """Notes a model that is better than the best so far by the metric that decides; of equals, by the loss.
+
+        :returns: whether it is.
+        """
         name, sign = f"eval_{self.args.metric_for_best_model}", 1 if self.args.greater_is_better else -1
         best = [one for one in state.log_history if one["step"] == state.best_global_step and name in one]
-        if not best or math.isnan(best[-1][name]):
-            return True
-        mine, before = ((sign * one[name], -one["eval_loss"]) for one in (metrics, best[-1]))
-        return mine > before
+        if best and not math.isnan(best[-1][name]):
+            mine, before = ((sign * one[name], -one["eval_loss"]) for one in (metrics, best[-1]))
+            if not mine > before:
+                return False
+        state.best_metric, state.best_global_step = metrics[name], state.global_step
+        return True
 
     def measure(self, model: Any, details: Path | None = None) -> dict[str, float]:
         """Metrics of a model, computed as the one that is trained. :param details: as for `evaluate.evaluate`."""

@@ -111,10 +111,10 @@ def test_rejects_without_a_part_are_found(tmp_path):
     commit(tmp_path, split_at(0), rejects=True)
     commit(tmp_path, split_at(2), rejects=True)
     ledger = Ledger(str(tmp_path))
-    assert ledger.rejects_without_part() == []
+    assert ledger.rejects_without_part(ledger.list_parts()) == []
     (tmp_path / split_at(2).part).unlink()  # as if killed between the two
-    assert ledger.rejects_without_part() == [split_at(2).part]
-    ledger.remove_rejects(ledger.rejects_without_part())
+    assert ledger.rejects_without_part(ledger.list_parts()) == [split_at(2).part]
+    ledger.remove_rejects(ledger.rejects_without_part(ledger.list_parts()))
     assert os.listdir(tmp_path / "_hfbatch/rejects") == [split_at(0).part]
 
 

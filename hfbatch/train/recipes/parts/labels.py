@@ -143,15 +143,12 @@ class LabelRecipe(Recipe):
         """Labels of another kind in the rows to measure with."""
         faults = super().type_faults(train, measured)
         kinds = [self.kind_of(types["label"]) for types in (train, measured)]
-        return (
-            faults
-            if kinds[0] == kinds[1]
-            else [
-                *faults,
+        if kinds[0] != kinds[1]:
+            faults.append(
                 f"label is {train['label']} in train ({kinds[0]}) but {measured['label']} in eval ({kinds[1]}); make them the "
-                "same, or set params.kind",
-            ]
-        )
+                "same, or set params.kind"
+            )
+        return faults
 
     def config_changes(self) -> dict[str, Any]:
         """Labels, and the loss that goes with them as transformers knows it."""
