@@ -137,8 +137,10 @@ def run_both(order: TrainOrder, folder: Path, stop: int | None = None) -> Counte
 def run_rank(
     rank: int, world: int, order: str, folder: str, stop: int | None, port: int = 0, **options: Any
 ) -> tuple[dict[str, Any], Counter[int]]:
-    """One training process of `world`."""
+    """One training process of `world`, with the threads of a job's with one CPU: bits differ with their number."""
     from hfbatch.train.loop import train
+
+    torch.set_num_threads(1)
 
     news: list[dict[str, Any]] = []
     taken: list[int] = []
