@@ -111,7 +111,7 @@ class TrainWorkersSpec(Section):
     cpus: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs of one process."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: each process holds the whole model; fsdp: they share it (FSDP2, on GPUs)."""
+    """ddp: each process holds the whole model; fsdp: they share it (FSDP2, two GPUs at least)."""
     failures: int = Field(default=3, ge=0)
     """How often training begins again at the newest checkpoint after a process or node is lost."""
 
@@ -163,6 +163,15 @@ class FinetuneSpec(Spec):
         if self.loop == "accelerate" and (self.compute.compile or self.workers.strategy == "fsdp"):
             raise ValueError(
                 "loop accelerate has neither compute.compile nor workers.strategy fsdp; use loop: trainer with these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_can(self) -> FinetuneSpec:
+        if self.workers.strategy == "fsdp" and self.schedule.optimizer != "adamw":
+            raise ValueError(
+                f"schedule.optimizer {self.schedule.optimizer} cannot take weights in shards; use adamw with "
+                "workers.strategy fsdp"
             )
         return self
 

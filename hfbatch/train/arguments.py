@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "adamw_8bi
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
 
 
-def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
-    """The spec as transformers' TrainingArguments."""
+def arguments(order: TrainOrder, local: Path, world: int, layers: Sequence[str] = ()) -> TrainingArguments:
+    """The spec as transformers' TrainingArguments.
+
+    :param layers: classes of the layers that the processes share one by one, where they share a model.
+    """
     spec, schedule, every = order.spec, order.spec.schedule, order.spec.evaluation.every
     rate = LEARNING_RATES[spec.method.name] if schedule.learning_rate == "auto" else schedule.learning_rate
     dtype = native_dtype()[1] if spec.compute.dtype == "auto" else spec.compute.dtype
@@ -27,6 +31,7 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
     saved = (
         {"save_strategy": "epoch"} if every == "epoch" else {"save_strategy": "steps", "save_steps": every}
     )
+    groups = {"transformer_layer_cls_to_wrap": list(layers)} if layers else {"auto_wrap_policy": "NO_WRAP"}
     return TrainingArguments(
         output_dir=str(local / "run"),
         run_name=redact(spec.output).rstrip("/").rpartition("/")[2],
@@ -56,7 +61,9 @@ def arguments(order: TrainOrder, local: Path, world: int) -> TrainingArguments:
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
         **({"gradient_checkpointing": True} if spec.compute.gradient_checkpointing else {}),
-        **({"fsdp": True, "fsdp_config": {"version": 2}} if spec.workers.strategy == "fsdp" else {}),
+        **(
+            {"fsdp": True, "fsdp_config": {"version": 2, **groups}} if spec.workers.strategy == "fsdp" else {}
+        ),
         **when,
         **saved,
     )

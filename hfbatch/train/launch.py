@@ -55,6 +55,11 @@ def choose_team(spec: TrainWorkersSpec) -> Team:
         cpus = 1.0
     least = spec.at_least or count
     count = max(count, least)
+    if spec.strategy == "fsdp" and least < 2:
+        raise SpecError(
+            f"workers.strategy fsdp shares a model among two processes at least, and {least} may be all; set "
+            "workers.count and workers.at_least to 2 or more, or use ddp"
+        )
     if least < 1 or least * gpus > all_gpus or least * cpus > all_cpus:
         raise SpecError(
             f"workers: {least} of {cpus:g} CPUs and {gpus:g} GPUs do not fit into the cluster ({all_cpus:g} CPUs, "

@@ -17,18 +17,22 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 """Bytes of the optimizer's state for a weight; Adafactor keeps but a row and a column of each matrix."""
 
 
-def held(spec: FinetuneSpec, weights: int, trainable: int, activations: int | None) -> dict[str, Any]:
+def held(
+    spec: FinetuneSpec, weights: int, trainable: int, activations: int | None, workers: int
+) -> dict[str, Any]:
     """Bytes by what they are for, and their `total`.
 
     :param weights: how many there are; :param trainable: how many of them training changes.
     :param activations: bytes of one forward pass; None where they are not known, which leaves `total` None.
+    :param workers: processes, which may share the model.
     """
+    sharing = workers if spec.workers.strategy == "fsdp" else 1
     base = weights - trainable
     frozen = base * spec.method.bits // 8 if spec.method.name == "qlora" else base * FLOAT
     parts = {
-        "weights": frozen + trainable * FLOAT,
-        "gradients": trainable * FLOAT,
-        "optimizer": trainable * OPTIMIZER_BYTES[spec.schedule.optimizer],
+        "weights": (frozen + trainable * FLOAT) // sharing,
+        "gradients": trainable * FLOAT // sharing,
+        "optimizer": trainable * OPTIMIZER_BYTES[spec.schedule.optimizer] // sharing,
         "activations": activations,
     }
     return {**parts, "total": None if activations is None else sum(part or 0 for part in parts.values())}

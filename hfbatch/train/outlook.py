@@ -49,6 +49,11 @@ def try_training(plan: FinetunePlan) -> dict[str, Any]:
     check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
     surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}
     shown = _describe(plan, surveys, team, True)
+    if plan.spec.workers.strategy == "fsdp":
+        why = (
+            "no trial: it would hold the whole model, which workers.strategy fsdp shares among the processes"
+        )
+        return {**shown, "workers": asdict(team), "notes": [*shown["notes"], why]}
     order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, "")
     return _with_trial(plan, shown, try_steps(order, plan.train, team), team)
 
@@ -104,7 +109,7 @@ def _describe(
         },
         "weights": weights,
         "trainable": changing,
-        "memory": held(spec, weights, changing, activations),
+        "memory": held(spec, weights, changing, activations, team.workers),
         "memory_dtype": "float32",
         "lengths": lengths,
         "notes": notes,
@@ -179,7 +184,7 @@ def _with_trial(
     times = math.ceil(shown["epochs"]) if every == "epoch" else shown["steps"] // every
     evaluation = shown["rows"]["eval"]["rows"] / (found["eval_rows_per_s"] * team.workers)
     eta = found["load_seconds"] + shown["steps"] * found["seconds_per_step"] + (times + 1) * evaluation
-    memory = held(plan.spec, found["weights"], found["trainable"], found["activations"])
+    memory = held(plan.spec, found["weights"], found["trainable"], found["activations"], team.workers)
     return {
         **shown,
         "weights": found["weights"],

@@ -224,6 +224,8 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
     for name in ("output", "workers", "report_to", "push_to_hub", "train", "eval"):
         plain.pop(name)
     plain["batch"].pop("per_device")
+    if spec.workers.strategy == "fsdp":
+        plain["workers"] = {"strategy": "fsdp"}  # its checkpoints are for itself alone
     plain["model"] = {**plain["model"], "name": None, "revision": None, "commit": model.commit}
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
 
 from hfbatch.train.model import load_weights
+from hfbatch.train.sharing import embeddings_with_the_rest
 from hfbatch.train.training import Training
 
 
@@ -42,6 +43,13 @@ class BatchTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._training.sampler
 
+    def _prepare_for_training(self, *args: Any) -> Any:
+        """Wraps the model for its processes."""
+        if not self.is_fsdp_enabled:
+            return super()._prepare_for_training(*args)
+        with embeddings_with_the_rest(self.model):
+            return super()._prepare_for_training(*args)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. :raises WorkerError: when the loss is no number."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -64,6 +72,13 @@ class BatchTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Writes the model; of a shared one, each weight that has several names once, as of any other."""
+        if self.is_fsdp_enabled and state_dict is not None:
+            again = getattr(self.model, "all_tied_weights_keys", None) or ()
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in again}
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves on this machine, then to the output folder."""

@@ -29,6 +29,7 @@ from hfbatch.train.recipes.base import IGNORED, Recipe
 from hfbatch.train.reporting import reporters
 from hfbatch.train.rows import FeatureRows
 from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.sharing import layers_to_share
 from hfbatch.train.throughput import StepClock
 
 
@@ -55,7 +56,7 @@ class Training:
         features = self.order.features
         self.rows = {name: FeatureRows(join(features, name), self.local / name) for name in ("train", "eval")}
         self.model = build_model(self.order.spec, self.order.recipe)
-        self.args = arguments(self.order, self.local, self.world)
+        self.args = arguments(self.order, self.local, self.world, layers_to_share(self.model))
         self.checkpoints = Checkpoints(join(self.order.state, "checkpoints"))
         batch = self.order.spec.batch
         self.sampler = ShuffledRows(

@@ -175,6 +175,7 @@ def test_a_model_without_weights_keeps_about_what_the_real_one_does(values: dict
         ({"schedule": {"optimizer": "adamw_8bit"}}, (4000, 4000, 2000)),
         ({"method": "lora"}, (4000, 400, 800)),
         ({"method": "qlora"}, (450 + 400, 400, 800)),
+        ({"workers": {"count": 2, "strategy": "fsdp"}}, (2000, 2000, 4000)),
     ],
 )
 def test_memory_goes_by_method_and_optimizer(
@@ -182,10 +183,10 @@ def test_memory_goes_by_method_and_optimizer(
 ) -> None:
     spec = FinetuneSpec.build({**values, **changes})
     changing = 100 if "method" in changes else 1000
-    found = held(spec, 1000, changing, 50)
+    found = held(spec, 1000, changing, 50, 2)
     assert (found["weights"], found["gradients"], found["optimizer"]) == bytes_of
     assert found["total"] == sum(bytes_of) + 50
-    assert held(spec, 1000, changing, None)["total"] is None
+    assert held(spec, 1000, changing, None, 2)["total"] is None
 
 
 def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def run_rank(
     from hfbatch.train.loop import train
 
     torch.set_num_threads(1)
-
+    if TrainOrder.from_json(order).spec.workers.strategy == "fsdp":
+        share_among_cpus()
     news: list[dict[str, Any]] = []
     taken: list[int] = []
 
@@ -160,6 +161,22 @@ def run_rank(
         (Path(folder) / f"taken-{rank}.json").write_text(json.dumps(taken))
         dist.destroy_process_group()
     return news[-1] if news else {}, Counter(taken)
+
+
+def share_among_cpus() -> None:
+    """Lets this process and those beside it share a model (FSDP2): Accelerate does so for accelerators alone, torch
+    for CPUs too."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    begin = PartialState.__init__
+
+    def begun(state: PartialState, *args: Any, **options: Any) -> None:
+        begin(state, *args, **options)
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_HPU
+
+    PartialState.__init__ = begun  # type: ignore[method-assign]
 
 
 @contextmanager

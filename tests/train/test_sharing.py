@@ -1,0 +1,135 @@
+"""Two processes that share a model (FSDP2) train it as two that each hold it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec, TrainWorkersSpec
+from hfbatch.train.launch import choose_team
+from hfbatch.train.order import TrainOrder
+from hfbatch.train.plan import make_finetune_plan
+from hfbatch.train.sharing import layers_to_share
+from tests.cases.every import CASES
+from tests.train.test_every_recipe import PARAMS, ROWS
+from tests.train.tools import Stopped, assert_same_weights, order_of, run_both, spec_of, write_rows
+
+SHARED = {"workers": {"count": 2, "cpus": 1, "strategy": "fsdp"}}
+APART = {"workers": {"count": 2, "cpus": 1, "strategy": "ddp"}}
+STILL = {
+    "dropout_rate": 0.0, "layerdrop": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0, "final_dropout": 0.0, "mask_time_prob": 0.0, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+"""Random numbers go by batches, and these by processes: without them both trainings are the same but for rounding."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data"))
+
+
+def assert_near(one: Path, other: Path) -> None:
+    """The weights of two models but for the keys' bias, which adds the same to all scores of a query and so has no
+    gradient: Adam makes steps of what rounding leaves there."""
+    mine, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for name in [name for name in mine if not name.endswith(("key.bias", "k_proj.bias"))]:
+        np.testing.assert_allclose(mine[name], theirs[name], atol=2e-4, err_msg=name)
+
+
+def test_layers_are_gathered_one_by_one_but_for_tied_weights(encoder: str) -> None:
+    plain = AutoModelForSequenceClassification.from_pretrained(encoder)
+    assert layers_to_share(plain) == ["BertEmbeddings", "BertLayer"]
+    tied = AutoModelForMaskedLM.from_pretrained(encoder)
+    assert layers_to_share(tied) == ["BertLayer"]
+    assert layers_to_share(torch.nn.Linear(2, 2)) == []
+
+
+def of_task(name: str, model: str, folder: Path, **changes: Any) -> TrainOrder:
+    """An order of three steps with the rows of a task."""
+    pq.write_table(pa.table(dict(ROWS[name])), folder / "rows.parquet")
+    return order_of(
+        FinetuneSpec.build(
+            {
+                "task": name, "model": {"name": model, "overrides": STILL}, "train": str(folder / "rows.parquet"),
+                "eval": str(folder / "rows.parquet"), "params": PARAMS.get(name, {}), "batch": {"size": 16},
+                "schedule": {"steps": 3, "learning_rate": 1e-4, "warmup": 0}, "compute": {"dtype": "float32"},
+                "report_to": [], **changes,
+            }
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fill-mask",
+        "text-generation",
+        "summarization",
+        "image-classification",
+        "audio-classification",
+        "embedding",
+    ],
+)
+def test_any_kind_of_model_can_be_shared(name: str, tmp_path: Path) -> None:
+    model = CASES[name].build(tmp_path / "base")
+    for how, changes in (("shared", SHARED), ("apart", APART)):
+        run_both(
+            of_task(name, model, tmp_path, output=str(tmp_path / how), **changes), tmp_path / f"run-{how}"
+        )
+    assert_near(tmp_path / "shared", tmp_path / "apart")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "batch": {"size": 16, "per_device": 2},
+            "compute": {"dtype": "float32", "gradient_checkpointing": True},
+        },
+        {"method": {"name": "lora", "dropout": 0}},
+    ],
+    ids=["full", "lora"],
+)
+def test_a_shared_training_that_stops_goes_on(
+    encoder: str, data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    order = order_of(spec_of(data, encoder, tmp_path / "stopped", **SHARED, **changes))
+    with pytest.raises(Exception, match=Stopped.__name__):
+        run_both(order, tmp_path / "first", stop=18)
+    run_both(order, tmp_path / "second")
+    for how, workers in (("shared", SHARED), ("apart", APART)):
+        run_both(
+            order_of(spec_of(data, encoder, tmp_path / how, **workers, **changes)), tmp_path / f"run-{how}"
+        )
+    assert_same_weights(str(tmp_path / "stopped" / "model"), str(tmp_path / "shared" / "model"))
+    assert_near(tmp_path / "shared", tmp_path / "apart")
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit"])
+def test_optimizers_that_cannot_take_shards_are_refused(data: Path, encoder: str, optimizer: str) -> None:
+    with pytest.raises(SpecError, match=f"{optimizer} cannot take weights in shards; use adamw"):
+        spec_of(data, encoder, Path("out"), schedule={"optimizer": optimizer}, **SHARED)
+
+
+def test_one_process_has_nobody_to_share_with(ray_cluster: str) -> None:
+    with pytest.raises(SpecError, match=r"two processes at least, and 1 may be all; set workers\.count and"):
+        choose_team(TrainWorkersSpec(count=2, at_least=1, gpus=1, strategy="fsdp"))
+
+
+def test_checkpoints_of_one_strategy_are_not_for_the_other(data: Path, encoder: str, tmp_path: Path) -> None:
+    one, other = (
+        make_finetune_plan(spec_of(data, encoder, tmp_path / "out", **how)).fingerprint
+        for how in (SHARED, APART)
+    )
+    assert one != other
