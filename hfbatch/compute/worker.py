@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.compute.calibrate import choose_batch_size
-from hfbatch.compute.machine import usable_cores
+from hfbatch.compute.machine import collector_at_rest, usable_cores
 from hfbatch.compute.precision import native_dtype
 from hfbatch.compute.predictor import BatchStats, Prediction, Predictor
 from hfbatch.data.models import Model
@@ -59,6 +59,7 @@ class WorkOrder:
         settled = Settled(**values["settled"]) if values["settled"] else None
         return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled, values["root"])
 
+    @collector_at_rest()
     def task(self) -> Task:
         """The job's task, with the model's files on this machine; transformers is told to be silent."""
         from transformers.utils import logging
@@ -67,6 +68,7 @@ class WorkOrder:
         return build_task(self.spec, self.model.fetch(), self.root)
 
 
+@collector_at_rest()
 def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
     """A task object.
 
@@ -86,6 +88,7 @@ class Worker:
     :param share: the part of this machine's cores that the worker may use, 0 to 1.
     """
 
+    @collector_at_rest()
     def __init__(
         self, order: WorkOrder, share: float = 1.0, on_batch: Callable[[BatchStats], None] | None = None
     ):

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from hfbatch.compute.machine import collector_at_rest
 from hfbatch.data.filesystem import join, one_line, open_filesystem
 from hfbatch.errors import HfbatchError, SpecError, WorkerError
 from hfbatch.finetune_spec import TrainWorkersSpec
@@ -196,10 +197,11 @@ class _Follower(threading.Thread):
 
 def _process(config: dict[str, Any]) -> None:
     """What Ray Train runs in each process."""
-    import torch
-    from ray.train import get_context, get_preemption_info
+    with collector_at_rest():
+        import torch
+        from ray.train import get_context, get_preemption_info
 
-    from hfbatch.train.loop import train
+        from hfbatch.train.loop import train
 
     board, context = config["board"], get_context()
     if ray.get(board.failed.remote()):
