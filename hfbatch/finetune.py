@@ -178,6 +178,8 @@ def _metrics(
     seconds: float,
 ) -> dict[str, Any]:
     """The content of metrics.json."""
+    from hfbatch.train.surveys import label_notes
+
     job = plan.job()
     evaluations = [entry for entry in news["log"] if "eval_loss" in entry]
     plain = [
@@ -189,6 +191,7 @@ def _metrics(
     ]
     best = next(entry for entry in plain if entry["step"] == news["best_step"])
     merged = compare(best, news["merged"]) if news["merged"] else {}
+    notes = [*label_notes(data["labels"]), *merged.pop("notes", ())]
     return {
         "task": plan.spec.task,
         "method": plan.spec.method.name,
@@ -196,6 +199,7 @@ def _metrics(
         "metric": plan.metric,
         "best": best,
         **merged,
+        "notes": notes,
         "before": plain[0],
         "resumed_at": news["resumed_at"],
         "baseline": news["baseline"],

@@ -21,7 +21,7 @@ from hfbatch.train.order import TrainOrder, check_shares, shares
 from hfbatch.train.plan import FinetunePlan
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import FeatureRows
-from hfbatch.train.surveys import row_faults
+from hfbatch.train.surveys import label_notes, row_faults
 from hfbatch.train.trial import sample, try_steps
 
 SAMPLE_SPLITS = 4
@@ -88,7 +88,8 @@ def _describe(
         lengths = _lengths(some, read, truncated)
         activations = _activations(spec, recipe, model, some, per_device)
     steps, passes = _steps(plan, rows["train"]["rows"] * lengths["features_per_row"])
-    notes = [] if whole else ["not all rows were looked at: rows and labels are estimates from a few splits"]
+    few = "not all rows were looked at: rows and labels are estimates from a few splits"
+    notes = label_notes(surveys["train"].labels) if whole else [few]
     return {
         "task": spec.task,
         "method": spec.method.name,

@@ -97,7 +97,7 @@ def test_faulty_rows_are_told_together_before_training(
         "train: rows.parquet row 1: text is null or empty",
         "leave such rows out with train.filter and eval.filter, or mend them",
         "eval holds labels that no training row has: 'maybe' (training has: no, yes); leave these rows out with "
-        "eval.filter, or add such rows to train; where eval is a share of train, set another seed",
+        "eval.filter, or add such rows to train",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -51,6 +51,24 @@ def plan_of(values: dict[str, Any], **changes: Any) -> FinetunePlan:
     return make_finetune_plan(FinetuneSpec.build({**values, **changes}))
 
 
+def test_a_label_that_falls_whole_into_the_share_set_aside_is_a_label(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    labels = ["rare", *["no", "yes"] * 20]
+    pq.write_table(pa.table({"text": CORPUS[:41], "label": labels}), tmp_path / "rows.parquet")
+    share = {"train": str(tmp_path / "rows.parquet"), "eval": None, "evaluation": {"fraction": 0.5}}
+    learnt = set()
+    for seed in range(8):
+        plan = plan_of(values, **share, seed=seed, params={"class_weights": "balanced"})
+        shown = describe_training(plan)
+        assert plan.recipe.labels == ["no", "rare", "yes"]
+        assert all(weight < 100 for weight in plan.recipe.weights)
+        learnt.add(shown["labels"]["rare"])
+        noted = [note for note in shown["notes"] if "no training row has the label 'rare'" in note]
+        assert len(noted) == (not shown["labels"]["rare"])
+    assert learnt == {0, 1}  # with some seeds the one row is set aside
+
+
 def test_numbers_of_classes_have_the_names_that_datasets_wrote(
     values: dict[str, Any], tmp_path: Path
 ) -> None:

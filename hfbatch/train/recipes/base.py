@@ -178,7 +178,7 @@ class Recipe(ABC):
         shown = ", ".join(map(repr, unknown[:5]))
         return [
             f"eval holds labels that no training row has: {shown} (training has: {', '.join(self.labels[:20])}); leave "
-            "these rows out with eval.filter, or add such rows to train; where eval is a share of train, set another seed"
+            "these rows out with eval.filter, or add such rows to train"
         ]
 
     def config_changes(self) -> dict[str, Any]:

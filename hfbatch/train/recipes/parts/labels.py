@@ -127,9 +127,10 @@ class LabelRecipe(Recipe):
         labels = sorted(survey.labels, key=known.index if survey.labels.keys() <= set(known) else by_value)
         self.settled["labels"] = labels
         faults = []
-        if len(labels) < 2:
+        learnt = [label for label in labels if survey.labels[label]]
+        if len(learnt) < 2:
             faults.append(
-                f"all training rows have the one label {labels[0] if labels else None!r}; there is nothing to learn"
+                f"all training rows have the one label {learnt[0] if learnt else None!r}; there is nothing to learn"
             )
         if isinstance(self.params.class_weights, dict):
             unknown = sorted(set(self.params.class_weights) - set(labels))
@@ -229,7 +230,7 @@ class LabelRecipe(Recipe):
             return None
         if asked == "balanced":
             rows = sum(counts.values())
-            return [rows / (len(counts) * counts[name]) for name in self.labels]
+            return [rows / (len(counts) * max(counts[name], 1)) for name in self.labels]
         return [asked.get(name, 1.0) for name in self.labels]
 
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
