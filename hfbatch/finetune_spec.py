@@ -168,9 +168,16 @@ class FinetuneSpec(Spec):
 
     @model_validator(mode="after")
     def _shards_can(self) -> FinetuneSpec:
-        if self.workers.strategy == "fsdp" and self.schedule.optimizer != "adamw":
+        if self.workers.strategy != "fsdp":
+            return self
+        if self.schedule.optimizer != "adamw":
             raise ValueError(
                 f"schedule.optimizer {self.schedule.optimizer} cannot take weights in shards; use adamw with "
+                "workers.strategy fsdp"
+            )
+        if self.compute.dtype == "float16":
+            raise ValueError(
+                "compute.dtype float16 cannot go on from a checkpoint in shards; use bfloat16 or float32 with "
                 "workers.strategy fsdp"
             )
         return self

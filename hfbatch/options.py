@@ -19,7 +19,8 @@ Columns = Annotated[
 ]
 Keep = Annotated[str | None, typer.Option(help="Input columns to keep, such as id,lang; default: all.")]
 Params = Annotated[
-    list[str] | None, typer.Option("--param", help="Option of the task, such as top_k=3; repeat.")
+    list[str] | None,
+    typer.Option("--param", help="Option of the task, NAME=VALUE; `hfbatch tasks TASK` lists them; repeat."),
 ]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Any field of the spec, such as batch.size=64; repeat.")

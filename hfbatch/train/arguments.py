@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -31,7 +32,6 @@ def arguments(order: TrainOrder, local: Path, world: int, layers: Sequence[str] 
     saved = (
         {"save_strategy": "epoch"} if every == "epoch" else {"save_strategy": "steps", "save_steps": every}
     )
-    groups = {"transformer_layer_cls_to_wrap": list(layers)} if layers else {"auto_wrap_policy": "NO_WRAP"}
     return TrainingArguments(
         output_dir=str(local / "run"),
         run_name=redact(spec.output).rstrip("/").rpartition("/")[2],
@@ -61,9 +61,15 @@ def arguments(order: TrainOrder, local: Path, world: int, layers: Sequence[str] 
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
         **({"gradient_checkpointing": True} if spec.compute.gradient_checkpointing else {}),
-        **(
-            {"fsdp": True, "fsdp_config": {"version": 2, **groups}} if spec.workers.strategy == "fsdp" else {}
-        ),
+        **(sharing(layers) if spec.workers.strategy == "fsdp" else {}),
         **when,
         **saved,
     )
+
+
+def sharing(layers: Sequence[str]) -> dict[str, Any]:
+    """Arguments for processes that share a model (FSDP2). :param layers: classes of what is gathered one by one."""
+    groups = {"transformer_layer_cls_to_wrap": list(layers)} if layers else {"auto_wrap_policy": "NO_WRAP"}
+    # Else each process would keep the gradients of the whole model until the last pass of a step.
+    every_pass = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return {"fsdp": True, "fsdp_config": {"version": 2, **groups}, "accelerator_config": every_pass}

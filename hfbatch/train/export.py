@@ -53,13 +53,12 @@ def export_merged(
         recipe.processor.save_pretrained(local / "adapter")
         put(local / "adapter", join(order.spec.output, "adapter"), last="adapter_config.json")
     merged = adapted.merge_and_unload(safe_merge=True)
-    metrics = measure(merged)
-    if first:
+    if first:  # before it is measured, which takes the whole model on a device
         merged.save_pretrained(local / "merged")
         recipe.processor.save_pretrained(local / "merged")
         recipe.complete(local / "merged")
         put(local / "merged", join(order.spec.output, "model"), last="config.json")
-    return metrics
+    return measure(merged)
 
 
 def best_of(checkpoints: Checkpoints, step: int, local: Path) -> Path:

@@ -47,9 +47,9 @@ def choose_team(spec: TrainWorkersSpec) -> Team:
     all_gpus, all_cpus = there.get("GPU", 0.0), there.get("CPU", 0.0)
     gpus = (1.0 if all_gpus else 0.0) if spec.gpus == "auto" else spec.gpus
     count = (int(all_gpus / gpus) if gpus else 1) if spec.count == "auto" else spec.count
-    if spec.strategy == "fsdp" and not gpus:
+    if spec.strategy == "fsdp" and gpus < 1:
         raise SpecError(
-            "workers.strategy fsdp shares a model among GPUs, and the processes have none; use ddp"
+            f"workers.strategy fsdp shares a model among GPUs, and each process has {gpus:g}; use ddp"
         )
     cpus = max(int(all_cpus / max(count, 1)), 1) if spec.cpus == "auto" else spec.cpus
     if gpus and spec.cpus == "auto":
@@ -59,7 +59,7 @@ def choose_team(spec: TrainWorkersSpec) -> Team:
     if spec.strategy == "fsdp" and least < 2:
         raise SpecError(
             f"workers.strategy fsdp shares a model among two processes at least, and {least} may be all; set "
-            "workers.count and workers.at_least to 2 or more, or use ddp"
+            f"workers.count and workers.at_least to 2 or more (the cluster has {all_gpus:g} GPUs), or use ddp"
         )
     if least < 1 or least * gpus > all_gpus or least * cpus > all_cpus:
         raise SpecError(

@@ -277,6 +277,8 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     if "train" not in state.get("spec", {}):
         raise SpecError(f"output {redact(plan.spec.output)} holds the output of a job; choose another folder")
     old, new = _leaves(state["identity"]), _leaves(plan.identity)
+    for leaves in (old, new):
+        leaves.setdefault("workers.strategy", "ddp")
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differing:
         shown = "; ".join(

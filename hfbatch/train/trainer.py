@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
 
 from hfbatch.train.model import load_weights
-from hfbatch.train.sharing import embeddings_with_the_rest
+from hfbatch.train.sharing import embeddings_with_the_rest, keep_precise, states_may_lack
 from hfbatch.train.training import Training
 
 
@@ -36,6 +37,8 @@ class BatchTrainer(Trainer):
             compute_loss_func=training.order.recipe.loss,
             callbacks=training.callbacks(self.evaluate),
         )
+        if self.is_fsdp_enabled:
+            keep_precise(self.accelerator.state.fsdp_plugin)
         if self.accelerator.ddp_handler is not None:
             # Gradients lie in the buffers that are summed over the processes, in place of being copied there.
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
@@ -49,6 +52,11 @@ class BatchTrainer(Trainer):
             return super()._prepare_for_training(*args)
         with embeddings_with_the_rest(self.model):
             return super()._prepare_for_training(*args)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Puts back what belongs to the steps."""
+        with states_may_lack() if self.is_fsdp_enabled else nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass. :raises WorkerError: when the loss is no number."""

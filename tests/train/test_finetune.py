@@ -111,7 +111,7 @@ def test_faulty_rows_are_told_together_before_training(
         ),
         (
             {"workers": {"strategy": "fsdp"}},
-            "fsdp shares a model among GPUs, and the processes have none; use ddp",
+            "fsdp shares a model among GPUs, and each process has 0; use ddp",
         ),
         ({"workers": {"count": 99, "cpus": 1}}, "99 of 1 CPUs .* do not fit into the cluster"),
     ],

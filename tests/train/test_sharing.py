@@ -11,7 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ViTImageProcessor,
+)
 
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec, TrainWorkersSpec
@@ -52,6 +58,10 @@ def test_layers_are_gathered_one_by_one_but_for_tied_weights(encoder: str) -> No
     assert layers_to_share(plain) == ["BertEmbeddings", "BertLayer"]
     tied = AutoModelForMaskedLM.from_pretrained(encoder)
     assert layers_to_share(tied) == ["BertLayer"]
+    unnamed = torch.nn.ModuleList(
+        [torch.nn.Identity(), torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))]
+    )
+    assert layers_to_share(unnamed) == ["Linear"]
     assert layers_to_share(torch.nn.Linear(2, 2)) == []
 
 
@@ -116,10 +126,41 @@ def test_a_shared_training_that_stops_goes_on(
     assert_near(tmp_path / "shared", tmp_path / "apart")
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit"])
-def test_optimizers_that_cannot_take_shards_are_refused(data: Path, encoder: str, optimizer: str) -> None:
-    with pytest.raises(SpecError, match=f"{optimizer} cannot take weights in shards; use adamw"):
-        spec_of(data, encoder, Path("out"), schedule={"optimizer": optimizer}, **SHARED)
+def test_a_weight_that_never_has_a_gradient_does_not_keep_a_training_from_going_on(tmp_path: Path) -> None:
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    Dinov2ForImageClassification(config).save_pretrained(tmp_path / "base")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "base")
+    out = str(tmp_path / "out")
+    order = of_task("image-classification", str(tmp_path / "base"), tmp_path, output=out, **SHARED)
+    with pytest.raises(Exception, match=Stopped.__name__):
+        run_both(order, tmp_path / "first", stop=2)
+    run_both(order, tmp_path / "second")
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+
+
+def test_embeddings_are_compared_in_float32_whatever_passes_compute_in(tmp_path: Path) -> None:
+    model, low = CASES["embedding"].build(tmp_path / "base"), {"compute": {"dtype": "bfloat16"}}
+    run_both(
+        of_task("embedding", model, tmp_path, output=str(tmp_path / "out"), **SHARED, **low), tmp_path / "run"
+    )
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"schedule": {"optimizer": "adafactor"}}, "adafactor cannot take weights in shards; use adamw"),
+        ({"schedule": {"optimizer": "adamw_8bit"}}, "adamw_8bit cannot take weights in shards; use adamw"),
+        ({"compute": {"dtype": "float16"}}, "float16 cannot go on from a checkpoint in shards; use bfloat16"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused(
+    data: Path, encoder: str, changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(SpecError, match=fault):
+        spec_of(data, encoder, Path("out"), **SHARED, **changes)
 
 
 def test_one_process_has_nobody_to_share_with(ray_cluster: str) -> None:

@@ -156,7 +156,7 @@ class TokenClassificationRecipe(Recipe):
         names = [prefix + kind for kind in kinds for prefix in PREFIXES] if prefixed else tags
         commonest = next((tag for tag, _ in survey.labels.most_common(1)), OUTSIDE)
         self.settled = {"labels": outside + names, "commonest": commonest}
-        if survey.labels and not tags:
+        if survey.labels and not any(survey.labels[tag] for tag in tags):
             return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to learn"]
         if prefixed and prefixed != tags:
             others = ", ".join(repr(tag) for tag in tags if tag not in prefixed)

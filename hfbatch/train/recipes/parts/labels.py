@@ -224,13 +224,16 @@ class LabelRecipe(Recipe):
 
     @property
     def weights(self) -> list[float] | None:
-        """How much each class counts, by its index; balanced: rows / (classes × rows of the class), as scikit-learn."""
+        """How much each class counts, by its index; balanced: rows / (classes × rows of the class), as scikit-learn.
+
+        A class without training rows counts 1.
+        """
         asked, counts = self.params.class_weights, self.settled["counts"]
         if asked is None:
             return None
         if asked == "balanced":
-            rows = sum(counts.values())
-            return [rows / (len(counts) * max(counts[name], 1)) for name in self.labels]
+            each = sum(counts.values()) / sum(map(bool, counts.values()))
+            return [each / counts[name] if counts[name] else 1.0 for name in self.labels]
         return [asked.get(name, 1.0) for name in self.labels]
 
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
