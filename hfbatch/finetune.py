@@ -191,7 +191,7 @@ def _metrics(
     ]
     best = next(entry for entry in plain if entry["step"] == news["best_step"])
     merged = compare(best, news["merged"]) if news["merged"] else {}
-    notes = [*label_notes(data["labels"]), *merged.pop("notes", ())]
+    notes = [*plan.notes, *label_notes(data["labels"]), *merged.pop("notes", ())]
     return {
         "task": plan.spec.task,
         "method": plan.spec.method.name,

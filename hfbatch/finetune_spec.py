@@ -55,7 +55,7 @@ class ScheduleSpec(Section):
     """How often each row is seen."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; goes before epochs."""
-    learning_rate: float | Auto = "auto"
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
     """Peak learning rate; auto: 5e-5 for full, 1e-3 for head, 2e-4 for lora and qlora."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate goes down after the warm-up."""

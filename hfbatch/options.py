@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -68,7 +69,8 @@ def finetune_spec(
 
     if keep is not None:
         raise SpecError("--keep is for jobs, which write rows; a fine-tuning writes a model: leave it out")
-    flags = _flags([part for part in ("train", "eval") if part in values], column, param, limit)
+    given = [part for part in ("train", "eval") if values.get(part) is not None]
+    flags = _flags(given, column, param, limit)
     return _built(FinetuneSpec, values, [*flags, *(set_ or [])], save)
 
 
@@ -86,7 +88,8 @@ def _flags(
     ]
     if wrong:
         raise SpecError(wrong)
-    flags = [f"{part}.columns.{pair}" for part in parts for pair in column or []]
+    pairs = [pair.partition("=")[::2] for pair in column or []]
+    flags = [f"{part}.columns.{name}={json.dumps(of)}" for part in parts for name, of in pairs]
     flags += [f"params.{pair}" for pair in param or []]
     return flags + ([] if limit is None else [f"{parts[0]}.limit={limit}"])
 

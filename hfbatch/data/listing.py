@@ -26,6 +26,7 @@ from hfbatch.data.filesystem import (
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
 
+PACKED = ("gz", "bz2", "xz", "zst", "lz4", "zip")
 ENDINGS = {
     ".parquet": "parquet",
     ".parq": "parquet",
@@ -153,8 +154,20 @@ def choose_format(spec: InputSpec, files: list[SourceFile]) -> tuple[str, list[S
         raise SpecError(
             f"input.path {shown} holds files of several formats ({found}); choose one with input.format"
         )
+    packed = [file.path for file in files if _is_packed(file.path)]
+    if packed:
+        raise SpecError(
+            f"input.path {shown} holds compressed files, which are not read{_some(packed)}; unpack them, or leave them "
+            "out with a glob such as *.jsonl"
+        )
     (file_format,) = counts
     return file_format, [file for file in files if formats[file.path]]
+
+
+def _is_packed(path: str) -> bool:
+    """Whether a file is one that would be read, compressed."""
+    stem, _, ending = path.rpartition(".")
+    return ending.lower() in PACKED and _format_of(stem) is not None
 
 
 def _format_of(path: str) -> str | None:

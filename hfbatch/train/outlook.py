@@ -66,6 +66,7 @@ def _looked_at(part: Part) -> list[int]:
 
 def _survey(plan: FinetunePlan, part: Part) -> Survey:
     survey = Survey()
+    plan.recipe.task.root = part.read.path
     for number in _looked_at(part):
         survey.add(plan.recipe.examine(*read_rows(number, part.splits[number], part)))
     return survey
@@ -89,7 +90,7 @@ def _describe(
         activations = _activations(spec, recipe, model, some, per_device)
     steps, passes = _steps(plan, rows["train"]["rows"] * lengths["features_per_row"])
     few = "not all rows were looked at: rows and labels are estimates from a few splits"
-    notes = label_notes(surveys["train"].labels) if whole else [few]
+    notes = [*plan.notes, *(label_notes(surveys["train"].labels) if whole else [few])]
     return {
         "task": spec.task,
         "method": spec.method.name,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +63,22 @@ class FinetunePlan:
         """Digest of the identity."""
         text = json.dumps(self.identity, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What to mind about the rows: those to measure with may be learnt from too."""
+        train, eval_ = self.train.read, self.eval.read
+        files = [
+            {join(part.read.path, piece.file) for split in part.splits for piece in split.pieces}
+            for part in (self.train, self.eval)
+        ]
+        both = sorted(files[0] & files[1])
+        if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
+            return []
+        return [
+            f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
+            "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train"
+        ]
 
     @property
     def title(self) -> str:
@@ -262,7 +279,12 @@ def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None,
 
 
 def _inside(spec: FinetuneSpec) -> list[str]:
-    """The fault of an output among the rows, where the next run would read it."""
+    """The fault of an output that holds the model to begin with, or lies among the rows, which the next run would read."""
+    if Path(spec.model.name).is_dir() and lies_in(absolute(spec.model.name), spec.output):
+        return [
+            f"model {spec.model.name} lies in the output {spec.output}, where the new model takes its place; choose "
+            "another output"
+        ]
     given = {"train": spec.train, "eval": spec.eval}
     return [
         f"output {redact(spec.output)} lies in the folder of {name}.path, where the next run would read it; "

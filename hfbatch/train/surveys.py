@@ -26,16 +26,19 @@ def row_faults(plan: FinetunePlan, surveys: Mapping[str, Survey], whole: bool = 
     if plan.spec.eval is None:
         # A rare label may fall whole into the share that is set aside: it is a label all the same.
         surveys["train"].labels.update(dict.fromkeys(surveys["eval"].labels, 0))
-    together = [f"{name} has no rows" for name, survey in surveys.items() if not survey.rows]
+    share = "; raise evaluation.fraction, or give eval" if plan.spec.eval is None else ""
+    together = [f"{name} has no rows{share}" for name, survey in surveys.items() if not survey.rows]
     together += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])
     return faults + (together if whole else []) + recipe.metric_faults(plan.spec.evaluation.metric)
 
 
 def label_notes(labels: Mapping[str, int]) -> list[str]:
     """What to mind about labels, by how many training rows have them."""
+    lacking = [repr(label) for label, rows in labels.items() if not rows]
+    if not lacking:
+        return []
+    shown = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5:,} more" if len(lacking) > 5 else "")
     return [
-        f"no training row has the label {label!r}: its rows are all in the share that is set aside to measure with, where "
-        "they count as wrong; give more such rows, or another seed"
-        for label, rows in labels.items()
-        if not rows
+        f"no training row has the label {shown}: all such rows are in the share that is set aside to measure with, where "
+        "they count as wrong; give more of them, or another seed"
     ]

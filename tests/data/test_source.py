@@ -160,6 +160,11 @@ def test_a_file_of_no_bytes_is_broken(tmp_path):
         ([], "", "holds no files"),
         (["notes.txt"], "", r"holds no file that ends in \.parquet.*there is: notes\.txt"),
         (["notes.txt"], "absent", r"absent does not exist \(there is: notes\.txt\)"),
+        (
+            ["a.jsonl", "b.jsonl.gz"],
+            "",
+            r"compressed files, which are not read \(there is: b\.jsonl\.gz\); unpack them",
+        ),
         (["a.csv", "b.jsonl"], "", r"several formats \(1 csv, 1 jsonl\); choose one with input\.format"),
         (["a.csv"], "*.parquet", r"matches none of the 1 files.*there is: a\.csv"),
         (["a.csv"], "sub/*.parquet", r"there is no folder .*sub \(there is: a\.csv\)"),

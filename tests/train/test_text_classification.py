@@ -126,6 +126,16 @@ def test_faults_of_rows_name_file_and_row(encoder):
     ]
 
 
+def test_a_label_that_is_empty_and_half_a_pair_are_faults(encoder):
+    rows = {
+        "text": TEXTS,
+        "text_pair": ["a", None, *"cdef"],
+        "label": ["good", "bad", "", "good", "bad", "bad"],
+    }
+    faults = Bench("text-classification", encoder, rows).survey().faults
+    assert faults == ["rows.parquet row 2: label is empty", "rows.parquet row 1: text_pair is null"]
+
+
 def test_one_label_alone_is_refused(encoder):
     (fault,) = Bench("text-classification", encoder, {"text": ["a", "b"], "label": ["x", "x"]}).settle()
     assert "one label 'x'" in fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from hfbatch.cli import app
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.options import finetune_spec
 from hfbatch.train.memory import held, kept_for_backward, skeleton
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.outlook import describe_training, try_training
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 from hfbatch.train.throughput import padding_share
-from tests.models.text import CORPUS
+from tests.cases.every import CASES
+from tests.models.text import CORPUS, tiny_bert
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,53 @@ def test_a_label_that_falls_whole_into_the_share_set_aside_is_a_label(
         noted = [note for note in shown["notes"] if "no training row has the label 'rare'" in note]
         assert len(noted) == (not shown["labels"]["rare"])
     assert learnt == {0, 1}  # with some seeds the one row is set aside
+
+
+def test_labels_that_the_model_knows_keep_their_places(values: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_bert(tmp_path, id2label={0: "yes", 1: "no"})
+    plan = plan_of(values, model=model)
+    describe_training(plan)
+    assert plan.recipe.labels == ["yes", "no"]
+
+
+def test_the_model_to_begin_with_is_not_in_the_output(values: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(values["model"], tmp_path / "out" / "model")
+    with pytest.raises(
+        SpecError, match=r"model .* lies in the output .*, where the new model takes its place"
+    ):
+        make_finetune_plan(
+            FinetuneSpec.build(
+                {**values, "model": str(tmp_path / "out" / "model"), "output": str(tmp_path / "out")}
+            ),
+            overwrite=True,
+        )
+
+
+def test_rows_that_are_learnt_and_measured_are_noted(values: dict[str, Any]) -> None:
+    assert plan_of(values).notes == plan_of(values, eval=None).notes == []
+    (note,) = plan_of(values, eval=values["train"]).notes
+    assert note.startswith("eval holds rows that train holds too, of ")
+    apart = {"train": {"path": values["train"], "filter": "label = 'no'"}}
+    assert plan_of(values, **apart, eval={"path": values["train"], "filter": "label = 'yes'"}).notes == []
+
+
+def test_paths_in_the_rows_are_relative_to_their_folder(values: dict[str, Any], tmp_path: Path) -> None:
+    model = CASES["image-classification"].build(tmp_path / "model")
+    rows = tmp_path / "rows"
+    (rows / "pics").mkdir(parents=True)
+    for level in (40, 200):
+        Image.new("RGB", (40, 40), (level,) * 3).save(rows / "pics" / f"{level}.png")
+    table = pa.table({"image": ["pics/40.png", "pics/200.png"] * 4, "label": ["dark", "light"] * 4})
+    pq.write_table(table, rows / "rows.parquet")
+    given = {"task": "image-classification", "model": model, "train": str(rows), "eval": str(rows)}
+    plan = plan_of({**values, **given, "batch": {"size": 8}})
+    assert describe_training(plan)["rows"]["train"]["rows"] == 8
+
+
+def test_a_flag_names_a_column_whatever_yaml_makes_of_it() -> None:
+    given = {"task": "text-classification", "model": "m", "train": "in", "output": "out", "eval": None}
+    spec = finetune_spec(given, ["label=yes", "text=1"], None, None, None, None)
+    assert spec.train.columns == {"label": "yes", "text": "1"}
 
 
 def test_numbers_of_classes_have_the_names_that_datasets_wrote(

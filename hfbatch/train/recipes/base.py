@@ -181,6 +181,11 @@ class Recipe(ABC):
             "these rows out with eval.filter, or add such rows to train"
         ]
 
+    @property
+    def known_labels(self) -> list[str]:
+        """Labels of the model to train, in the order of its logits: a head that knows them is not to learn them anew."""
+        return [name for _, name in sorted(self.task.config.id2label.items())]
+
     def config_changes(self) -> dict[str, Any]:
         """Fields of the model's config that the labels decide."""
         if not self.labels:

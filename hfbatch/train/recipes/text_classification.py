@@ -28,9 +28,12 @@ class TextClassificationRecipe(LabelRecipe):
     task: TextClassification
 
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
-        """A text that is null or empty."""
+        """A text that is null or empty, or the second one of a pair that is null."""
         empty = pc.equal(pc.utf8_length(columns["text"].cast(pa.string())), 0).fill_null(True)
-        return {"text is null or empty": empty.to_numpy(zero_copy_only=False)}
+        found = {"text is null or empty": empty}
+        if "text_pair" in columns:
+            found["text_pair is null"] = pc.is_null(columns["text_pair"])
+        return {fault: rows.to_numpy(zero_copy_only=False) for fault, rows in found.items()}
 
     def config_changes(self) -> dict[str, Any]:
         """Labels, and the padding that models look for the last token with."""

@@ -146,7 +146,10 @@ class TokenClassificationRecipe(Recipe):
         return from_words(first, second) if has_words(columns) else from_spans(first, second)
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Labels: O first, then B- and I- of each kind of span; plain tags by their name, or number."""
+        """Labels: O first, then B- and I- of each kind of span; plain tags by their name, or number.
+
+        Where the model knows the same ones, in its order.
+        """
         tags = sorted(
             set(survey.labels) - {OUTSIDE}, key=lambda tag: (int(tag) if tag.isdigit() else -1, tag)
         )
@@ -155,7 +158,9 @@ class TokenClassificationRecipe(Recipe):
         kinds = sorted({tag[2:] for tag in prefixed})
         names = [prefix + kind for kind in kinds for prefix in PREFIXES] if prefixed else tags
         commonest = next((tag for tag, _ in survey.labels.most_common(1)), OUTSIDE)
-        self.settled = {"labels": outside + names, "commonest": commonest}
+        labels = outside + names
+        labels = self.known_labels if set(self.known_labels) == set(labels) else labels
+        self.settled = {"labels": labels, "commonest": commonest}
         if survey.labels and not any(survey.labels[tag] for tag in tags):
             return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to learn"]
         if prefixed and prefixed != tags:

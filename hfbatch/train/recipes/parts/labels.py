@@ -101,6 +101,9 @@ class LabelRecipe(Recipe):
         label = self._label(columns)
         beyond = "" if names is None else f" or a number beyond the {len(names)} of params.label_names"
         found = {f"label is null{beyond}": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
+        if kind == "single":
+            empty = pc.equal(pc.utf8_length(label.cast(pa.string())), 0).fill_null(False)
+            found["label is empty"] = empty.to_numpy(zero_copy_only=False)
         if kind == "multi":
             found[f"label holds a null{beyond}"] = holds_null(label)
             found["label holds one twice; give the labels of the row, not a vector of 0 and 1"] = holds_twice(
@@ -112,7 +115,7 @@ class LabelRecipe(Recipe):
         return Survey(len(places), Counter(names_of(label.flatten() if kind == "multi" else label)), faults)
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Labels in order of their numbers, where they have some, else of their names."""
+        """Labels in the model's order, where it knows them all; else by their numbers, or names."""
         kind = self.kind_of(types["label"])
         self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
         if self.label_smoothing and kind != "single":
@@ -123,7 +126,7 @@ class LabelRecipe(Recipe):
                 if not self.params.class_weights
                 else ["params.class_weights: a number has no classes; leave it out"]
             )
-        known = self.params.label_names or ()
+        known = self.params.label_names or self.known_labels
         labels = sorted(survey.labels, key=known.index if survey.labels.keys() <= set(known) else by_value)
         self.settled["labels"] = labels
         faults = []
