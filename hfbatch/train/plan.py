@@ -66,7 +66,7 @@ class FinetunePlan:
 
     @property
     def notes(self) -> list[str]:
-        """What to mind about the rows: those to measure with may be learnt from too."""
+        """What to mind about the rows; the recipe has to be settled. Those to measure with may be learnt from too."""
         train, eval_ = self.train.read, self.eval.read
         files = [
             {join(part.read.path, piece.file) for split in part.splits for piece in split.pieces}
@@ -74,10 +74,11 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return []
+            return self.recipe.notes
         return [
+            *self.recipe.notes,
             f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
-            "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train"
+            "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train",
         ]
 
     @property

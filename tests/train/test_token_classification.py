@@ -177,9 +177,10 @@ def test_tags_that_are_numbers_are_classes_or_have_names(encoder):
     rows = {"tokens": WORDS, "tags": [[0, 1, 0, 0, 2, 10], [0] * 6, [0, 1, 2], [0] * 7]}
     plain = Bench("token-classification", encoder, rows).ready().recipe
     assert (plain.labels, plain.metric) == (["0", "1", "2", "10"], "accuracy")
+    assert "give their names in order, such as --param tag_names=[O,B-PER,I-PER]" in plain.notes[0]
     names = ["O", "B-X", "I-X", *"abcdefg", "B-Y"]
     named = Bench("token-classification", encoder, rows, params={"tag_names": names}).ready().recipe
-    assert (named.labels, named.metric) == (["O", "B-X", "I-X", "B-Y", "I-Y"], "f1")
+    assert (named.labels, named.metric, named.notes) == (["O", "B-X", "I-X", "B-Y", "I-Y"], "f1", [])
     few = Bench("token-classification", encoder, rows, params={"tag_names": names[:10]})
     assert few.survey().faults == ["rows.parquet row 0: tag 5 is null or beyond the 10 of params.tag_names"]
 

@@ -99,6 +99,11 @@ class Recipe(ABC):
         return self.settled.get("labels", [])
 
     @property
+    def notes(self) -> list[str]:
+        """What to mind about the rows; known after `settle`."""
+        return []
+
+    @property
     @abstractmethod
     def metric(self) -> str:
         """What decides which checkpoint is the best, unless the spec says."""

@@ -145,6 +145,16 @@ class TokenClassificationRecipe(Recipe):
     def _tagged(self, columns: Mapping[str, pa.Array], first: Any, second: Any) -> Tagged:
         return from_words(first, second) if has_words(columns) else from_spans(first, second)
 
+    @property
+    def notes(self) -> list[str]:
+        """Tags that are bare numbers say of no word that it is outside of all spans."""
+        if not self.labels or not all(label.isdigit() for label in self.labels):
+            return []
+        return [
+            "tags are numbers without names: none of them is known to be outside of all spans; give their names in order, "
+            "such as --param tag_names=[O,B-PER,I-PER]"
+        ]
+
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
         """Labels: O first, then B- and I- of each kind of span; plain tags by their name, or number.
 
