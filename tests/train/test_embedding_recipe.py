@@ -273,7 +273,7 @@ def test_faults_of_the_spec_are_told_together_before_work(still: str, data: Path
     columns = {"sentence1": "anchor", "sentence2": "positive"}
     train = {"path": str(data / "train"), "columns": columns}
     with pytest.raises(SpecError) as caught:
-        make_finetune_plan(spec_of(data, still, tmp_path, method="head", train=train))
+        make_finetune_plan(spec_of(data, still, tmp_path / "out", method="head", train=train))
     first, second = caught.value.faults
     assert first == "method 'head' trains nothing in embedding; use one of: full, lora, qlora"
     assert second.startswith("columns of two kinds at once: 'anchor', 'positive', 'sentence1', 'sentence2'")
