@@ -62,10 +62,11 @@ def run(
     Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
     """
     with faults_shown(as_json):
+        from hfbatch.finetune_spec import is_training
         from hfbatch.spec import read_yaml
 
         values = read_yaml(spec)
-        if "train" in values:
+        if is_training(values):
             training = finetune_spec(values, column, param, set_, limit, save, keep)
             start_training(training, overwrite, address, dry_run, as_json, quiet)
         else:
@@ -189,6 +190,7 @@ def plan(
     """
     with faults_shown(as_json):
         from hfbatch.errors import SpecError
+        from hfbatch.finetune_spec import is_training
         from hfbatch.spec import read_yaml
 
         if len(what) == 1:
@@ -199,7 +201,7 @@ def plan(
             raise SpecError("--model is missing; add --model ORG/MODEL, or a folder")
         else:
             raise SpecError("give SPEC.yaml, or TASK INPUT OUTPUT --model MODEL")
-        if "train" in values:
+        if is_training(values):
             training = finetune_spec(values, column, param, set_, limit, None, keep)
             plan_training(training, overwrite, address, trial, as_json)
         else:

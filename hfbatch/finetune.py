@@ -215,6 +215,7 @@ def _metrics(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "hub": None,
         "fingerprint": plan.fingerprint,
+        "hfbatch": job["hfbatch"],
         "versions": job["versions"],
         "spec": job["spec"],
     }

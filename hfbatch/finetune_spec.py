@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -159,32 +161,35 @@ class FinetuneSpec(Spec):
     """Seed of everything random."""
 
     @model_validator(mode="after")
-    def _loop_can(self) -> FinetuneSpec:
-        if self.loop == "accelerate" and (self.compute.compile or self.workers.strategy == "fsdp"):
-            raise ValueError(
+    def _go_together(self) -> FinetuneSpec:
+        """:raises ValueError: with one argument for each choices that exclude each other."""
+        shared, least, most = self.workers.strategy == "fsdp", self.workers.at_least, self.workers.count
+        faults = []
+        if self.loop == "accelerate" and (self.compute.compile or shared):
+            faults.append(
                 "loop accelerate has neither compute.compile nor workers.strategy fsdp; use loop: trainer with these"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _shards_can(self) -> FinetuneSpec:
-        if self.workers.strategy != "fsdp":
-            return self
-        if self.schedule.optimizer != "adamw":
-            raise ValueError(
+        if shared and self.schedule.optimizer != "adamw":
+            faults.append(
                 f"schedule.optimizer {self.schedule.optimizer} cannot take weights in shards; use adamw with "
                 "workers.strategy fsdp"
             )
-        if self.compute.dtype == "float16":
-            raise ValueError(
+        if shared and self.compute.dtype == "float16":
+            faults.append(
                 "compute.dtype float16 cannot go on from a checkpoint in shards; use bfloat16 or float32 with "
                 "workers.strategy fsdp"
             )
+        if least is not None and most != "auto" and least > most:
+            faults.append(
+                f"workers.at_least {least} is more than workers.count {most}; make it {most} or less"
+            )
+        if faults:
+            raise ValueError(*faults)
         return self
 
-    @model_validator(mode="after")
-    def _workers_in_order(self) -> FinetuneSpec:
-        least, most = self.workers.at_least, self.workers.count
-        if least is not None and most != "auto" and least > most:
-            raise ValueError(f"workers.at_least {least} is more than workers.count {most}")
-        return self
+
+def is_training(values: Mapping[str, Any]) -> bool:
+    """Whether a spec is that of a fine-tuning: it has `train`, or has no `input` but a key that looks like `train`."""
+    return "train" in values or (
+        "input" not in values and bool(get_close_matches("train", map(str, values), 1))
+    )

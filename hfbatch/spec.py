@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hfbatch.errors import SpecError
 
@@ -22,6 +22,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """A key with nothing behind it, such as `params:`, is one that was left out."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            k: v for k, v in values.items() if v is not None or k not in fields or fields[k].is_required()
+        }
 
 
 def shorthand(key: str) -> BeforeValidator:
@@ -237,9 +248,16 @@ def parse_value(text: str) -> Any:
 
 
 def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
-    """One sentence for each fault of a pydantic error; an unknown key gets the list of those that exist."""
+    """One sentence for each fault of a pydantic error; an unknown key gets the list of those that exist.
+
+    A section's own check raises a ValueError with one argument for each fields that do not go together.
+    """
+    together: list[str] = []
     found: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for fault in error.errors(include_url=False):
+        if fault["type"] == "value_error" and not fault["loc"]:
+            together += fault["ctx"]["error"].args
+            continue
         place, told = fault["loc"], fault["msg"].removeprefix("Input should be ")
         if place and fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
             place = place[:-1]
@@ -247,7 +265,7 @@ def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -
             found[place]["msg"] += f", or {told}"
         else:
             found[place] = {**fault, "loc": place}
-    return [_sentence(fault, model, where) for fault in found.values()]
+    return [_sentence(fault, model, where) for fault in found.values()] + together
 
 
 def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:

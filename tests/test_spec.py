@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfbatch.errors import SpecError
+from hfbatch.finetune_spec import FinetuneSpec, is_training
 from hfbatch.spec import JobSpec, apply_overrides, parse_value
 
 LEAST = {"task": "embedding", "model": "org/model", "input": "in/", "output": "out/"}
@@ -43,6 +44,31 @@ def test_a_key_in_the_wrong_place_is_told_its_own() -> None:
     assert "unknown key 'batch.seed'" in faults
     assert "did you mean 'seed'?" in faults
     assert "did you mean 'batch.max_length'?" in faults
+
+
+def test_a_key_with_nothing_behind_it_is_one_left_out() -> None:
+    assert JobSpec.build({**LEAST, "params": None, "batch": {"size": None}}) == JobSpec.build(LEAST)
+    assert "input" in faults_of({**LEAST, "input": None})
+
+
+def test_choices_that_exclude_each_other_are_told_together() -> None:
+    values = {"task": "text-classification", "model": "org/model", "train": "in/", "output": "out/"}
+    clash = {"loop": "accelerate", "compute": {"compile": True}, "workers": {"at_least": 3, "count": 2}}
+    with pytest.raises(SpecError) as caught:
+        FinetuneSpec.build({**values, **clash})
+    assert [fault.split(";")[0] for fault in caught.value.faults] == [
+        "loop accelerate has neither compute.compile nor workers.strategy fsdp",
+        "workers.at_least 3 is more than workers.count 2",
+    ]
+
+
+@pytest.mark.parametrize("key", ["training", "trian", "train_data"])
+def test_a_misspelt_train_makes_no_job_of_a_training(key: str) -> None:
+    values = {"task": "text-classification", "model": "org/model", key: "in/", "output": "out/"}
+    assert is_training(values)
+    assert not is_training(LEAST)
+    with pytest.raises(SpecError, match="did you mean 'train'"):
+        FinetuneSpec.build(values)
 
 
 def test_a_spec_is_frozen() -> None:

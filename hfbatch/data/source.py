@@ -245,7 +245,9 @@ def _first_schema(
                 textfiles.infer_schema(fs, f"{root}/{file.path}", "jsonl") if file.size else pa.schema([])
             )
         except READ_ERRORS as error:
-            broken[file.path] = f"not one JSON object a line: {one_line(error)}"
+            several = "Column(/" in str(error)  # a JSON path: `changed from string to number`
+            wrong = "a column has values of several types" if several else "not one JSON object a line"
+            broken[file.path] = f"{wrong}: {one_line(error)}"
             continue
         if schema.names:
             return {file.path: Footer(schema, _NO_GROUPS, _NO_GROUPS)}, broken

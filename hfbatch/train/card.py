@@ -17,7 +17,7 @@ TEMPLATE = """---
 
 # {{ model_name }}
 
-{{ m.model.name }} fine-tuned for {{ m.task }} ({{ m.method }}) with hfbatch.
+{{ m.model.name }} fine-tuned for {{ m.task }} ({{ m.method }}) with hfbatch {{ m.hfbatch }}.
 
 ## How to use it
 

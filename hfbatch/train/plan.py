@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
 from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
@@ -94,6 +95,7 @@ class FinetunePlan:
                 spec[section]["path"] = redact(spec[section]["path"])
         spec["output"] = redact(spec["output"])
         return {
+            "hfbatch": __version__,
             "spec": spec,
             "identity": self.identity,
             "fingerprint": self.fingerprint,

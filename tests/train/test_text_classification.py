@@ -108,6 +108,19 @@ def test_label_smoothing_is_for_one_label_a_row(encoder, kind):
     assert fault.startswith("schedule.label_smoothing is for rows of one label")
 
 
+@pytest.mark.parametrize(
+    ("param", "told"),
+    [
+        ({"label_names": ["a", "b"]}, "is for whole numbers"),
+        ({"class_weights": "balanced"}, "has no classes"),
+    ],
+)
+def test_what_is_for_classes_is_refused_for_quantities(encoder, param, told):
+    rows = {"text": TEXTS, "label": KINDS["regression"]}
+    (fault,) = Bench("text-classification", encoder, rows, params=param).settle()
+    assert told in fault
+
+
 def test_a_column_of_nulls_is_told_by_its_rows(encoder):
     rows = {"text": pa.nulls(2), "label": ["a", "b"]}
     assert Bench("text-classification", encoder, rows).survey().faults == [

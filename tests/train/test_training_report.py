@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard, constants
 from typer.testing import CliRunner
 
+import hfbatch
 from hfbatch import charts
 from hfbatch.cli import app
 from hfbatch.finetune import FinetuneResult, finetune
@@ -101,6 +102,7 @@ def test_the_card_can_be_read_and_tells_data_metrics_and_use(trained: FinetuneRe
     assert card.data.pipeline_tag == "text-classification"
     results = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert results["accuracy"] == trained.metrics["best"]["accuracy"]
+    assert f"with hfbatch {hfbatch.__version__}." in card.text
     for part in (trained.metrics["data"]["digest"], "hfbatch predict text-classification", "| no\\| | 25 |"):
         assert part in card.text
     assert "AutoModelForSequenceClassification.from_pretrained(" in card.text

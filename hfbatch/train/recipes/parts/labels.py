@@ -120,12 +120,11 @@ class LabelRecipe(Recipe):
         self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
         if self.label_smoothing and kind != "single":
             return ["schedule.label_smoothing is for rows of one label each; leave it out"]
+        if self.params.label_names and pa.types.is_floating(types["label"]):
+            return [f"params.label_names is for whole numbers, but label is {types['label']}; leave it out"]
         if kind == "regression":
-            return (
-                []
-                if not self.params.class_weights
-                else ["params.class_weights: a number has no classes; leave it out"]
-            )
+            weights = self.params.class_weights
+            return ["params.class_weights: a number has no classes; leave it out"] if weights else []
         known = self.params.label_names or self.known_labels
         labels = sorted(survey.labels, key=known.index if survey.labels.keys() <= set(known) else by_value)
         self.settled["labels"] = labels
