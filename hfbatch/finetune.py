@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, redact
 from hfbatch.data.writer import write_file
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import state_folder
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
@@ -51,7 +51,7 @@ def finetune(
     :raises SpecError: with every fault of the spec, then with every fault of the rows; nothing is overwritten.
     :raises WorkerError: if training cannot go on; the same command goes on from the newest checkpoint.
     """
-    from hfbatch.cluster.session import connect
+    from hfbatch.cluster.session import ceiling, connect, nodes
     from hfbatch.train.launch import choose_team, fit
     from hfbatch.train.order import check_shares
     from hfbatch.train.progress import TrainProgress
@@ -64,7 +64,7 @@ def finetune(
     with TrainProgress(console, plan.title, quiet) as progress:
         progress.say("connecting to Ray")
         with connect(address):
-            team = choose_team(plan.spec.workers)
+            team = choose_team(plan.spec.workers, nodes(), ceiling())
             batch = plan.spec.batch
             check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
             progress.say("looking at the rows")
@@ -191,7 +191,8 @@ def _metrics(
     ]
     best = next(entry for entry in plain if entry["step"] == news["best_step"])
     merged = compare(best, news["merged"]) if news["merged"] else {}
-    notes = [*plan.notes, *label_notes(data["labels"]), *merged.pop("notes", ())]
+    details, lost = _with_rows(plan, news.get("details", {}))
+    notes = [*plan.notes, *label_notes(data["labels"]), *merged.pop("notes", ()), *lost]
     return {
         "task": plan.spec.task,
         "method": plan.spec.method.name,
@@ -208,7 +209,7 @@ def _metrics(
         "data": data,
         "trainable": news["trainable"],
         "weights": news["weights"],
-        "details": _with_rows(plan, news.get("details", {})),
+        "details": details,
         "throughput": news.get("throughput", {}),
         "workers": team,
         "seconds": seconds,
@@ -221,16 +222,21 @@ def _metrics(
     }
 
 
-def _with_rows(plan: FinetunePlan, details: dict[str, Any]) -> dict[str, Any]:
-    """Details of the best evaluation, their rows named by file and number, with what they hold."""
+def _with_rows(plan: FinetunePlan, details: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Details of the best evaluation, their rows named by file and number, with what they hold.
+
+    :returns: the details, and a note where the rows cannot be read any more: training itself needed their features alone.
+    """
     from hfbatch.train.features import look_up
 
-    worst = details.get("worst", [])
-    rows = look_up(plan.eval, [one["row"] for one in worst])
-    return {
-        "confusion": details.get("confusion"),
-        "worst": [{**one, **row} for one, row in zip(worst, rows, strict=True)],
-    }
+    worst, notes = details.get("worst", []), []
+    try:
+        rows = look_up(plan.eval, [one["row"] for one in worst])
+    except SplitError as error:
+        worst, rows = [], []
+        notes = [f"the rows with the highest loss are not shown: {error}"]
+    named = [{**one, **row} for one, row in zip(worst, rows, strict=True)]
+    return {"confusion": details.get("confusion"), "worst": named}, notes
 
 
 def compare(adapted: dict[str, float], merged: dict[str, float]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class TrainWorkersSpec(Section):
     """How many processes train, and what each of them takes."""
 
     count: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Training processes; auto: one for each GPU, else one for all CPUs."""
+    """Training processes; auto: one for each GPU, else one for all CPUs of a node."""
     at_least: int | None = Field(default=None, ge=1)
     """Go on with this many when the cluster shrinks, and with count again when it grows; default: count."""
     gpus: Annotated[float, Field(ge=0)] | Auto = "auto"

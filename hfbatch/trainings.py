@@ -42,7 +42,7 @@ def plan_training(
     spec: FinetuneSpec, overwrite: bool, address: str | None, trial: bool, as_json: bool
 ) -> None:
     """Prints what the training will be. :param trial: look at all rows and take a few steps on a cluster."""
-    from hfbatch.cluster.session import connect
+    from hfbatch.cluster.session import ceiling, connect, nodes
     from hfbatch.train.describe import render_outlook
     from hfbatch.train.outlook import describe_training, try_training
     from hfbatch.train.plan import make_finetune_plan
@@ -50,7 +50,7 @@ def plan_training(
     plan = make_finetune_plan(spec, overwrite)
     if trial:
         with connect(address):
-            shown = try_training(plan)
+            shown = try_training(plan, nodes(), ceiling())
     else:
         shown = describe_training(plan)
     answer(shown, as_json, lambda console: render_outlook(shown, console))

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
 from hfbatch.spec import WorkersSpec
 
 CORES_PER_CPU_WORKER = 8
 """Beyond about eight cores a model on the CPU gains more from a second worker than from more threads."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """What Ray counts on one machine."""
-
-    cpus: float
-    gpus: float
 
 
 @dataclass(frozen=True)

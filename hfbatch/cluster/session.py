@@ -13,8 +13,7 @@ from typing import Any
 
 import ray
 
-from hfbatch.cluster.resources import Node
-from hfbatch.compute.machine import usable_cores
+from hfbatch.compute.machine import Node, usable_cores
 from hfbatch.errors import SpecError
 
 CONNECT_TIMEOUT_S = 5

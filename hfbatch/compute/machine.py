@@ -1,4 +1,4 @@
-"""The machine: cores and memory that this process may really use, whatever the host has; and how it starts sooner."""
+"""Machines: what Ray counts on one; cores and memory that this process may really use; and how it starts sooner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray counts on one machine."""
+
+    cpus: float
+    gpus: float
 
 
 def usable_cores() -> int:

@@ -39,6 +39,8 @@ class ReadPlan:
     """Columns that come from `key=value` folders."""
     filter: str | None = None
     """A SQL condition; rows for which it is not true are left out."""
+    section: str = "input"
+    """The part of the spec that asks for it, to name in errors."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
     places = pa.concat_tables([PLACES.empty_table(), *(_places(piece) for piece in split.pieces)])
     if plan.filter is None:
         return Rows(table, places, split.rows)
-    kept = _positions(table, plan.filter, split.pieces[0].file)
+    kept = _positions(table, plan.filter, split.pieces[0].file, plan.section)
     return Rows(table.take(kept), places.take(kept), split.rows)
 
 
@@ -155,7 +157,7 @@ def _column(
     return column if column.type.equals(kind) else column.cast(kind)
 
 
-def _positions(table: pa.Table, condition: str, file: str) -> np.ndarray:
+def _positions(table: pa.Table, condition: str, file: str, section: str) -> np.ndarray:
     """Positions of the rows for which the condition is true, int64, ascending."""
     used = table.select(filter_columns(condition, table.schema))
     if not len(table):
@@ -166,7 +168,7 @@ def _positions(table: pa.Table, condition: str, file: str) -> np.ndarray:
             kept = connection.from_arrow(used).filter(condition).project(_POSITION).fetchnumpy()
     except duckdb.Error as error:
         raise SplitError(
-            f"input.filter {condition!r} fails on rows of {file}: {_first_line(error)}"
+            f"{section}.filter {condition!r} fails on rows of {file}: {_first_line(error)}"
         ) from error
     return np.sort(np.asarray(kept[_POSITION], np.int64))
 

@@ -125,12 +125,16 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
 
 
 def flags_of(metrics: Mapping[str, Any]) -> list[str]:
-    """What makes the task read the columns of the training, and put word pieces together."""
+    """What makes the task read the columns of the training, and answer as the model was measured."""
     inputs = {column.name for column in task_class(metrics["task"]).inputs}
     mapped = metrics["spec"]["train"]["columns"].items()
     columns = [("words" if name == "tokens" else name, column) for name, column in mapped]
     flags = [f"--column {name}={column}" for name, column in columns if name in inputs]
-    return flags + ["--param aggregation_strategy=first"] * (metrics["task"] == "token-classification")
+    if metrics["task"] == "token-classification":
+        flags.append("--param aggregation_strategy=first")
+    if metrics["task"] == "question-answering" and metrics["data"]["labels"].get("unanswerable"):
+        flags.append("--param handle_impossible_answer=true")
+    return flags
 
 
 def _figure(value: float | None) -> str:

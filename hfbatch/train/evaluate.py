@@ -99,10 +99,11 @@ def _score(recipe: Recipe, rows: FeatureRows, shares: list[Any], details: Path |
         raise WorkerError(f"evaluation scored {len(numbers)} rows of {len(rows)}, some twice or not at all")
     predictions = [one for share in shares for one in share[1]]
     ordered = [predictions[place] for place in back.tolist()]
+    table = rows.table(recipe.scored)
     if details is not None:
-        details.write_text(json.dumps(summary(recipe, ordered, rows.table)), encoding="utf8")
+        details.write_text(json.dumps(summary(recipe, ordered, table)), encoding="utf8")
     items = sum(share[3] for share in shares)
     loss = sum(share[2] for share in shares) / items if items else float("nan")
     if items and np.isnan(loss):
         raise WorkerError(f"the loss of the rows to measure with is {loss}; {NO_NUMBERS}")
-    return {"loss": loss, **recipe.score(ordered, rows.table)}
+    return {"loss": loss, **recipe.score(ordered, table)}

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
-from hfbatch.data.filesystem import open_filesystem
+from hfbatch.data.filesystem import one_line, open_filesystem
 from hfbatch.data.models import Model
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.splits import Split
 from hfbatch.data.writer import part_table_bytes, write_file
-from hfbatch.errors import SplitError
+from hfbatch.errors import SplitError, WorkerError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks.parts.text import flatten
 from hfbatch.train.order import build_recipe
@@ -162,16 +163,28 @@ def as_text(value: Any) -> str:
 def over_splits(
     splits: Sequence[Split], work: Callable[[int, Split], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What work makes of each split, in their order, on the cluster. :raises SplitError: if it fails on one."""
+    """What work makes of each split, in their order, on the cluster.
+
+    :raises SplitError: if it fails on one.
+    :raises WorkerError: if its process dies again and again.
+    """
 
     def guarded(number: int) -> tuple[dict[str, Any], str]:
         try:
             return work(number, splits[number]), ""
+        except SplitError as error:
+            return {}, str(error)
         except Exception as error:  # noqa: BLE001 - told below with the file, in one sentence
             return {}, f"{splits[number].pieces[0].file}: {type(error).__name__}: {error}"
 
     task = ray.remote(num_cpus=1, max_retries=3)(guarded)
-    found = ray.get([task.remote(number) for number in range(len(splits))])
+    try:
+        found = ray.get([task.remote(number) for number in range(len(splits))])
+    except RayError as error:
+        raise WorkerError(
+            f"a process died while it read rows: {one_line(error)}; if memory ran out, set train.split_rows to fewer than "
+            f"{max(split.rows for split in splits):,}"
+        ) from error
     for _, fault in found:
         if fault:
             raise SplitError(fault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import tempfile
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hfbatch.compute.machine import collector_at_rest
+from hfbatch.compute.machine import Node, collector_at_rest
 from hfbatch.data.filesystem import join, one_line, open_filesystem
 from hfbatch.errors import HfbatchError, SpecError, WorkerError
 from hfbatch.finetune_spec import TrainWorkersSpec
@@ -41,32 +42,48 @@ class Team:
     """How many go on training when the cluster shrinks."""
 
 
-def choose_team(spec: TrainWorkersSpec) -> Team:
-    """Fits the processes into the cluster. :raises SpecError: if they do not fit."""
-    there = ray.cluster_resources()
-    all_gpus, all_cpus = there.get("GPU", 0.0), there.get("CPU", 0.0)
+def choose_team(spec: TrainWorkersSpec, nodes: list[Node], ceiling: Node | None = None) -> Team:
+    """Fits the processes into the cluster, each of them onto one node.
+
+    :param ceiling: totals that an autoscaler may grow the cluster to; None for a fixed cluster.
+    :raises SpecError: if they do not fit.
+    """
+    rooms = [ceiling] if ceiling else nodes
+    all_gpus, all_cpus = sum(room.gpus for room in rooms), sum(room.cpus for room in rooms)
     gpus = (1.0 if all_gpus else 0.0) if spec.gpus == "auto" else spec.gpus
-    count = (int(all_gpus / gpus) if gpus else 1) if spec.count == "auto" else spec.count
     if spec.strategy == "fsdp" and gpus < 1:
         raise SpecError(
             f"workers.strategy fsdp shares a model among GPUs, and each process has {gpus:g}; use ddp"
         )
-    cpus = max(int(all_cpus / max(count, 1)), 1) if spec.cpus == "auto" else spec.cpus
-    if gpus and spec.cpus == "auto":
-        cpus = 1.0
+    one = 1.0 if spec.cpus == "auto" else spec.cpus
+    count = (_fitting(rooms, one, gpus) if gpus else 1) if spec.count == "auto" else spec.count
     least = spec.at_least or count
     count = max(count, least)
+    cpus = one if gpus or spec.cpus != "auto" else _share(count, nodes)
     if spec.strategy == "fsdp" and least < 2:
         raise SpecError(
             f"workers.strategy fsdp shares a model among two processes at least, and {least} may be all; set "
             f"workers.count and workers.at_least to 2 or more (the cluster has {all_gpus:g} GPUs), or use ddp"
         )
-    if least < 1 or least * gpus > all_gpus or least * cpus > all_cpus:
+    if not 1 <= least <= _fitting(rooms, cpus, gpus):
         raise SpecError(
             f"workers: {least} of {cpus:g} CPUs and {gpus:g} GPUs do not fit into the cluster ({all_cpus:g} CPUs, "
-            f"{all_gpus:g} GPUs); set smaller workers.count or workers.cpus"
+            f"{all_gpus:g} GPUs on {len(nodes)} nodes, each process on one); set smaller workers.count, workers.cpus "
+            "or workers.gpus"
         )
     return Team(count, gpus, float(cpus), least)
+
+
+def _fitting(rooms: list[Node], cpus: float, gpus: float) -> int:
+    """How many processes of this size there is room for."""
+    each = (min(room.cpus / cpus, room.gpus / gpus if gpus else math.inf) for room in rooms)
+    return sum(int(number + 1e-9) for number in each)
+
+
+def _share(count: int, nodes: list[Node]) -> float:
+    """CPUs of each of `count` processes without GPUs: as many as the largest node has for its share of them."""
+    largest, mean = max(node.cpus for node in nodes), sum(node.cpus for node in nodes) / count
+    return float(max(int(largest // max(-(-largest // mean), 1)), 1))
 
 
 @ray.remote(num_cpus=0)

@@ -64,7 +64,7 @@ def train(
                 "merged": merged,
                 "resumed_at": before.global_step if before else 0,
                 "log": state.log_history,
-                "baseline": order.recipe.baseline(training.rows["eval"].table),
+                "baseline": order.recipe.baseline(training.rows["eval"].table(order.recipe.scored)),
                 "trainable": changed,
                 "weights": weights,
                 "details": read_details(training.checkpoints, best),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+from hfbatch.data.filesystem import one_line
 from hfbatch.engines.torch import grow_vocabulary
 from hfbatch.errors import WorkerError
 from hfbatch.finetune_spec import FinetuneSpec, MethodSpec
@@ -102,6 +104,31 @@ def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:
     for name, value in {**recipe.config_changes(), **spec.model.overrides}.items():
         setattr(config, name, value)
     return config
+
+
+def override_faults(spec: FinetuneSpec, recipe: Recipe) -> list[str]:
+    """Fields of `model.overrides` that the model's config does not have, or with which no model can be built."""
+    import torch
+    import transformers
+
+    overrides, config = spec.model.overrides, copy.deepcopy(recipe.task.config)
+    known = sorted(config.to_dict().keys() - transformers.PreTrainedConfig().to_dict().keys())
+    faults = [
+        f"model.overrides.{name} is no field of {type(config).__name__} (has: {', '.join(known)})"
+        for name in overrides
+        if not hasattr(config, name)
+    ]
+    if faults or not overrides:
+        return faults
+    try:
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        with torch.device("meta"):
+            loader = getattr(transformers, recipe.auto_class)
+            loader.from_config(config, trust_remote_code=spec.model.trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - configs and models raise what they like
+        return [f"model.overrides {overrides} make no model: {one_line(error)}"]
+    return []
 
 
 def freeze_base(model: Any, new: set[str]) -> None:

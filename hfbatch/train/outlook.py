@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.features import Part, examine, read_rows
@@ -38,13 +39,14 @@ def describe_training(plan: FinetunePlan) -> dict[str, Any]:
     return _describe(plan, surveys, Team(workers, 0.0, 1.0, workers), False)
 
 
-def try_training(plan: FinetunePlan) -> dict[str, Any]:
+def try_training(plan: FinetunePlan, nodes: list[Node], ceiling: Node | None = None) -> dict[str, Any]:
     """The same by all rows, looked at on the cluster that ray is connected to, and by a few steps of a worker there.
 
+    :param nodes: of the cluster; `ceiling`: what an autoscaler may grow it to, as for `choose_team`.
     :raises SpecError: for faulty rows, or a cluster that is too small.
     :raises WorkerError: if the model does not train there.
     """
-    team = choose_team(plan.spec.workers)
+    team = choose_team(plan.spec.workers, nodes, ceiling)
     batch = plan.spec.batch
     check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
     surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,23 @@ from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
 from hfbatch.train.hub import hub_faults
+from hfbatch.train.model import override_faults
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
 from hfbatch.train.reporting import reporting_faults
+
+TRAINING = (
+    "datasets",
+    "peft",
+    "sentence_transformers",
+    "sklearn",
+    "scipy",
+    "rouge_score",
+    "sacrebleu",
+    "jiwer",
+)
+"""Modules of the extra `train` that any training may come to need."""
 
 
 @dataclass
@@ -122,7 +136,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     if model is not None:
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
-            faults += recipe.check()
+            faults += recipe.check() + override_faults(spec, recipe)
             if spec.method.name in cls.methods:
                 faults += method_faults(spec, recipe)
     if spec.method.name not in cls.methods:
@@ -140,7 +154,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             names = _class_names(recipe, bound, sources)
             spec = spec.model_copy(update={"params": {**spec.params, **names}})
             recipe.params = recipe.Params.model_validate(spec.params)
-    faults += reporting_faults(spec) + hub_faults(spec.push_to_hub)
+    faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
     faults += more + _inside(spec)
     if faults or model is None or recipe is None:
@@ -150,6 +164,17 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     if state and not overwrite:
         plan.finished = _same(state, plan)
     return plan
+
+
+def _missing() -> list[str]:
+    """The fault of an hfbatch without what training needs."""
+    missing = [name for name in TRAINING if find_spec(name) is None]
+    if not missing:
+        return []
+    return [
+        f"fine-tuning needs packages that are missing ({', '.join(missing)}); install hfbatch with its extra `train`, on "
+        "every node"
+    ]
 
 
 def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
@@ -221,20 +246,20 @@ def _parts(
     spec: FinetuneSpec, sources: Mapping[str, Source], bound: Mapping[str, Mapping[str, str]], rows: int
 ) -> tuple[Part, Part]:
     """The rows to learn from, and those to measure with. :param rows: of a split, unless the spec says."""
-    train = _part(spec.train, sources["train"], bound["train"], rows)
+    train = _part("train", spec.train, sources["train"], bound["train"], rows)
     if spec.eval is not None:
-        return train, _part(spec.eval, sources["eval"], bound["eval"], rows)
+        return train, _part("eval", spec.eval, sources["eval"], bound["eval"], rows)
     share = spec.evaluation.fraction, spec.seed
     return replace(train, share=share), replace(train, share=share, aside=True)
 
 
-def _part(given: InputSpec, source: Source, columns: Mapping[str, str], rows: int) -> Part:
-    """What every process needs to read these rows. :param rows: of a split, unless the spec says."""
+def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str], rows: int) -> Part:
+    """What every process needs to read the rows of `train` or `eval`. :param rows: of a split, unless the spec says."""
     wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
     names = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in names])
     hive = {name: kind for name, kind in source.hive.items() if name in names}
-    read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter)
+    read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter, name)
     return Part(source.cut(given.split_rows or rows, given.limit), read, columns)
 
 
@@ -249,11 +274,9 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
     plain["model"] = {**plain["model"], "name": None, "revision": None, "commit": model.commit}
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(
-            json.dumps(
-                [[split.to_dict() for split in part.splits], dict(part.columns), part.read.filter]
-            ).encode()
-        )
+        splits, read = [split.to_dict() for split in part.splits], part.read
+        taken = [splits, dict(part.columns), read.filter, part.share, part.aside]
+        digest.update(json.dumps(taken).encode())
     return {**plain, "data": digest.hexdigest()}
 
 

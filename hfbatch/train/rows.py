@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ class FeatureRows(Dataset[int]):
         epochs, places = np.divmod(numbers, len(self))
         return self._rows[places.tolist()].combine_chunks().append_column(EPOCH, pa.array(epochs))
 
-    @cached_property
-    def table(self) -> pa.Table:
-        """All rows."""
-        return self._rows[:].combine_chunks()
+    def table(self, columns: Sequence[str] | None) -> pa.Table:
+        """All rows, with ROW and some other columns; None: with all of them."""
+        rows = self._rows if columns is None else self._rows.select_columns([*columns, ROW])
+        return rows[:].combine_chunks()
 
     @cached_property
     def lengths(self) -> np.ndarray:

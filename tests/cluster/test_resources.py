@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfbatch.cluster.resources import Node, lay_out
+from hfbatch.cluster.resources import lay_out
+from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
 from hfbatch.spec import WorkersSpec
 

@@ -47,6 +47,17 @@ def hidden_of(bench: Bench, *numbers: int) -> list[tuple[list[int], list[int]]]:
     ]
 
 
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
+def test_a_step_in_which_there_is_nothing_to_learn_has_no_loss(model: str, items: Any) -> None:
+    bench = bench_of(model, [" ", "  "])
+    batch = bench.batch()
+    labels = batch.pop("labels")
+    loss = bench.recipe.loss(bench.model(**batch), labels, items)
+    loss.backward()
+    assert (float(loss.detach()), int((labels >= 0).sum())) == (0, 0)
+    assert all(weight.grad is None or not weight.grad.any() for weight in bench.model.parameters())
+
+
 def test_the_loss_is_that_of_transformers(model: str) -> None:
     bench = bench_of(model, CORPUS[:8])
     batch = bench.batch()

@@ -78,12 +78,12 @@ def test_rows_that_fill_up_a_step_count_for_nothing(encoder):
     filled, alone = ready.collate([0, -1]), ready.batch(0)
     assert filled["labels"][1].tolist() == [-100] * 3
     torch.testing.assert_close(ready.loss(filled), ready.loss(alone))
-    loss = ready.loss(ready.collate([-1]), 3)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(
-        torch.isfinite(weight.grad).all() for weight in ready.model.parameters() if weight.grad is not None
-    )
+    for items in (3, 0, None):
+        loss = ready.loss(ready.collate([-1]), items)
+        loss.backward()
+        assert float(loss.detach()) == 0
+    gradients = [weight.grad for weight in ready.model.parameters() if weight.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hfbatch.cli import app
-from hfbatch.errors import SpecError
+from hfbatch.cluster.session import nodes
+from hfbatch.errors import SpecError, SplitError
+from hfbatch.finetune import _with_rows
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.options import finetune_spec
+from hfbatch.train.features import examine
 from hfbatch.train.memory import held, kept_for_backward, skeleton
 from hfbatch.train.model import build_model, trainable
 from hfbatch.train.outlook import describe_training, try_training
@@ -100,6 +105,71 @@ def test_rows_that_are_learnt_and_measured_are_noted(values: dict[str, Any]) -> 
     assert note.startswith("eval holds rows that train holds too, of ")
     apart = {"train": {"path": values["train"], "filter": "label = 'no'"}}
     assert plan_of(values, **apart, eval={"path": values["train"], "filter": "label = 'yes'"}).notes == []
+
+
+def test_rows_that_are_set_aside_make_another_training(values: dict[str, Any]) -> None:
+    whole, share = plan_of(values, eval=values["train"]), plan_of(values, eval=None)
+    assert whole.fingerprint != share.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (
+            {"dropout": 0.2},
+            r"model\.overrides\.dropout is no field of BertConfig \(has: .*hidden_dropout_prob",
+        ),
+        (
+            {"hidden_dropout_prob": "high"},
+            r"model\.overrides .*'high'.* make no model: .*hidden_dropout_prob",
+        ),
+        (
+            {"num_attention_heads": 7},
+            r"model\.overrides .* make no model: .*multiple of the number of attention heads",
+        ),
+    ],
+)
+def test_overrides_that_the_model_cannot_take_are_refused(
+    values: dict[str, Any], overrides: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(SpecError, match=fault):
+        plan_of(values, model={"name": values["model"], "overrides": overrides})
+    plan_of(values, model={"name": values["model"], "overrides": {"hidden_dropout_prob": 0.2}})
+
+
+def test_a_missing_extra_is_told(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(
+        SpecError, match=r"packages that are missing \(peft, jiwer\); install hfbatch with its extra"
+    ):
+        plan_of(values)
+
+
+def test_a_filter_that_fails_on_rows_is_told_by_its_own_name(
+    values: dict[str, Any], ray_cluster: str
+) -> None:
+    where = {"path": values["eval"], "filter": "CAST(label AS INT) > 3"}
+    plan = plan_of(values, eval=where)
+    with pytest.raises(
+        SplitError, match=r"^eval\.filter 'CAST.*' fails on rows of rows\.parquet: Conversion"
+    ):
+        examine(plan.spec, plan.model, plan.eval)
+
+
+def test_rows_that_change_while_a_model_learns_cost_the_report_no_more_than_their_texts(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(values["eval"], tmp_path / "dev")
+    plan = plan_of(values, eval=str(tmp_path / "dev"))
+    worst = {"row": 3, "loss": 1.0, "guess": "no", "truth": "yes"}
+    details, notes = _with_rows(plan, {"worst": [worst]})
+    assert (details["worst"][0]["values"], notes) == ({"text": CORPUS[3], "label": "no"}, [])
+    table = pq.read_table(tmp_path / "dev" / "rows.parquet")
+    pq.write_table(table[:5], tmp_path / "dev" / "rows.parquet")
+    details, (note,) = _with_rows(plan, {"worst": [worst]})
+    assert details["worst"] == []
+    assert re.match(r"the rows with the highest loss are not shown: rows\.parquet changed", note)
 
 
 def test_paths_in_the_rows_are_relative_to_their_folder(values: dict[str, Any], tmp_path: Path) -> None:
@@ -279,7 +349,7 @@ def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
 
 def test_a_trial_foretells_the_time(values: dict[str, Any], ray_cluster: str) -> None:
     plan = plan_of(values, batch={"size": 16, "per_device": 8, "max_length": 12})
-    shown = try_training(plan)
+    shown = try_training(plan, nodes())
     trial = shown["trial"]
     assert shown["rows"]["train"] == {"rows": 90, "exact": True}
     assert shown["batch"] == {"size": 16, "per_device": 8, "accumulation": 2, "workers": 1}

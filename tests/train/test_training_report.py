@@ -159,6 +159,11 @@ def test_a_page_without_or_with_many_labels_is_whole(trained: FinetuneResult, la
     )
     card = model_card(metrics, "name", "org/name", "AutoModel")
     assert "--model org/name --column words=w --param aggregation_strategy=first\n" in card
+    metrics["task"], metrics["spec"]["train"]["columns"] = "question-answering", {}
+    assert "--model org/name\n" in model_card(metrics, "name", "org/name", "AutoModel")
+    metrics["data"]["labels"] = {"answerable": 2, "unanswerable": 1}
+    card = model_card(metrics, "name", "org/name", "AutoModel")
+    assert "--model org/name --param handle_impossible_answer=true\n" in card
 
 
 def test_the_python_of_the_card_runs(trained: FinetuneResult) -> None:

@@ -79,6 +79,9 @@ class Recipe(ABC):
     """Columns that may hold numbers of classes, and the param that names these."""
     in_both: ClassVar[tuple[str, ...]] = ()
     """Optional columns that both sets of rows have, or neither."""
+    scored: ClassVar[tuple[str, ...] | None] = None
+    """Columns of the features that `score`, `details` and `baseline` read; None: all of them. The first process has
+    them in memory for all rows to measure with."""
     methods: ClassVar[tuple[str, ...]] = ("full", "head", "lora", "qlora")
     """Methods of training that make sense."""
 
@@ -237,7 +240,7 @@ class Recipe(ABC):
             logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum",
             label_smoothing=self.label_smoothing,
         )  # fmt: skip
-        return total / (labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        return total / items_of(labels, num_items_in_batch)
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
         """Logits of each row, float32. Runs under no_grad, the model in eval mode.
@@ -273,6 +276,15 @@ class Recipe(ABC):
         :param features: of the rows to measure with; what training rows hold is in `settled`.
         """
         return {}
+
+
+def items_of(labels: torch.Tensor, step: torch.Tensor | int | None) -> torch.Tensor | int:
+    """What a loss is divided by: the labels of the step, or of this batch where `step` is None; 1 at least.
+
+    A step of rows in which there is nothing to learn, such as texts of unknown words for fill-mask, has the loss 0.
+    """
+    items = labels.ne(IGNORED).sum() if step is None else step
+    return max(items, 1) if isinstance(items, int) else items.clamp(min=1)
 
 
 def faulty_rows(found: Mapping[str, np.ndarray], places: pa.Table) -> list[str]:

@@ -22,7 +22,7 @@ from hfbatch.tasks.parts.text import (
 )
 from hfbatch.tasks.question_answering import OUTSIDE, QuestionAnswering, QuestionAnsweringParams
 from hfbatch.train.metrics.answers import answer_scores
-from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at
+from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at, items_of
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ class QuestionAnsweringRecipe(Recipe):
         """
         import torch
 
-        items = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        items = items_of(labels, num_items_in_batch)
         counted = labels[:, 2] != IGNORED
         labels, sizes = labels[counted, :2], labels[counted, 2]
         logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float()[counted]

@@ -65,6 +65,7 @@ class LabelRecipe(Recipe):
 
     Params: ClassVar[type[Params]] = LabelTraining
     numbered: ClassVar[Mapping[str, str]] = {"label": "label_names"}
+    scored: ClassVar[tuple[str, ...]] = ("labels",)
     params: LabelTraining
 
     @property
