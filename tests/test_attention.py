@@ -91,7 +91,7 @@ def test_dark_is_where_the_weight_is(tmp_path: Path) -> None:
 def test_the_command_writes_a_picture_and_says_what_is_in_it(tmp_path: Path, bert: str) -> None:
     out = tmp_path / "attention.png"
     command = [*HFBATCH, "attention", TEXT, "-m", bert, "--out", str(out)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["layers"], answer["heads"], answer["tokens"][0]) == (2, 4, "[CLS]")

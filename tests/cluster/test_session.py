@@ -24,5 +24,5 @@ assert not session.parent.exists()
 
 
 def test_the_cluster_of_a_command_is_not_found_by_the_next_and_leaves_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr

@@ -82,7 +82,7 @@ def test_the_command_takes_auto_and_says_which_task_it_means(
         "--dry-run",
         "--json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["task"] == "text-classification"

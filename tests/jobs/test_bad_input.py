@@ -163,7 +163,7 @@ def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, minilm: str, r
         time.sleep(0.01)
     last = tmp_path / "in/shard-00000-011.parquet"
     aside = shutil.move(last, tmp_path / "aside")
-    printed, _ = job.communicate(timeout=200)
+    printed, _ = job.communicate(timeout=400)
     assert job.returncode == 1, printed
     assert last.name in printed
     assert len(read_output(tmp_path / "out")) == 220
@@ -226,7 +226,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(
         f"{' '.join(HFBATCH)} run {tmp_path}/spec.yaml --address local; code=$?; "
         f"ls {out}; cp -r {out} {tmp_path}/kept; exit $code"
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=600)
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed
     assert "No space left on device" in printed

@@ -24,7 +24,7 @@ from tests.jobs.tools import HFBATCH, read_output, sentences, write_shards
 def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "200", "HF_TOKEN": "hf_verysecret", **env}
     return subprocess.run(
-        [*HFBATCH, *arguments], capture_output=True, text=True, timeout=200, env=environment
+        [*HFBATCH, *arguments], capture_output=True, text=True, timeout=400, env=environment
     )
 
 
@@ -180,7 +180,7 @@ def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> Non
         command = [*submit, "hfbatch", "run", str(Path("jobs/embed.yaml").resolve()), *sets]
         deadline = time.monotonic() + 60
         while True:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
             if "No available agent" not in done.stderr or time.monotonic() > deadline:
                 break
             time.sleep(2)  # the server answers before the agent that starts jobs is up
@@ -196,7 +196,7 @@ def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> Non
 def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
     command = f"{sys.executable} -m hfbatch tasks --json | head -n 1"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[\n", "")
 

@@ -5,6 +5,7 @@ The oracle runs each row alone: the pipeline where transformers has one, else th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,31 +48,58 @@ def write_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", CASES)
-def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
+def set_up(name: str, folder: Path) -> tuple[str, list[int], dict[int, Any]]:
+    """The case's model and rows. :returns: the model, ids of the bad rows, and the oracle's answers by id."""
     case = CASES[name]
-    model = case.build(tmp_path / "model")
-    rows = write_rows(case, tmp_path / "in")
+    model, rows = case.build(folder / "model"), write_rows(case, folder / "in")
     bad = [NULL] if case.unreadable is None else [NULL, UNREADABLE]
     answer = case.oracle(model)
     expected = {k: answer(row) for k, row in enumerate(rows) if k not in bad}
     assert len({repr(one) for one in expected.values()}) > 5, "the oracle says the same of most rows"
+    return model, bad, expected
 
-    for size, workers in ((1, 1), (8, 2)):
-        out = tmp_path / f"out-{size}-{workers}"
-        spec = make_spec(
-            name, model, tmp_path / "in", out, params=dict(case.params), batch={"size": size},
-            workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
-        )  # fmt: skip
-        result = hfbatch.run(spec, quiet=True)
-        assert result.exit_code == 0, result.message
-        assert verify_output(str(out)) == []
-        assert [reject["id"] for reject in read_rejects(out)] == bad
-        found = {row.pop("id"): row for row in read_output(out).to_pylist()}
-        assert list(found) == list(expected)
-        for k, want in expected.items():
-            assert near(found[k], want), (k, found[k], want)
+
+def check_job(
+    name: str, folder: Path, model: str, bad: list[int], expected: Mapping[int, Any], workers: int, size: int
+) -> None:
+    """Runs the case as a job and compares its rows with the oracle's."""
+    out = folder / f"out-{size}-{workers}"
+    spec = make_spec(
+        name, model, folder / "in", out, params=dict(CASES[name].params), batch={"size": size},
+        workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
+    )  # fmt: skip
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 0, result.message
+    assert verify_output(str(out)) == []
+    assert [reject["id"] for reject in read_rejects(out)] == bad
+    compare({row.pop("id"): row for row in read_output(out).to_pylist()}, expected)
+
+
+def compare(found: Mapping[int, Any], expected: Mapping[int, Any]) -> None:
+    assert list(found) == list(expected)
+    for k, want in expected.items():
+        assert near(found[k], want), (k, found[k], want)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
+    """Whole batches as a job; rows one by one without one, since the way through the cluster is the same for all."""
+    model, bad, expected = set_up(name, tmp_path)
+    check_job(name, tmp_path, model, bad, expected, workers=1, size=8)
+    case, good = CASES[name], list(expected)
+    columns = {
+        column: pa.array([values[k] for k in good], case.types.get(column))
+        for column, values in case.rows.items()
+    }
+    alone = run(make(task_class(name), model, **case.params), columns, size=1).to_pylist()
+    compare(dict(zip(good, alone, strict=True)), expected)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", ["text-classification", "text-generation", "object-detection"])
+def test_two_workers_give_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
+    check_job(name, tmp_path, *set_up(name, tmp_path), workers=2, size=1)
 
 
 def make_file(path: Path) -> None:

@@ -37,7 +37,7 @@ def slow_spec(tmp_path: Path, model: str, out: str) -> JobSpec:
 
 
 def wait_for_parts(job: subprocess.Popen[str], out: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(part_names(out)) < count:
         assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline
@@ -99,7 +99,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
     job = start_job(spec, uninterrupted, ray_cluster)
     wait_for_parts(job, out, 3)
     job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=60)
+    printed, _ = job.communicate(timeout=180)
     assert job.returncode == 130, printed
     assert "the same command goes on from here" in printed
     assert "Traceback" not in printed
@@ -124,7 +124,7 @@ def test_killing_a_worker_delays_the_job_and_changes_nothing(
     assert workers
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
-    printed, _ = job.communicate(timeout=120)
+    printed, _ = job.communicate(timeout=300)
     assert job.returncode == 0, printed
     assert read_output(out).equals(read_output(uninterrupted / "whole"))
 
@@ -161,7 +161,7 @@ def test_losing_a_node_of_three_changes_nothing(uninterrupted: Path, minilm: str
     path = uninterrupted / "node.yaml"
     path.write_text(spec.to_yaml())
     command = [sys.executable, "-c", NODE_LOSS, str(path), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "node lost" in done.stdout
     assert read_output(out).equals(read_output(uninterrupted / "whole"))

@@ -110,5 +110,5 @@ def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str
 def run_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> tuple[int, str]:
     """`hfbatch run` to its end. :returns: exit code and everything that it printed."""
     job = start_job(spec, folder, address, *flags, **env)
-    printed, _ = job.communicate(timeout=240)
+    printed, _ = job.communicate(timeout=600)
     return job.returncode, printed

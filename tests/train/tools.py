@@ -197,7 +197,7 @@ def rows_noted(taken: list[int]) -> Iterator[None]:
 
 def kill_after_checkpoint(out: Path) -> None:
     """Kills the training process with SIGKILL once the first checkpoint is there."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
             for process in psutil.Process().children(recursive=True):
