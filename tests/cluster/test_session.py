@@ -13,9 +13,8 @@ from ray._private.utils import read_ray_address
 
 from hfbatch.cluster.session import connect
 
-known = read_ray_address()
 with connect("local"):
-    assert read_ray_address() == known, read_ray_address()
+    assert read_ray_address() != ray.get_runtime_context().gcs_address  # another cluster's, or None
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     assert session.parent.name.startswith("hfbatch-"), session
     assert session.exists()
