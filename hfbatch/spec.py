@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -26,13 +26,15 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_is_default(cls, values: Any) -> Any:
-        """A key with nothing behind it, such as `params:`, is one that was left out."""
+        """A key with nothing behind it, such as `params:`, is one left out, unless null is a value of its own there."""
         if not isinstance(values, dict):
             return values
-        fields = cls.model_fields
-        return {
-            k: v for k, v in values.items() if v is not None or k not in fields or fields[k].is_required()
-        }
+        empty = {name for name, value in values.items() if value is None}
+        for name in empty & cls.model_fields.keys():
+            field = cls.model_fields[name]
+            if not field.is_required() and type(None) not in get_args(field.annotation):
+                values = {key: value for key, value in values.items() if key != name}
+        return values
 
 
 def shorthand(key: str) -> BeforeValidator:
