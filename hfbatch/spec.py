@@ -29,12 +29,12 @@ class Section(BaseModel):
         """A key with nothing behind it, such as `params:`, is one left out, unless null is a value of its own there."""
         if not isinstance(values, dict):
             return values
-        empty = {name for name, value in values.items() if value is None}
-        for name in empty & cls.model_fields.keys():
-            field = cls.model_fields[name]
-            if not field.is_required() and type(None) not in get_args(field.annotation):
-                values = {key: value for key, value in values.items() if key != name}
-        return values
+        never_null = {
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and type(None) not in get_args(field.annotation)
+        }
+        return {key: value for key, value in values.items() if value is not None or key not in never_null}
 
 
 def shorthand(key: str) -> BeforeValidator:

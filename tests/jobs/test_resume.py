@@ -99,7 +99,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
     job = start_job(spec, uninterrupted, ray_cluster)
     wait_for_parts(job, out, 3)
     job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=180)
+    printed, _ = job.communicate(timeout=60)
     assert job.returncode == 130, printed
     assert "the same command goes on from here" in printed
     assert "Traceback" not in printed

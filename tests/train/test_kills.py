@@ -88,7 +88,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(
     job = start_job(spec, tmp_path, ray_cluster)  # type: ignore[arg-type]
     wait_for_checkpoint(job, lambda: any((tmp_path / "out").glob("_hfbatch/checkpoints/*/MANIFEST.json")))
     job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=300)
+    printed, _ = job.communicate(timeout=120)
     assert job.returncode == 130, printed
     assert "the same command goes on from there" in printed
     assert "Traceback" not in printed

@@ -23,7 +23,7 @@ from hfbatch.tasks.embedding import Embedding, EmbeddingParams
 from hfbatch.tasks.parts.text import list_lengths, text_column
 from hfbatch.train.metrics.classification import regression
 from hfbatch.train.metrics.retrieval import cosines, retrieval, triplet_accuracy
-from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faulty_rows
+from hfbatch.train.recipes.base import Predicted, Recipe, Survey, faulty_rows, items_of
 
 if TYPE_CHECKING:
     import torch
@@ -289,8 +289,7 @@ class EmbeddingRecipe(Recipe):
         vectors, workers = by_row(outputs["embedding"], len(labels)), 1
         if len(labels) % self.group:
             vectors, labels, workers = of_all_workers(vectors, labels)
-        items = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return self._sum(vectors, labels) / workers / items
+        return self._sum(vectors, labels) / workers / items_of(labels, num_items_in_batch)
 
     def _sum(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         from hfbatch.train.embedding_loss import make_loss, sum_over_groups
