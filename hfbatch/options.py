@@ -18,7 +18,9 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Hub name or folder.")
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="Task input = dataset column, such as text=body; repeat.")
 ]
-Keep = Annotated[str | None, typer.Option(help="Input columns to keep, such as id,lang; default: all.")]
+Keep = Annotated[
+    list[str] | None, typer.Option(help="Input columns to keep, such as id,lang; default: all; repeat.")
+]
 Params = Annotated[
     list[str] | None,
     typer.Option("--param", help="Option of the task, NAME=VALUE; `hfbatch tasks TASK` lists them; repeat."),
@@ -40,7 +42,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 def job_spec(
     values: dict[str, Any],
     column: list[str] | None,
-    keep: str | None,
+    keep: list[str] | None,
     param: list[str] | None,
     set_: list[str] | None,
     limit: int | None,
@@ -50,7 +52,7 @@ def job_spec(
     from hfbatch.spec import JobSpec
 
     flags = _flags(["input"], column, param, limit)
-    flags += [] if keep is None else [f"output.keep=[{keep}]"]
+    flags += [f"output.keep=[{','.join(keep)}]"] if keep else []
     return _built(JobSpec, values, [*flags, *(set_ or [])], save)
 
 
@@ -61,13 +63,13 @@ def finetune_spec(
     set_: list[str] | None,
     limit: int | None,
     save: Path | None,
-    keep: str | None = None,
+    keep: list[str] | None = None,
 ) -> FinetuneSpec:
     """The spec of a fine-tuning, likewise; columns are those of both sets of rows. A flag `keep` is refused."""
     from hfbatch.errors import SpecError
     from hfbatch.finetune_spec import FinetuneSpec
 
-    if keep is not None:
+    if keep:
         raise SpecError("--keep is for jobs, which write rows; a fine-tuning writes a model: leave it out")
     given = [part for part in ("train", "eval") if values.get(part) is not None]
     flags = _flags(given, column, param, limit)

@@ -68,6 +68,13 @@ def test_dry_run_starts_nothing(job: dict[str, Any], tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_columns_to_keep_are_repeated_or_separated_by_commas(job: dict[str, Any], tmp_path: Path) -> None:
+    for flags in (["--keep", "text"], ["--keep", "text,id"]):
+        done = call("embed", job["source"], str(tmp_path), *job["flags"], *flags, "--dry-run", "--json")
+        assert done.returncode == 0, done.stderr
+        assert list(json.loads(done.stdout)["output"]["schema"]) == ["id", "text", "embedding"]
+
+
 def test_plan_foretells_rate_and_time(job: dict[str, Any], tmp_path: Path) -> None:
     done = call("plan", "embedding", job["source"], str(tmp_path / "out"), *job["flags"], "--json")
     assert done.returncode == 0, done.stderr
