@@ -108,12 +108,13 @@ def config_of(spec: FinetuneSpec, recipe: Recipe) -> Any:
 
 def override_faults(spec: FinetuneSpec, recipe: Recipe) -> list[str]:
     """Fields of `model.overrides` that the model's config does not have, or with which no model can be built."""
-    overrides, config = spec.model.overrides, copy.deepcopy(recipe.task.config)
+    overrides = spec.model.overrides
     if not overrides:
         return []
     import torch
     import transformers
 
+    config = copy.deepcopy(recipe.task.config)
     known = sorted(config.to_dict().keys() - transformers.PreTrainedConfig().to_dict().keys())
     faults = [
         f"model.overrides.{name} is no field of {type(config).__name__} (has: {', '.join(known)})"
