@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from hfbatch.attention import draw
 from hfbatch.compute.attention import Attention, attention_of
 from hfbatch.errors import SpecError
-from tests.jobs.tools import HFBATCH
+from tests.jobs.tools import call
 from tests.models.text import tiny_bert, tiny_bert_encoder, tiny_llama, tiny_t5
 from tests.models.vision import tiny_vision
 
@@ -90,9 +89,8 @@ def test_dark_is_where_the_weight_is(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_picture_and_says_what_is_in_it(tmp_path: Path, bert: str) -> None:
     out = tmp_path / "attention.png"
-    command = [*HFBATCH, "attention", TEXT, "-m", bert, "--out", str(out)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+    done = call("attention", TEXT, "-m", bert, "--out", str(out), "--json")
+    assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["layers"], answer["heads"], answer["tokens"][0]) == (2, 4, "[CLS]")
     assert Image.open(out).format == "PNG"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from hfbatch import SpecError
 from hfbatch.plan import make_plan
-from tests.jobs.tools import HFBATCH, make_spec, sentences, write_shards
+from tests.jobs.tools import call, make_spec, sentences, write_shards
 from tests.models.text import tiny_t5
 
 
@@ -71,19 +70,10 @@ def test_params_that_lack_are_told_once(tmp_path: Path, source: Path, classifier
 def test_the_command_takes_auto_and_says_which_task_it_means(
     tmp_path: Path, source: Path, classifier: str
 ) -> None:
-    command = [
-        *HFBATCH,
-        "predict",
-        "auto",
-        str(source),
-        str(tmp_path / "out"),
-        "-m",
-        classifier,
-        "--dry-run",
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+    done = call(
+        "predict", "auto", str(source), str(tmp_path / "out"), "-m", classifier, "--dry-run", "--json"
+    )
+    assert done.exit_code == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["task"] == "text-classification"
     assert "inferred from BertForSequenceClassification" in plan["notes"][0]

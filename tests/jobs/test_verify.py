@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +11,7 @@ import pytest
 
 import hfbatch
 from hfbatch.verify import verify_output
-from tests.jobs.tools import HFBATCH, make_spec, part_names, sentences, write_shards
+from tests.jobs.tools import call, make_spec, part_names, sentences, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +41,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def check(copy: Path) -> str:
     faults = verify_output(str(copy / "out"), str(copy / "in"))
-    command = [*HFBATCH, "verify", str(copy / "out"), "--input", str(copy / "in"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == (1 if faults else 0)
+    done = call("verify", str(copy / "out"), "--input", str(copy / "in"), "--json")
+    assert done.exit_code == (1 if faults else 0)
     assert json.loads(done.stdout)["faults"] == faults
     return "\n".join(faults)
 

@@ -13,9 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from click.testing import Result
+from typer.testing import CliRunner
 
 import hfbatch
 from hfbatch import JobSpec
+from hfbatch.cli import app
 from hfbatch.finetune import finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from tests.models.text import CORPUS
@@ -95,6 +98,11 @@ def part_stamps(out: Path | str) -> dict[str, tuple[int, int]]:
     return {
         path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path(out).glob("part-*.parquet")
     }
+
+
+def call(*arguments: str, **env: str) -> Result:
+    """A command as a user types it, in this process: starting one takes longer than most commands do."""
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "HF_TOKEN": "hf_verysecret", **env})
 
 
 def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> subprocess.Popen[str]:
