@@ -57,18 +57,7 @@ def process(
 
 
 def _dataset(plan: Plan, layout: Layout, tracker: Any) -> Dataset:
-    job = StageJob(
-        order=plan.order.to_json(),
-        read=plan.read,
-        inputs=plan.inputs,
-        keep=tuple(plan.keep),
-        out=plan.spec.output.path,
-        schema=plan.schema,
-        truncated=plan.spec.output.truncated_column,
-        rejects_schema=plan.rejects_schema,
-        stamp={"fingerprint": plan.fingerprint, "commit": plan.model.commit},
-        tracker=tracker,
-    )
+    job = stage_job(plan, tracker)
     _quiet()
     splits = plan.todo
     per_block = -(-len(splits) // BLOCKS)
@@ -100,6 +89,22 @@ def _dataset(plan: Plan, layout: Layout, tracker: Any) -> Dataset:
             compute=TaskPoolStrategy(size=layout.write_tasks),
             num_cpus=layout.write_cpus,
         )
+    )
+
+
+def stage_job(plan: Plan, tracker: Any) -> StageJob:
+    """What the stages need to know of a plan."""
+    return StageJob(
+        order=plan.order.to_json(),
+        read=plan.read,
+        inputs=plan.inputs,
+        keep=tuple(plan.keep),
+        out=plan.spec.output.path,
+        schema=plan.schema,
+        truncated=plan.spec.output.truncated_column,
+        rejects_schema=plan.rejects_schema,
+        stamp={"fingerprint": plan.fingerprint, "commit": plan.model.commit},
+        tracker=tracker,
     )
 
 

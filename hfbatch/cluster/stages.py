@@ -147,22 +147,12 @@ class ForwardStage:
         if self._worker is None:
             manifest.fatal = True
             raise SplitError(self._fault)
-        begun = time.perf_counter()
-        features = unpack(row["features"])
-        positions = features[POSITION].to_numpy()
-        features = features.drop_columns([POSITION])
-        if len(features):
-            prediction = self._predict(self._worker, features)
-        else:
-            prediction = Prediction(pa.table({}), np.empty(0, np.int64))
+        worker = self._worker
+        row, rejected = forward(row, manifest, lambda features: self._predict(worker, features))
+        manifest.worker = worker.label
         self._send()
-        failures = [reject(int(positions[k]), "forward", error) for k, error in prediction.failures]
-        self._count("rejects", len(failures))
-        outputs = prediction.outputs.append_column(POSITION, pa.array(positions[prediction.kept]))
-        manifest.tokens, manifest.padded_tokens = prediction.tokens, prediction.padded_tokens
-        manifest.batches, manifest.worker = prediction.batches, self._worker.label
-        manifest.seconds["forward"] = time.perf_counter() - begun
-        return {**row, "rejects": _dump([*_load(row["rejects"]), *failures]), "features": pack(outputs)}
+        self._count("rejects", rejected)
+        return row
 
     def _predict(self, worker: Worker, features: pa.Table) -> Prediction:
         try:
@@ -203,6 +193,24 @@ class ForwardStage:
     def _count(self, name: str, by: int) -> None:
         if by:  # Ray refuses to add nothing
             self._counters[name].inc(by)
+
+
+def forward(
+    row: dict[str, Any], manifest: Manifest, predict: Callable[[pa.Table], Prediction]
+) -> tuple[dict[str, Any], int]:
+    """Replaces a split's features by the model's outputs. :returns: the row, and how many rows the model rejected."""
+    begun = time.perf_counter()
+    features = unpack(row["features"])
+    positions = features[POSITION].to_numpy()
+    features = features.drop_columns([POSITION])
+    prediction = predict(features) if len(features) else Prediction(pa.table({}), np.empty(0, np.int64))
+    failures = [reject(int(positions[k]), "forward", error) for k, error in prediction.failures]
+    outputs = prediction.outputs.append_column(POSITION, pa.array(positions[prediction.kept]))
+    manifest.tokens, manifest.padded_tokens = prediction.tokens, prediction.padded_tokens
+    manifest.batches = prediction.batches
+    manifest.seconds["forward"] = time.perf_counter() - begun
+    rejects = _dump([*_load(row["rejects"]), *failures])
+    return {**row, "rejects": rejects, "features": pack(outputs)}, len(failures)
 
 
 def write_stage(row: pa.Table, job: StageJob) -> pa.Table:

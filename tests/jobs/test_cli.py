@@ -192,7 +192,9 @@ def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> Non
             early = "No available agent" in done.stderr or "Failed to connect" in done.stderr
             if not early or time.monotonic() > deadline:
                 break
-            time.sleep(2)  # the port is open before the server answers, and both before the agent that starts jobs
+            time.sleep(
+                2
+            )  # the port is open before the server answers, and both before the agent that starts jobs
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Done: 20 rows" in done.stdout
         assert len(read_output(tmp_path / "out")) == 20

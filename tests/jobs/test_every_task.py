@@ -5,7 +5,8 @@ The oracle runs each row alone: the pipeline where transformers has one, else th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import soundfile
 from PIL import Image
 
 import hfbatch
+from hfbatch import JobSpec
+from hfbatch.job import JobResult
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.verify import verify_output
 from tests.cases.case import Case, near
 from tests.cases.every import CASES
+from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, read_rejects
 from tests.models.video import film_file, moving
 from tests.tasks.drive import make, run
@@ -60,7 +64,14 @@ def set_up(name: str, folder: Path) -> tuple[str, list[int], dict[int, Any]]:
 
 
 def check_job(
-    name: str, folder: Path, model: str, bad: list[int], expected: Mapping[int, Any], workers: int, size: int
+    name: str,
+    folder: Path,
+    model: str,
+    bad: list[int],
+    expected: Mapping[int, Any],
+    run_job: Callable[[JobSpec], JobResult],
+    workers: int,
+    size: int,
 ) -> None:
     """Runs the case as a job and compares its rows with the oracle's."""
     out = folder / f"out-{size}-{workers}"
@@ -68,7 +79,7 @@ def check_job(
         name, model, folder / "in", out, params=dict(CASES[name].params), batch={"size": size},
         workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
     )  # fmt: skip
-    result = hfbatch.run(spec, quiet=True)
+    result = run_job(spec)
     assert result.exit_code == 0, result.message
     assert verify_output(str(out)) == []
     assert [reject["id"] for reject in read_rejects(out)] == bad
@@ -81,12 +92,11 @@ def compare(found: Mapping[int, Any], expected: Mapping[int, Any]) -> None:
         assert near(found[k], want), (k, found[k], want)
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
-    """Whole batches as a job; rows one by one without one, since the way through the cluster is the same for all."""
+    """In whole batches and row by row; without Ray, which carries the splits of all tasks in the same way."""
     model, bad, expected = set_up(name, tmp_path)
-    check_job(name, tmp_path, model, bad, expected, workers=1, size=8)
+    check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8)
     case, good = CASES[name], list(expected)
     columns = {
         column: pa.array([values[k] for k in good], case.types.get(column))
@@ -97,9 +107,14 @@ def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", ["text-classification", "text-generation", "object-detection"])
-def test_two_workers_give_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
-    check_job(name, tmp_path, *set_up(name, tmp_path), workers=2, size=1)
+@pytest.mark.parametrize(
+    ("name", "workers"), [("text-classification", 2), ("text-generation", 2), ("object-detection", 1)]
+)
+def test_a_job_on_a_cluster_gives_the_answers_of_transformers(
+    tmp_path: Path, name: str, workers: int
+) -> None:
+    """One task for each kind of payload: token lists, generated text, and the steps of a pipeline as bytes."""
+    check_job(name, tmp_path, *set_up(name, tmp_path), partial(hfbatch.run, quiet=True), workers, size=1)
 
 
 def make_file(path: Path) -> None:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from click.testing import Result
 from typer.testing import CliRunner
 
-import hfbatch
 from hfbatch import JobSpec
 from hfbatch.cli import app
 from hfbatch.finetune import finetune
 from hfbatch.finetune_spec import FinetuneSpec
+from tests.jobs.here import job_here
 from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
@@ -84,7 +84,7 @@ def learn_and_run(
     spec = {"task": task, "model": model, **sources, "output": trained, "workers": workers, **options}
     result = finetune(FinetuneSpec.build({"compute": {"dtype": "float32"}, **spec}), quiet=True)
     job = make_spec(task, result.model, folder / "eval", folder / "out", output={"keep": ["id"]})
-    assert hfbatch.run(job, quiet=True).exit_code == 0
+    assert job_here(job).exit_code == 0
     return result.metrics, read_output(folder / "out")
 
 

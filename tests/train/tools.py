@@ -30,6 +30,7 @@ from hfbatch.train.features import make_features
 from hfbatch.train.order import TrainOrder, state_folder
 from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.rows import FeatureRows
+from tests.jobs.here import job_here
 from tests.models.text import CORPUS
 
 TRAIN_ROWS = 120
@@ -91,7 +92,7 @@ def predicted(
     keep: Sequence[str] = (),
     **params: Any,
 ) -> pa.Table:
-    """What `hfbatch predict` makes of rows, in float32 and in their order, with a model that was trained."""
+    """What `hfbatch predict` makes of rows, without Ray, in float32 and in their order, with a model that was trained."""
     job = {
         "task": task,
         "model": {"name": model, "dtype": "float32"},
@@ -100,7 +101,7 @@ def predicted(
         "workers": {"count": 1},
         "params": params,
     }
-    assert hfbatch.run(hfbatch.JobSpec.build(job), quiet=True).exit_code == 0
+    assert job_here(hfbatch.JobSpec.build(job)).exit_code == 0
     return ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()
 
 
