@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTImageProcessorPil
 
-from tests.jobs.tools import learn_and_run
+from tests.train.tools import learn_and_run
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 HELD_OUT = 397

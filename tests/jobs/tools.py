@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from typer.testing import CliRunner
 
 from hfbatch import JobSpec
 from hfbatch.cli import app
-from hfbatch.finetune import finetune
-from hfbatch.finetune_spec import FinetuneSpec
-from tests.jobs.here import job_here
 from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
@@ -62,30 +58,6 @@ def read_rejects(out: Path | str) -> list[dict[str, Any]]:
     files = sorted(Path(out, "_hfbatch", "rejects").glob("*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return sorted(rows, key=lambda row: row["id"])
-
-
-def learn_and_run(
-    task: str, model: Mapping[str, Any], folder: Path, rows: pa.Table, held_out: pa.Table, **options: Any
-) -> tuple[dict[str, Any], pa.Table]:
-    """Fine-tunes a model, with the test's Ray cluster, and has it predict.
-
-    :param rows: to learn from, with `label`.
-    :param held_out: to measure with and to predict.
-    :param options: further parts of the spec of the training.
-    :returns: metrics of the training, and predictions in order of the rows.
-    """
-    sources = {}
-    for part, table in (("train", rows), ("eval", held_out)):
-        (folder / part).mkdir()
-        table = table.append_column("id", pa.array(range(len(table))))
-        pq.write_table(table, folder / part / "rows.parquet")
-        sources[part] = {"path": str(folder / part), "split_rows": len(table)}
-    workers, trained = {"count": 1, "cpus": 1}, str(folder / "trained")
-    spec = {"task": task, "model": model, **sources, "output": trained, "workers": workers, **options}
-    result = finetune(FinetuneSpec.build({"compute": {"dtype": "float32"}, **spec}), quiet=True)
-    job = make_spec(task, result.model, folder / "eval", folder / "out", output={"keep": ["id"]})
-    assert job_here(job).exit_code == 0
-    return result.metrics, read_output(folder / "out")
 
 
 def part_names(out: Path | str) -> list[str]:

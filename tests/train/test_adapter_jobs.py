@@ -1,4 +1,4 @@
-"""From rows to adapters, and to a model that has them merged and predicts, all through Ray."""
+"""From rows to adapters, and to a model that has them merged and predicts; with two workers through Ray Train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hfbatch.finetune import compare, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from tests.models import text
-from tests.train.tools import predicted
+from tests.train.tools import finetune_here, predicted
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,8 @@ def test_from_rows_to_a_merged_model_that_predicts(
         "compute": {"dtype": "float32"},
         "workers": {"count": workers, "cpus": 1},
     }
-    result = finetune(FinetuneSpec.build(values), quiet=True)
+    spec = FinetuneSpec.build(values)
+    result = finetune_here(spec) if workers == 1 else finetune(spec, quiet=True)
     best, merged = result.metrics["best"], result.metrics["merged"]
     assert result.metrics["before"]["accuracy"] < 0.9 <= merged["accuracy"]
     assert merged["loss"] == pytest.approx(best["loss"], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Language models trained as a user does it: from Parquet to a model that `hfbatch run` takes."""
+"""Language models trained whole: from Parquet to a model that `hfbatch run` takes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.finetune import FinetuneResult
 from hfbatch.finetune_spec import FinetuneSpec
 from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_bert_for, tiny_llama
-from tests.train.tools import STILL, predicted
+from tests.train.tools import STILL, finetune_here, predicted
 
 STEPS = 60
 SPLIT_ROWS = 4
@@ -39,7 +39,7 @@ def trained(task: str, folder: Path, rows: dict[str, list[Any]], **changes: Any)
         "compute": {"dtype": "float32"},
         "workers": {"count": 1, "cpus": 1},
     }
-    return finetune(FinetuneSpec.build({**values, **changes}), quiet=True)
+    return finetune_here(FinetuneSpec.build({**values, **changes}))
 
 
 def first_column(

@@ -1,4 +1,4 @@
-"""Encoder-decoder models through Ray Train: what the evaluation measured is what the exported model then writes."""
+"""Encoder-decoder models: what the evaluation measured is what the exported model then writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfbatch.finetune import FinetuneResult, finetune
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.metrics.generation import bleu, chrf, rouge
 from tests.models.text import CORPUS, tiny_bart, tiny_mbart
-from tests.train.tools import predicted
+from tests.train.tools import finetune_here, predicted
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_summaries_from_parquet_to_a_model_that_writes_them(
 ) -> None:
     model = tiny_bart(tmp_path / "base")
     asked = {"prefix": "shorten: ", "max_new_tokens": 12}
-    result = finetune(spec_of("summarization", model, data, tmp_path / "out", 1, **asked), quiet=True)
+    result = finetune_here(spec_of("summarization", model, data, tmp_path / "out", 1, **asked))
     best = result.metrics["best"]
     assert result.metrics["before"]["rougeL"] < 0.2 < 0.6 < best["rougeL"]
     assert 0 < result.metrics["baseline"]["rougeL"] < best["rougeL"]

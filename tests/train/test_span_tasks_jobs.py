@@ -1,4 +1,4 @@
-"""Training that finds spans, as a user runs it: from Parquet to a model that predicts the spans that it was given."""
+"""Training that finds spans, whole: from Parquet to a model that predicts the spans that it was given."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.finetune import FinetuneResult, finetune
+from hfbatch.finetune import FinetuneResult
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.metrics.answers import exact_match
-from tests.train.tools import predicted
+from tests.train.tools import finetune_here, predicted
 
 Phrases = list[tuple[str, str]]
 PARTS = {
@@ -47,7 +47,7 @@ def train(task: str, model: str, folder: Path, tables: dict[str, pa.Table], **op
         "workers": {"count": 1, "cpus": 1},
         **options,
     }
-    return finetune(FinetuneSpec.build(spec), quiet=True)
+    return finetune_here(FinetuneSpec.build(spec))
 
 
 def test_a_model_of_tags_finds_their_spans(ray_cluster: str, encoder: str, tmp_path: Path) -> None:

@@ -20,17 +20,21 @@ import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.numpy import load_file
 
 import hfbatch
+from hfbatch.finetune import FinetuneResult, finetune
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train import launch
 from hfbatch.train.features import make_features
 from hfbatch.train.order import TrainOrder, state_folder
 from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.rows import FeatureRows
 from tests.jobs.here import job_here
+from tests.jobs.tools import make_spec, read_output
 from tests.models.text import CORPUS
 
 TRAIN_ROWS = 120
@@ -103,6 +107,40 @@ def predicted(
     }
     assert job_here(hfbatch.JobSpec.build(job)).exit_code == 0
     return ds.dataset(sorted(map(str, out.glob("*.parquet")))).to_table()
+
+
+def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
+    """A whole fine-tuning whose one training process is this one: for what is learnt, whoever starts the process.
+
+    Needs the fixture `ray_cluster`, whose tasks look at the rows and write features.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(launch, "fit", lambda order, team, on_news: run_here(order, Path(folder))[0])
+        return finetune(spec, quiet=True)
+
+
+def learn_and_run(
+    task: str, model: Mapping[str, Any], folder: Path, rows: pa.Table, held_out: pa.Table, **options: Any
+) -> tuple[dict[str, Any], pa.Table]:
+    """Fine-tunes a model in this process and has it predict.
+
+    :param rows: to learn from, with `label`.
+    :param held_out: to measure with and to predict.
+    :param options: further parts of the spec of the training.
+    :returns: metrics of the training, and predictions in order of the rows.
+    """
+    sources = {}
+    for part, table in (("train", rows), ("eval", held_out)):
+        (folder / part).mkdir()
+        table = table.append_column("id", pa.array(range(len(table))))
+        pq.write_table(table, folder / part / "rows.parquet")
+        sources[part] = {"path": str(folder / part), "split_rows": len(table)}
+    workers, trained = {"count": 1, "cpus": 1}, str(folder / "trained")
+    spec = {"task": task, "model": model, **sources, "output": trained, "workers": workers, **options}
+    result = finetune_here(FinetuneSpec.build({"compute": {"dtype": "float32"}, **spec}))
+    job = make_spec(task, result.model, folder / "eval", folder / "out", output={"keep": ["id"]})
+    assert job_here(job).exit_code == 0
+    return result.metrics, read_output(folder / "out")
 
 
 class Stopped(Exception):
