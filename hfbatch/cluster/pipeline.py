@@ -68,6 +68,7 @@ def _dataset(plan: Plan, layout: Layout, tracker: Any) -> Dataset:
         rejects_schema=plan.rejects_schema,
         stamp={"fingerprint": plan.fingerprint, "commit": plan.model.commit},
         tracker=tracker,
+        claim=plan.ledger.claim,
     )
     _quiet()
     splits = plan.todo
