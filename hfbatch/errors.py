@@ -27,3 +27,11 @@ class SplitError(HfbatchError):
 
 class WorkerError(HfbatchError):
     """No worker can do the job (the model does not load, say), so that going on is of no use."""
+
+
+class OutputHeldError(HfbatchError):
+    """Another process writes to the output now; nothing was started, and a rerun works once that one has ended."""
+
+
+class LockLostError(WorkerError):
+    """Another process has taken over the output, so that this one may write nothing more."""

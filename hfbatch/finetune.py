@@ -11,11 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, redact
+from hfbatch.data.ledger import clear_folder
+from hfbatch.data.lock import Lock, hold
 from hfbatch.data.writer import write_file
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import state_folder
-from hfbatch.train.plan import FinetunePlan, make_finetune_plan
+from hfbatch.train.plan import OURS, FinetunePlan, look_again, make_finetune_plan
 
 MERGE_TOLERANCE = 0.01
 """Relative change of the loss by merging adapters, above which the result says so."""
@@ -49,34 +51,57 @@ def finetune(
     :param console: where progress goes; default: stderr.
     :param quiet: show no progress.
     :raises SpecError: with every fault of the spec, then with every fault of the rows; nothing is overwritten.
+    :raises OutputHeldError: when another process writes to the output now.
     :raises WorkerError: if training cannot go on; the same command goes on from the newest checkpoint.
     """
-    from hfbatch.cluster.session import ceiling, connect, nodes
-    from hfbatch.train.launch import choose_team, fit
-    from hfbatch.train.order import check_shares
     from hfbatch.train.progress import TrainProgress
 
     started = time.time()
     plan = make_finetune_plan(spec, overwrite)
-    if plan.finished:
+
+    def say(text: str) -> None:
+        if not quiet:
+            (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with hold(plan.spec.output, say) as lock:
+        look_again(plan, overwrite)
+        metrics = None
+        if not plan.finished:
+            metrics = _train(
+                plan, lock, address, overwrite, TrainProgress(console, plan.title, quiet), started
+            )
+        lock.check()
         _tidy(plan)
-        return _finished(plan)
-    with TrainProgress(console, plan.title, quiet) as progress:
+        if metrics is None:
+            return _finished(plan)
+    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+
+
+def _train(
+    plan: FinetunePlan, lock: Lock, address: str | None, overwrite: bool, progress: Any, started: float
+) -> dict[str, Any]:
+    """Trains to the end and writes what it left; the content of metrics.json."""
+    from hfbatch.cluster.session import ceiling, connect, nodes
+    from hfbatch.train.launch import choose_team, fit
+    from hfbatch.train.order import check_shares
+
+    with progress:
         progress.say("connecting to Ray")
         with connect(address):
             team = choose_team(plan.spec.workers, nodes(), ceiling())
             batch = plan.spec.batch
             check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
             progress.say("looking at the rows")
-            order, data = _prepare(plan, overwrite, progress)
+            order, data = _prepare(plan, lock, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
             progress.measure(plan.metric, plan.spec.batch.size)
-            news = fit(order, team, progress.show)
+            with lock.interrupting():
+                news = fit(order, team, progress.show)
         progress.say("writing the report")
         metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
+        lock.check()
         _leave(plan, metrics)
-    _tidy(plan)
-    return FinetuneResult(plan.spec.output, join(plan.spec.output, "model"), metrics)
+    return metrics
 
 
 def _finished(plan: FinetunePlan) -> FinetuneResult:
@@ -109,7 +134,7 @@ def _leave(plan: FinetunePlan, metrics: dict[str, Any]) -> None:
     _write(plan, "_SUCCESS", {})
 
 
-def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, dict[str, Any]]:
+def _prepare(plan: FinetunePlan, lock: Lock, overwrite: bool, progress: Any) -> tuple[Any, dict[str, Any]]:
     """The order of the training processes, its features written. :raises SpecError: for faulty rows."""
     from hfbatch.train.features import examine, write_features
     from hfbatch.train.hub import open_repository
@@ -122,6 +147,7 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
         raise SpecError(faults)
     if plan.spec.push_to_hub:
         open_repository(plan.spec.push_to_hub)
+    lock.check()
     if overwrite:
         _clear(plan.spec.output)
     _write(plan, "_hfbatch/job.json", plan.job())
@@ -131,7 +157,7 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
         name: asdict(write_features(plan.spec, plan.model, plan.recipe.settled, part, join(features, name)))
         for name, part in plan.parts.items()
     }
-    order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, features)
+    order = TrainOrder(plan.spec, plan.model, plan.recipe.settled, features, lock.claim)
     return order, {
         "rows": written,
         "labels": dict(surveys["train"].labels),
@@ -140,26 +166,19 @@ def _prepare(plan: FinetunePlan, overwrite: bool, progress: Any) -> tuple[Any, d
 
 
 def _clear(output: str) -> None:
-    """Deletes what an earlier training left; nothing else.
+    """Deletes what an earlier training left; nothing else, and no lock.
 
-    First what says that it is done, last what says which it is: its checkpoints are never taken for another's.
+    First what says that it is done, last what says which it is: its checkpoints are never taken for another's. What
+    lies under these names is that training's: it began only where none of them was.
     """
     fs, root = open_filesystem(output)
-    for name in (
-        "_SUCCESS",
-        "metrics.json",
-        "report.html",
-        "model",
-        "adapter",
-        "tensorboard",
-        "_hfbatch/checkpoints",
-        "_hfbatch",
-    ):
+    for name in (*OURS, "_hfbatch/checkpoints"):
         match kind_of(fs, f"{root}/{name}"):
             case "file":
                 fs.delete_file(f"{root}/{name}")
             case "folder":
                 fs.delete_dir(f"{root}/{name}")
+    clear_folder(fs, f"{root}/_hfbatch")
 
 
 def _tidy(plan: FinetunePlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from hfbatch.compute.worker import Settled
 from hfbatch.data.filesystem import redact
+from hfbatch.data.ledger import State
+from hfbatch.data.lock import Lock, hold
 from hfbatch.data.manifest import Manifest
-from hfbatch.data.writer import write_file
-from hfbatch.errors import WorkerError
-from hfbatch.plan import Plan, make_plan
+from hfbatch.errors import LockLostError, WorkerError
+from hfbatch.plan import Plan, look_again, make_plan
 from hfbatch.progress import Progress, Snapshot
 from hfbatch.report import build_report, count, render_files
 from hfbatch.spec import JobSpec
@@ -73,21 +75,32 @@ def run(
     :param quiet: show no progress.
     :param started: unix time when the command began, for the report.
     :raises SpecError: with every fault, before anything is started.
+    :raises OutputHeldError: when another process writes to the output now.
     """
     clock = Clock(started)
     plan = make_plan(spec, overwrite)
     clock.lap("plan")
+    console = console or Console(stderr=True)
     manifests: list[Manifest] = []
     problem = None
-    if plan.todo:
-        problem = _process(plan, address, clock, manifests, Progress(console, plan.title, quiet))
-    else:
-        _prepare_output(plan)
-    return _finish(plan, manifests, clock, problem)
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with hold(plan.spec.output.path, say) as lock:
+        plan.ledger.claim = lock.claim
+        plan.ledger.clean_temporary()
+        look_again(plan)
+        if plan.todo:
+            problem = _process(plan, lock, address, clock, manifests, Progress(console, plan.title, quiet))
+        else:
+            _prepare_output(plan)
+        return _finish(plan, lock, manifests, clock, problem)
 
 
 def _process(
-    plan: Plan, address: str | None, clock: Clock, manifests: list[Manifest], progress: Progress
+    plan: Plan, lock: Lock, address: str | None, clock: Clock, manifests: list[Manifest], progress: Progress
 ) -> BaseException | None:
     """Sends the splits through the cluster; returns what ended it early, if anything did."""
     from hfbatch.cluster.pipeline import process
@@ -112,7 +125,10 @@ def _process(
             follower.say(f"starting {layout.workers} model worker{'s' * (layout.workers > 1)}")
             try:
                 # Closed whatever ends it: a pipeline that is still alive when Ray shuts down takes the driver with it.
-                with closing(process(plan, layout, on_activity, on_settled)) as results:
+                with (
+                    lock.interrupting(),
+                    closing(process(plan, layout, on_activity, on_settled)) as results,
+                ):
                     for manifest in results:
                         manifests.append(manifest)
                         follower.first_part = follower.first_part or clock.elapsed
@@ -187,38 +203,59 @@ def _prepare_output(plan: Plan) -> dict[str, Any]:
         ledger.clear()
     if plan.state.todo or plan.state.stale:
         ledger.clear_success()
-    ledger.clean_temporary()
-    ledger.forget(split.part for split in plan.state.todo)
     ledger.write_job(job)
     return job
 
 
-def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseException | None) -> JobResult:
-    """Compares what is there with the plan, writes the report and, if all is well, `_SUCCESS`."""
+def _finish(
+    plan: Plan, lock: Lock, manifests: list[Manifest], clock: Clock, problem: BaseException | None
+) -> JobResult:
+    """Compares what is there with the plan, writes the report and, if all is well, `_SUCCESS`.
+
+    What is there is what one last listing and the parts' own footers show: neither the plan nor the workers'
+    manifests are believed, since others can change the folder while a job runs.
+    """
     ledger = plan.ledger
+    try:
+        lock.check()
+    except LockLostError as error:
+        problem = error
+    lost = isinstance(problem, LockLostError)
     failed = _failures(plan, manifests, problem)
     if not failed and not problem:
         ledger.remove(plan.state.stale)
-    state = ledger.state(plan.splits)
-    if not failed and not problem:
-        ledger.remove_rejects(ledger.rejects_without_part([split.part for split in state.done]))
     fresh = [manifest for manifest in manifests if manifest.error is None]
-    found = ledger.manifests([split.part for split in state.done], fresh)
+    state, found, wrong = ledger.audit(plan.splits, plan.fingerprint, fresh)
     committed = [manifest for manifest in found if manifest.error is None]
     failed += [manifest for manifest in found if manifest.error is not None]
-    with suppress(OSError):  # the cache only saves time, and a full disk is told below
-        ledger.save_manifests(committed)
+    if not failed and not problem:
+        failed = _absent(state, wrong)
+    if not failed and not problem:
+        ledger.remove_rejects(ledger.rejects_without_part([split.part for split in state.done]))
     clock.phases["total"] = clock.elapsed
-    job = ledger.read_job() or {}
+    job = (None if lost else ledger.read_job()) or plan.job()
     ran = {manifest.part for manifest in fresh}
     report = build_report(
         job, [*committed, *failed], ran, clock.phases, job["histogram"], splits_total=len(plan.splits)
     )
     code, message = _outcome(plan, report, failed, problem)
     report = {**report, "exit_code": code, "message": message}
+    if not lost:
+        code, message = _leave(plan, job, report)
+    return JobResult(code, plan.spec.output.path, report, message)
+
+
+def _leave(plan: Plan, job: dict[str, Any], report: dict[str, Any]) -> tuple[int, str]:
+    """Writes what a run leaves beside the parts; returns exit code and message, which tell of a failure to."""
+    ledger = plan.ledger
+    code, message = report["exit_code"], report["message"]
     try:
+        with suppress(OSError):  # it only saves the next run time
+            ledger.save_manifests()
+        if ledger.read_job() is None:
+            ledger.write_job(job)
         for name, data in render_files(report).items():
-            write_file(ledger.fs, f"{ledger.root}/_hfbatch/{name}", data)
+            ledger.write(f"_hfbatch/{name}", data)
     except OSError as error:
         code, message = code or SOME_FAILED, f"{message} The report cannot be written: {error}"
     if code != DONE:
@@ -227,7 +264,22 @@ def _finish(plan: Plan, manifests: list[Manifest], clock: Clock, problem: BaseEx
         ledger.mark_success(
             {"fingerprint": plan.fingerprint, "rows": report["rows"], "finished": report["finished"]}
         )
-    return JobResult(code, plan.spec.output.path, report, message)
+    return code, message
+
+
+def _absent(state: State, wrong: Mapping[str, str]) -> list[Manifest]:
+    """A manifest for each split whose part is not there as it was committed, and for each part of no split."""
+    gone = "is missing: it was committed, and something has deleted it since; run again"
+    return [
+        Manifest(
+            split.part,
+            error=f"{wrong[split.part]}; run again" if split.part in wrong else f"{split.part} {gone}",
+        )
+        for split in state.todo
+    ] + [
+        Manifest(part, error=f"{part} belongs to no split of this job and came while it ran; run again")
+        for part in state.stale
+    ]
 
 
 def _failures(plan: Plan, manifests: list[Manifest], problem: BaseException | None) -> list[Manifest]:

@@ -20,8 +20,9 @@ import pyarrow as pa
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.worker import Settled, WorkOrder
-from hfbatch.data.filesystem import absolute, lies_in, redact
+from hfbatch.data.filesystem import absolute, lies_in, one_line, redact
 from hfbatch.data.ledger import Ledger, State, types_of
+from hfbatch.data.lock import guard_note
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rejects import reject_schema
@@ -143,7 +144,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         keep = _bind_keep(spec, source, faults)
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
         schema = _output_schema(spec, source, task, inputs, keep, faults)
-    faults += _output_faults(spec, ledger, overwrite)
+    faults += _output_faults(spec, ledger, overwrite, notes)
     if lies_in(spec.output.path, spec.input.path):
         faults.append(
             f"output.path {redact(spec.output.path)} lies in the input's folder, where the next run would read it; "
@@ -163,6 +164,18 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
         identity, settled, overwrite, notes + task.notes(),
     )  # fmt: skip
+
+
+def look_again(plan: Plan) -> None:
+    """Brings a plan up to date with the output, which this process holds by now: its job, and which parts are done.
+
+    The parts' footers are read: names, which the plan went by, do not tell whose a part is.
+
+    :raises SpecError: if the output holds the parts of another job by now.
+    """
+    if not plan.overwrite:
+        plan.state, _, _ = plan.ledger.audit(plan.splits, plan.fingerprint)
+        plan.settled = _earlier(plan.ledger, plan.identity, plan.spec)
 
 
 def split_rows(spec: JobSpec) -> int:
@@ -291,19 +304,27 @@ def _output_schema(
     return pa.schema([*fields, *([pa.field(flag, pa.bool_())] if flag else [])])
 
 
-def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool) -> list[str]:
+def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[str]) -> list[str]:
+    """What is wrong with the output; what to mind about it goes to notes."""
+    shown = redact(spec.output.path)
     fault = ledger.check_writable()
     if fault:
         return [fault]
+    try:
+        notes += [note for note in [guard_note(spec.output.path)] if note]
+    except OSError as error:
+        return [
+            f"output {shown} cannot be locked: {one_line(error)}; give access to it, or choose another output"
+        ]
     foreign = ledger.foreign()
     if foreign:
         return [
-            f"output {redact(spec.output.path)} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
+            f"output {shown} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
         ]
+    if ledger.holds_training():
+        return [f"output {shown} holds a fine-tuning; choose another folder"]
     if not overwrite and ledger.read_job() is None and ledger.list_parts():
-        return [
-            f"output {redact(spec.output.path)} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"
-        ]
+        return [f"output {shown} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"]
     return []
 
 

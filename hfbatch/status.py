@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.lock import describe_holder
 from hfbatch.errors import SpecError
 
 
@@ -20,7 +22,7 @@ def is_training(out: str) -> bool:
 def read_status(out: str) -> dict[str, Any]:
     """Parts, rows and rejects so far, and how the last run ended. :raises SpecError: if OUT is no output."""
     ledger, job = _job(out)
-    manifests = ledger.manifests(sorted(ledger.list_parts()))
+    manifests = ledger.manifests()
     last = _last_report(ledger)
     return {
         "output": out,
@@ -29,6 +31,7 @@ def read_status(out: str) -> dict[str, Any]:
         "fingerprint": job["fingerprint"],
         "settled": job["settled"],
         "success": ledger.has_success(),
+        "running": describe_holder(ledger.fs, ledger.root),
         "parts": len(manifests),
         "splits": last["splits"]["total"] if last else None,
         "rows_in": sum(manifest.rows_in for manifest in manifests),
@@ -58,6 +61,8 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     table.add_row(
         "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}"
     )
+    if status["running"]:
+        table.add_row("running", escape(holder_line(status["running"])))
     of = f" of {status['splits']:,}" if status["splits"] else ""
     table.add_row("parts", f"{status['parts']:,}{of}")
     table.add_row("rows", f"{status['rows_out']:,} out, {status['rows_rejected']:,} rejected")
@@ -69,13 +74,21 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def holder_line(running: dict[str, Any]) -> str:
+    """Who writes to an output now, in words."""
+    return (
+        f"{running['user']}@{running['host']}, process {running['pid']}, since {running['since']}; last heartbeat "
+        f"{running['heartbeat_seconds_ago']:.0f} s ago"
+    )
+
+
 def _state(status: dict[str, Any]) -> str:
     last = status["last_run"] or {}
     if status["success"]:
         return "[green]success[/]"
     if last.get("exit_code") == 3 and status["parts"] == status["splits"]:
         return "[yellow]all rows are written, too many are rejected[/]"
-    return "not finished: the same command goes on"
+    return "running" if status["running"] else "not finished: the same command goes on"
 
 
 def _job(out: str) -> tuple[Ledger, dict[str, Any]]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hfbatch.data.filesystem import is_url
+from hfbatch.data.finite import non_finite
 from hfbatch.data.ledger import Ledger, types_of
 from hfbatch.data.manifest import Manifest
-from hfbatch.data.source import open_source
-from hfbatch.data.splits import Split, where_of
+from hfbatch.data.source import Source, open_source
+from hfbatch.data.splits import Piece, Split, where_of
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.spec import JobSpec
+from hfbatch.tasks import task_class
 
 THREADS = 8
 
@@ -22,8 +28,9 @@ THREADS = 8
 def verify_output(out: str, input_path: str | None = None) -> list[str]:
     """Every fault of an output, one sentence each; an empty list means that all is well.
 
-    Reads every part in full: its rows against its footer and against the input, its schema, its fingerprint
-    and its rejects; finds parts that are missing, that belong to no split, and splits with two parts.
+    Reads every part in full: its rows against its footer and against the input, its schema, its fingerprint, its
+    rejects, and whether what the task computed is finite; finds parts that are missing, that belong to no split, and
+    input rows that two parts hold.
 
     :param input_path: where the input is now, if it has moved.
     """
@@ -34,7 +41,8 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     if "train" in job["spec"]:
         return [f"{out} is a training, not the output of a job; see `hfbatch status` and `hfbatch report`"]
     try:
-        splits = _splits(job, input_path)
+        source = _source(job, input_path)
+        splits = source.cut(job["split_rows"], job["spec"]["input"]["limit"])
     except SpecError as error:
         return [f"the input cannot be compared: {fault}; use --input" for fault in error.faults]
     expected = {split.part: split for split in splits}
@@ -45,9 +53,14 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     ]
     faults += _orphans(sorted(parts - expected.keys()), expected)
     present = sorted(expected.keys() & parts)
+    computed = computed_columns(job)
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(lambda part: _part_faults(ledger, part, expected[part], job), present):
+        for found in pool.map(
+            lambda part: _part_faults(ledger, part, expected[part], job, computed), present
+        ):
             faults += found
+        read = list(pool.map(lambda part: _pieces(ledger, part), sorted(parts)))
+    faults += doubled(zip(sorted(parts), read, strict=True), source.root_url)
     faults += [
         f"the rejects {name} belong to no part; delete them" for name in ledger.rejects_without_part(parts)
     ]
@@ -63,10 +76,54 @@ def describe(split: Split) -> str:
     return f"{first.file} rows {first.start:,} to {first.stop:,}{more}"
 
 
-def _splits(job: dict[str, Any], input_path: str | None) -> list[Split]:
+def computed_columns(job: dict[str, Any]) -> list[str]:
+    """Output columns that the task computed and that are to be finite; none for a task with NaN among its answers.
+
+    :param job: the content of job.json.
+    """
+    if not getattr(task_class(job["spec"]["task"]), "finite", True):
+        return []
+    output = job["identity"]["output"]
+    return [name for name in job["schema"] if name not in (*output["keep"], output.get("truncated"))]
+
+
+def doubled(parts: Iterable[tuple[str, Sequence[Piece]]], root: str) -> list[str]:
+    """Input rows that two parts hold, one sentence for a file, by whatever names it was listed.
+
+    :param parts: names of parts with the pieces of input that their footers name.
+    :param root: the folder or URL that the pieces' files lie in.
+    """
+    places: defaultdict[str, list[tuple[int, int, str, str]]] = defaultdict(list)
+    for part, pieces in parts:
+        for piece in pieces:
+            if piece.stop > piece.start:
+                path = piece.file if is_url(root) else os.path.realpath(os.path.join(root, piece.file))
+                places[path].append((piece.start, piece.stop, piece.file, part))
+    faults = []
+    for found in places.values():
+        found.sort()
+        for (_, stop, file, part), (start, end, other, second) in pairwise(found):
+            if start < stop:
+                as_well = "" if file == other else f", by its other name {other}"
+                faults.append(
+                    f"the input file {file} is read twice{as_well}: its rows {start:,} to {min(stop, end):,} are in {part} "
+                    f"and in {second}"
+                )
+                break
+    return faults
+
+
+def _pieces(ledger: Ledger, part: str) -> Sequence[Piece]:
+    """The input that a part's footer names; nothing where it cannot be read, which is told elsewhere."""
+    try:
+        return Split.from_dict(ledger.read_footer(part)["split"]).pieces
+    except SplitError:
+        return ()
+
+
+def _source(job: dict[str, Any], input_path: str | None) -> Source:
     spec = JobSpec.build(job["spec"])
-    source = spec.input.model_copy(update={"path": input_path}) if input_path else spec.input
-    return open_source(source).cut(job["split_rows"], spec.input.limit)
+    return open_source(spec.input.model_copy(update={"path": input_path}) if input_path else spec.input)
 
 
 def _orphans(orphans: list[str], expected: dict[str, Split]) -> list[str]:
@@ -82,7 +139,9 @@ def _orphans(orphans: list[str], expected: dict[str, Split]) -> list[str]:
     ]
 
 
-def _part_faults(ledger: Ledger, part: str, split: Split, job: dict[str, Any]) -> list[str]:
+def _part_faults(
+    ledger: Ledger, part: str, split: Split, job: dict[str, Any], computed: Sequence[str]
+) -> list[str]:
     path = f"{ledger.root}/{part}"
     try:
         with ledger.fs.open_input_file(path) as file:
@@ -96,6 +155,8 @@ def _part_faults(ledger: Ledger, part: str, split: Split, job: dict[str, Any]) -
         faults.append(
             f"{part} is of another job: its fingerprint is {footer['fingerprint']}, not {job['fingerprint']}"
         )
+    if manifest.part != part:
+        faults.append(f"{part} is a copy of {manifest.part}, which has other rows")
     if types_of(table.schema) != job["schema"]:
         faults.append(f"{part} has schema {types_of(table.schema)}, not {job['schema']}")
     if len(table) != manifest.rows_out:
@@ -106,6 +167,12 @@ def _part_faults(ledger: Ledger, part: str, split: Split, job: dict[str, Any]) -
         )
     if manifest.rows_read != split.rows:
         faults.append(f"{part} read {manifest.rows_read:,} rows, the input has {split.rows:,}")
+    for name in set(computed) & set(table.column_names):
+        rows = non_finite(table[name])
+        if len(rows):
+            faults.append(
+                f"{part}: {name!r} is NaN or infinite in {len(rows):,} rows, first in row {rows[0]:,}"
+            )
     return faults + _reject_faults(ledger, part, manifest)
 
 

@@ -105,6 +105,7 @@ def stage_job(plan: Plan, tracker: Any) -> StageJob:
         rejects_schema=plan.rejects_schema,
         stamp={"fingerprint": plan.fingerprint, "commit": plan.model.commit},
         tracker=tracker,
+        claim=plan.ledger.claim,
     )
 
 

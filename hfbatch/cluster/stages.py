@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from hfbatch.cluster.tracker import MAX_ATTEMPTS
 from hfbatch.compute.predictor import BatchStats, Prediction
 from hfbatch.compute.prepare import POSITION, postprocess, preprocess, reject
 from hfbatch.compute.worker import Settled, Worker, WorkOrder
+from hfbatch.data.lock import TAKEOVER_S, Claim
 from hfbatch.data.manifest import LENGTH_EDGES, Manifest
 from hfbatch.data.payload import as_column, pack, unpack
 from hfbatch.data.reader import ReadPlan, Rows, read_split
@@ -31,7 +32,7 @@ from hfbatch.data.rejects import Reject, rejects_table
 from hfbatch.data.splits import Split
 from hfbatch.data.writer import PartWriter
 from hfbatch.engines.base import DeviceLostError
-from hfbatch.errors import SplitError
+from hfbatch.errors import LockLostError, SplitError
 from hfbatch.tasks.base import Task
 
 ROW_SCHEMA = pa.schema(
@@ -70,6 +71,8 @@ class StageJob:
     stamp: dict[str, Any]
     """Goes into the parts' footers: fingerprint and model commit."""
     tracker: Any
+    claim: Claim | None = None
+    """The job's hold on the output, which every commit checks."""
 
 
 @lru_cache(maxsize=2)
@@ -240,7 +243,8 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     begun = time.perf_counter()
     manifest.finished = time.time()
     rows = Rows(table, places, manifest.rows_read)
-    writer = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp)
+    check = partial(job.claim.check, TAKEOVER_S) if job.claim else None
+    writer = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp, check)
     writer.write(split, part, rejects_table(rows, rejects, job.rejects_schema), manifest)
     manifest.seconds["write"] = time.perf_counter() - begun
     return row
@@ -268,7 +272,9 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
                 raise SplitError(f"its rows killed the process of the {stage} stage {MAX_ATTEMPTS} times")
             row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            cause = str(error) if isinstance(error, SplitError) else f"{type(error).__name__}: {error}"
+            told = isinstance(error, SplitError | LockLostError)
+            cause = str(error) if told else f"{type(error).__name__}: {error}"
+            manifest.fatal = manifest.fatal or isinstance(error, LockLostError)
             if "offset overflow" in cause:
                 cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
             manifest.error = cause

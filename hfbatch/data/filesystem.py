@@ -188,6 +188,28 @@ def list_names(fs: pafs.FileSystem, root: str) -> dict[str, bool]:
     return {info.base_name: info.type == pafs.FileType.Directory for info in infos}
 
 
+def list_versions(fs: pafs.FileSystem, root: str) -> dict[str, tuple[int, int]]:
+    """Files directly below a folder, each with size and modification time in nanoseconds, 0 where it is not known."""
+    if is_local(fs):
+        try:
+            with os.scandir(root) as entries:
+                found = {entry.name: _version(entry) for entry in entries}
+        except FileNotFoundError:
+            return {}
+        return {name: version for name, version in found.items() if version is not None}
+    infos = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    files = (info for info in infos if info.type == pafs.FileType.File)
+    return {info.base_name: (info.size or 0, info.mtime_ns or 0) for info in files}
+
+
+def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
+    try:
+        found = entry.stat()
+        return None if entry.is_dir() else (found.st_size, found.st_mtime_ns)
+    except FileNotFoundError:  # deleted since the listing began
+        return None
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message, or its type where it has none, on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -13,21 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import (
-    READ_ERRORS,
     is_local,
     kind_of,
     list_names,
+    list_versions,
     one_line,
     open_filesystem,
     redact,
     stat_file,
 )
+from hfbatch.data.footers import UNKNOWN, Footers, Version, read_footer
+from hfbatch.data.lock import Claim, is_lock
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.splits import Split
-from hfbatch.data.writer import FOOTER_KEY, REJECTS_FOLDER, TEMPORARY_END, write_file
+from hfbatch.data.writer import REJECTS_FOLDER, TEMPORARY_END, write_file
 from hfbatch.errors import SplitError
 
 THREADS = 16
@@ -58,6 +60,9 @@ class Ledger:
     def __init__(self, out: str) -> None:
         self.out = out
         self.fs, self.root = open_filesystem(out)
+        self.claim: Claim | None = None
+        """The hold on the output that each change is checked against; None to change it without."""
+        self._read_before: Footers | None = None
 
     def list_parts(self) -> set[str]:
         """Names of all parts, from one listing."""
@@ -85,6 +90,7 @@ class Ledger:
 
     def remove(self, parts: Collection[str]) -> None:
         """Deletes parts, then their rejects. :raises OSError: when one cannot be deleted."""
+        self._check()
         rejects = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
 
         def remove_one(part: str) -> None:
@@ -102,22 +108,17 @@ class Ledger:
 
     def remove_rejects(self, names: Collection[str]) -> None:
         """Deletes reject files. :raises OSError: when one cannot be deleted."""
+        self._check()
         for name in names:
             self._delete(f"{REJECTS_FOLDER}/{name}")
 
     def clear(self) -> None:
-        """Deletes what hfbatch wrote, nothing else; job.json goes last: a clear cut off can be repeated."""
+        """Deletes what hfbatch wrote, nothing else, and no lock; job.json goes last: a clear cut off can be repeated."""
         self.clear_success()
         self.remove(self.list_parts())
         self.clean_temporary()
-        if kind_of(self.fs, f"{self.root}/{FOLDER}") == "folder":
-            for name, folder in list_names(self.fs, f"{self.root}/{FOLDER}").items():
-                path = f"{self.root}/{FOLDER}/{name}"
-                if folder:
-                    self.fs.delete_dir(path)
-                elif f"{FOLDER}/{name}" != JOB:
-                    self._delete(f"{FOLDER}/{name}")
-            self.fs.delete_dir(f"{self.root}/{FOLDER}")
+        clear_folder(self.fs, f"{self.root}/{FOLDER}")
+        self._read_before = None
 
     def read_job(self) -> dict[str, Any] | None:
         """What job.json says; None where there is none. :raises SplitError: when it is not JSON."""
@@ -129,16 +130,29 @@ class Ledger:
                 f"{redact(self.out)}/{JOB} is not JSON ({error}); use --overwrite to start anew"
             ) from error
 
+    def holds_training(self) -> bool:
+        """Whether job.json is that of a fine-tuning."""
+        try:
+            job = json.loads(self._read(JOB) or b"{}")
+        except ValueError:
+            return False
+        return isinstance(job, dict) and "train" in (job.get("spec") or {})
+
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Writes a file of the output, whole or not at all. :raises OSError: when it cannot."""
+        write_file(self.fs, f"{self.root}/{name}", data, self._check)
+
     def write_job(self, job: dict[str, Any]) -> None:
         """Writes job.json. :raises OSError: when it cannot."""
-        write_file(self.fs, f"{self.root}/{JOB}", json.dumps(job, indent=2).encode())
+        self.write(JOB, json.dumps(job, indent=2).encode())
 
     def mark_success(self, summary: dict[str, Any]) -> None:
         """Writes _SUCCESS, the last of all files. :raises OSError: when it cannot."""
-        write_file(self.fs, f"{self.root}/{SUCCESS}", json.dumps(summary).encode())
+        self.write(SUCCESS, json.dumps(summary).encode())
 
     def clear_success(self) -> None:
         """Removes _SUCCESS where it is."""
+        self._check()
         self._delete(SUCCESS)
 
     def has_success(self) -> bool:
@@ -146,9 +160,13 @@ class Ledger:
         return stat_file(self.fs, f"{self.root}/{SUCCESS}") is not None
 
     def clean_temporary(self) -> None:
-        """Removes what killed writers left; object stores keep nothing of an upload that was cut off."""
+        """Removes what killed writers left; object stores keep nothing of an upload that was cut off.
+
+        Only for the holder of the output: what a writer that lost it has not renamed by now appears no more.
+        """
         if not is_local(self.fs):
             return
+        self._check()
         for folder in (self.root, f"{self.root}/{FOLDER}", f"{self.root}/{REJECTS_FOLDER}"):
             for name in list_names(self.fs, folder):
                 if name.startswith(".") and name.endswith(TEMPORARY_END):
@@ -178,59 +196,78 @@ class Ledger:
 
         :raises SplitError: when it cannot be read or hfbatch did not write it.
         """
-        try:
-            metadata = pq.read_metadata(f"{self.root}/{part}", filesystem=self.fs).metadata or {}
-            return json.loads(metadata[FOOTER_KEY.encode()])
-        except KeyError as error:
-            raise SplitError(
-                f"{part} was not written by hfbatch: its footer has no {FOOTER_KEY!r} key"
-            ) from error
-        except READ_ERRORS as error:
-            raise SplitError(f"{part} cannot be read: {one_line(error)}; delete it and run again") from error
+        return read_footer(self.fs, self.root, part)[0]
 
-    def manifests(self, parts: Iterable[str], fresh: Iterable[Manifest] = ()) -> list[Manifest]:
-        """The manifest of each part, in order: cached, or from its footer; a damaged part gives its error.
+    def manifests(self, parts: Iterable[str] | None = None) -> list[Manifest]:
+        """The manifest of each part, in order, from its footer; one that cannot be read gives its error.
 
-        :param fresh: those of parts that were just written, which go before the cache.
+        :param parts: default: all that one listing shows, sorted.
         """
-        wanted = list(parts)
-        known = {part: Manifest.from_json(text) for part, text in self._cached().items()}
-        known |= {manifest.part: manifest for manifest in fresh}
-        missing = [part for part in wanted if part not in known]
-        with ThreadPoolExecutor(THREADS) as pool:
-            known |= zip(missing, pool.map(self._manifest, missing), strict=True)
-        return [known[part] for part in wanted]
+        there = self._listing()
+        wanted = sorted(there) if parts is None else list(parts)
+        found = self._footers().of({part: there.get(part, UNKNOWN) for part in wanted})
+        return [found[part].manifest for part in wanted]
 
-    def forget(self, parts: Iterable[str]) -> None:
-        """Drops parts from the cache that are to be written again. :raises OSError: when it cannot."""
-        cached, gone = self._cached(), set(parts)
-        if gone & cached.keys():
-            self.save_manifests(
-                [Manifest.from_json(text) for part, text in cached.items() if part not in gone]
-            )
+    def audit(
+        self, splits: Sequence[Split], fingerprint: str, fresh: Iterable[Manifest] = ()
+    ) -> tuple[State, list[Manifest], dict[str, str]]:
+        """Compares splits with what one listing and the parts' own footers show; nothing else is believed.
 
-    def save_manifests(self, manifests: Sequence[Manifest]) -> None:
-        """Writes the cache that spares the next run the footers. :raises OSError: when it cannot."""
-        columns = {"part": [m.part for m in manifests], "manifest": [m.to_json() for m in manifests]}
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns, pa.schema([("part", pa.string()), ("manifest", pa.string())])), sink)
-        write_file(self.fs, f"{self.root}/{MANIFESTS}", sink.getvalue())
+        A part that is of another job, or whose rows or rejects are not what its footer says, is to do. One that cannot
+        be read counts as done and has its error: it may be whole, on a disk that fails.
 
-    def _manifest(self, part: str) -> Manifest:
-        try:
-            return Manifest(**self.read_footer(part)["manifest"])
-        except SplitError as error:
-            return Manifest(part, error=str(error))
+        :param fresh: manifests of parts that were just written.
+        :returns: the state; the manifests of what is done, in order; what is wrong with parts that are there and to do.
+        """
+        there = self._listing()
+        rejects = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
+        wanted = {split.part for split in splits}
+        footers = self._footers()
+        found = footers.of({part: version for part, version in there.items() if part in wanted})
+        footers.note(fresh)
+        done: list[Split] = []
+        todo: list[Split] = []
+        wrong: dict[str, str] = {}
+        for split in splits:
+            footer = found.get(split.part)
+            fault = None
+            if footer is not None and footer.manifest.error is None:
+                fault = footer.fault(split.part, fingerprint)
+                if footer.manifest.rows_rejected and split.part not in rejects:
+                    fault = fault or f"the rejects of {split.part} are missing"
+            if fault:
+                wrong[split.part] = fault
+            (todo if footer is None or fault else done).append(split)
+        state = State(done, todo, sorted(there.keys() - wanted))
+        return state, [found[split.part].manifest for split in done], wrong
 
-    def _cached(self) -> dict[str, str]:
-        data = self._read(MANIFESTS)
-        if data is None:
-            return {}
-        try:
-            table = pq.read_table(pa.BufferReader(data), columns=["part", "manifest"])
-        except READ_ERRORS:
-            return {}  # The cache only saves time: the footers say the same.
-        return dict(zip(table["part"].to_pylist(), table["manifest"].to_pylist(), strict=True))
+    def save_manifests(self, fresh: Iterable[Manifest] = ()) -> None:
+        """Writes what the footers say, which spares the next run reading them. :raises OSError: when it cannot.
+
+        :param fresh: manifests of parts that were just written.
+        """
+        there, footers = self._listing(), self._footers()
+        footers.of(there)
+        footers.note(fresh)
+        self.write(MANIFESTS, footers.dump(there))
+
+    def _footers(self) -> Footers:
+        if self._read_before is None:
+            self._read_before = Footers(self.fs, self.root)
+            data = self._read(MANIFESTS)
+            if data is not None:
+                self._read_before.load(data)
+        return self._read_before
+
+    def _listing(self) -> dict[str, Version]:
+        """Names of all parts with their sizes and times, from one listing."""
+        return {
+            name: version for name, version in list_versions(self.fs, self.root).items() if _is_part(name)
+        }
+
+    def _check(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -242,6 +279,18 @@ class Ledger:
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.fs.delete_file(f"{self.root}/{name}")
+
+
+def clear_folder(fs: pafs.FileSystem, root: str) -> None:
+    """Deletes what a `_hfbatch` folder holds but for the lock; job.json goes last, since it says whose the rest is."""
+    for name, folder in sorted(list_names(fs, root).items(), key=lambda entry: entry[0] == "job.json"):
+        with suppress(FileNotFoundError):
+            if folder:
+                fs.delete_dir(f"{root}/{name}")
+            elif not is_lock(name):
+                fs.delete_file(f"{root}/{name}")
+    if kind_of(fs, root) == "folder" and not list_names(fs, root):
+        fs.delete_dir(root)
 
 
 def types_of(schema: pa.Schema) -> dict[str, str]:

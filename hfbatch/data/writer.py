@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -35,26 +35,32 @@ REJECTS_FOLDER = "_hfbatch/rejects"
 TEMPORARY_END = ".hfbatch-tmp"
 
 
-def write_file(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+def write_file(
+    fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer, check: Callable[[], None] | None = None
+) -> None:
     """Writes a file whole or not at all, over one that is there.
 
     Local: a hidden temporary file in the same folder, fsync, rename, fsync of the folder. Object stores: one
     upload, which appears when it is complete.
 
+    :param check: called right before the file appears; what it raises keeps it from appearing.
     :raises OSError: when it cannot be written; nothing of it is left then.
     """
     if is_local(fs):
-        _write_local(path, data)
-    elif (inner := fsspec_of(fs)) is not None:
+        return _write_local(path, data, check)
+    if check is not None:
+        check()
+    if (inner := fsspec_of(fs)) is not None:
         inner.makedirs(path.rpartition("/")[0], exist_ok=True)
         inner.pipe_file(path, bytes(data))
     else:
         # All bytes are at hand before the stream opens: closing completes an upload even after an exception.
         with fs.open_output_stream(path) as stream:
             stream.write(data)
+    return None
 
 
-def _write_local(path: str, data: bytes | pa.Buffer) -> None:
+def _write_local(path: str, data: bytes | pa.Buffer, check: Callable[[], None] | None) -> None:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_END}")
@@ -63,15 +69,20 @@ def _write_local(path: str, data: bytes | pa.Buffer) -> None:
             file.write(memoryview(data))
             file.flush()
             os.fsync(file.fileno())
+        # Last: whoever takes over an output removes the temporary files there, so that a rename after a check that
+        # is out of date by then finds nothing to rename.
+        if check is not None:
+            check()
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Makes the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -119,17 +130,25 @@ class PartWriter:
     :param schema: of every part.
     :param rejects_schema: of every rejects file, as reject_schema makes it.
     :param stamp: plain values that each footer carries: fingerprint, model commit.
+    :param check: called right before each change; raises where this job no longer holds the output.
     """
 
     def __init__(
-        self, out: str, schema: pa.Schema, rejects_schema: pa.Schema, stamp: Mapping[str, Any]
+        self,
+        out: str,
+        schema: pa.Schema,
+        rejects_schema: pa.Schema,
+        stamp: Mapping[str, Any],
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.out, self.schema, self.rejects_schema, self.stamp = out, schema, rejects_schema, dict(stamp)
+        self.check = check
         self.fs, self.root = open_filesystem(out)
 
     def write(self, split: Split, table: pa.Table, rejects: pa.Table | None, manifest: Manifest) -> None:
         """Writes the rejects, then the part: the part commits both.
 
+        :raises LockLostError: when this job no longer holds the output.
         :raises SplitError: when rows are not conserved, columns are not the planned ones, or writing fails.
         """
         rejected = 0 if rejects is None else rejects.num_rows
@@ -138,12 +157,14 @@ class PartWriter:
         path = f"{self.root}/{REJECTS_FOLDER}/{split.part}"
         try:
             if rejects is not None and rejected:
-                write_file(self.fs, path, part_table_bytes(rejects.cast(self.rejects_schema)))
+                write_file(self.fs, path, part_table_bytes(rejects.cast(self.rejects_schema)), self.check)
             else:
+                if self.check is not None:
+                    self.check()
                 with suppress(FileNotFoundError):
                     self.fs.delete_file(path)
             path = f"{self.root}/{split.part}"
-            write_file(self.fs, path, part_table_bytes(table, {FOOTER_KEY: json.dumps(footer)}))
+            write_file(self.fs, path, part_table_bytes(table, {FOOTER_KEY: json.dumps(footer)}), self.check)
         except OSError as error:
             raise SplitError(
                 f"{redact(self.out)}: {path[len(self.root) + 1 :]} cannot be written: {one_line(error)}; "

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hfbatch.describe import size
 from hfbatch.report import count, percent, seconds_in_words
+from hfbatch.status import holder_line
 from hfbatch.train.report import figures
 
 MOST_LABELS = 8
@@ -45,9 +46,12 @@ def render_outlook(shown: dict[str, Any], console: Console) -> None:
 def render_state(status: dict[str, Any], console: Console) -> None:
     """Prints what `read_training` returned."""
     table = _table()
-    state = "success" if status["success"] else "not finished: the same command goes on"
-    _add(table, "state", state)
+    running = status["running"]
+    unfinished = "running" if running else "not finished: the same command goes on"
+    _add(table, "state", "success" if status["success"] else unfinished)
     _add(table, "task", f"{status['task']}, {status['method']}, with {status['model']}")
+    if running:
+        _add(table, "running", holder_line(running))
     steps = f" of {status['steps']:,}" if status["steps"] else ""
     _add(table, "saved", f"step {status['step']:,}{steps}" if status["step"] else "no checkpoint yet")
     if status["best"]:

@@ -26,6 +26,7 @@ def export_model(order: TrainOrder, checkpoints: Checkpoints, step: int, local: 
     """Puts the model of a checkpoint into the output's folder `model`. :raises WorkerError: if it is gone."""
     found = best_of(checkpoints, step, local)
     order.recipe.complete(found)
+    order.check()
     put(found, join(order.spec.output, "model"), last="config.json")
 
 
@@ -51,12 +52,14 @@ def export_merged(
     if first:
         save_adapter(adapted, base.name, base.commit if base.hub else None, local / "adapter")
         recipe.processor.save_pretrained(local / "adapter")
+        order.check()
         put(local / "adapter", join(order.spec.output, "adapter"), last="adapter_config.json")
     merged = adapted.merge_and_unload(safe_merge=True)
     if first:  # before it is measured, which takes the whole model on a device
         merged.save_pretrained(local / "merged")
         recipe.processor.save_pretrained(local / "merged")
         recipe.complete(local / "merged")
+        order.check()
         put(local / "merged", join(order.spec.output, "model"), last="config.json")
     return measure(merged)
 

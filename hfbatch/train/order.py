@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from hfbatch.data.filesystem import join
+from hfbatch.data.lock import TAKEOVER_S, Claim
 from hfbatch.data.models import Model
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
@@ -30,11 +31,18 @@ class TrainOrder:
     """What the recipe found in the training rows."""
     features: str
     """Folder or URL of `train/` and `eval/`, the features."""
+    claim: Claim | None = None
+    """The training's hold on the output, which every checkpoint checks."""
 
     def to_json(self) -> str:
         """The order as text, for `from_json`."""
         return json.dumps(
-            {**vars(self), "spec": self.spec.model_dump(mode="json"), "model": asdict(self.model)}
+            {
+                **vars(self),
+                "spec": self.spec.model_dump(mode="json"),
+                "model": asdict(self.model),
+                "claim": self.claim and asdict(self.claim),
+            }
         )
 
     @classmethod
@@ -42,7 +50,13 @@ class TrainOrder:
         """The order that `to_json` wrote."""
         values = json.loads(text)
         spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
-        return cls(spec, model, **values)
+        claim = values.pop("claim")
+        return cls(spec, model, **values, claim=claim and Claim(**claim))
+
+    def check(self) -> None:
+        """Says whether the training still holds the output. :raises LockLostError: when it does not."""
+        if self.claim is not None:
+            self.claim.check(TAKEOVER_S)
 
     @cached_property
     def recipe(self) -> Recipe:

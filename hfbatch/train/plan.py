@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
-from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, redact
+from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.lock import guard_note
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.plan import bind_columns, gather, versions
 from hfbatch.spec import InputSpec, faults_of
@@ -45,6 +46,8 @@ TRAINING = (
     "jiwer",
 )
 """Modules of the extra `train` that any training may come to need."""
+OURS = ("_SUCCESS", "metrics.json", "report.html", "model", "adapter", "tensorboard")
+"""What a training writes into its output beside `_hfbatch`, in the order in which it is deleted."""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class FinetunePlan:
     """What changes results."""
     finished: bool = False
     """Whether the output holds this training, done."""
+    guard: tuple[str, ...] = ()
+    """A note where nothing keeps two writers of the output apart."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -89,9 +94,10 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return self.recipe.notes
+            return [*self.recipe.notes, *self.guard]
         return [
             *self.recipe.notes,
+            *self.guard,
             f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
             "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train",
         ]
@@ -155,12 +161,18 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             spec = spec.model_copy(update={"params": {**spec.params, **names}})
             recipe.params = recipe.Params.model_validate(spec.params)
     faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
-    state, more = _output(spec, overwrite)
+    state, more = _output(spec)
+    guard = None
+    try:
+        guard = None if more else guard_note(spec.output)
+    except OSError as error:
+        more = [f"output {redact(spec.output)} cannot be locked: {one_line(error)}; give access to it"]
     faults += more + _inside(spec)
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
     parts = _parts(spec, sources, bound, recipe.task.split_rows)
     plan = FinetunePlan(spec, model, recipe, *parts, types["train"], _identity(spec, model, parts))
+    plan.guard = (guard,) if guard else ()
     if state and not overwrite:
         plan.finished = _same(state, plan)
     return plan
@@ -280,26 +292,39 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
     return {**plain, "data": digest.hexdigest()}
 
 
-def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None, list[str]]:
-    """What job.json of an earlier training there says; and what is wrong with the folder, nothing being changed."""
-    ledger = Ledger(spec.output)
+def look_again(plan: FinetunePlan, overwrite: bool) -> None:
+    """Brings a plan up to date with the output, which this process holds by now.
+
+    :raises SpecError: if another training has come there.
+    """
+    state, faults = _output(plan.spec)
+    if faults:
+        raise SpecError(faults)
+    plan.finished = bool(state) and not overwrite and _same(state or {}, plan)
+
+
+def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
+    """What job.json of an earlier training there says; and what is wrong with the folder, nothing being changed.
+
+    Names that a training writes to are its own only where its job.json is; what else they hold is not replaced.
+    """
+    ledger, shown = Ledger(spec.output), redact(spec.output)
     fault = ledger.check_writable()
     if fault:
         return None, [fault]
-    fs, root = ledger.fs, ledger.root
     try:
-        with fs.open_input_stream(f"{root}/_hfbatch/job.json") as stream:
-            return json.loads(stream.read()), []
-    except READ_ERRORS:
-        there = [
-            name
-            for name in ("_SUCCESS", "metrics.json", "model")
-            if kind_of(fs, f"{root}/{name}") != "nothing"
-        ]
-    if there and not overwrite:
+        job = ledger.read_job()
+    except SplitError:  # damaged
+        job = {}
+    if job is not None and "train" in (job.get("spec") or {}):
+        return job, []
+    if ledger.list_parts() or job:
+        return None, [f"output {shown} holds the output of a job; choose another folder"]
+    there = [name for name in OURS if kind_of(ledger.fs, f"{ledger.root}/{name}") != "nothing"]
+    if there:
         return None, [
-            f"output {redact(spec.output)} holds {', '.join(there)} of no known training (no _hfbatch/job.json); choose "
-            "another folder, or replace it with --overwrite"
+            f"output {shown} holds {', '.join(there)} of no known training (no _hfbatch/job.json of one); choose another "
+            "folder, or move them away"
         ]
     return None, []
 
@@ -322,8 +347,6 @@ def _inside(spec: FinetuneSpec) -> list[str]:
 
 def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     """Whether the output holds this training, done. :raises SpecError: if it holds another one."""
-    if "train" not in state.get("spec", {}):
-        raise SpecError(f"output {redact(plan.spec.output)} holds the output of a job; choose another folder")
     old, new = _leaves(state["identity"]), _leaves(plan.identity)
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from hfbatch.data.filesystem import READ_ERRORS, join, kind_of, open_filesystem, redact
+from hfbatch.data.lock import describe_holder
 from hfbatch.errors import SpecError
 from hfbatch.train.checkpoints import Checkpoints
 
@@ -13,7 +14,7 @@ from hfbatch.train.checkpoints import Checkpoints
 def read_training(out: str) -> dict[str, Any]:
     """How far a training is: its newest checkpoint while it lasts, its figures once it is done.
 
-    :returns: `task`, `method`, `model`, `success`, `step` saved last and `steps` in all (None where not known),
+    :returns: `task`, `method`, `model`, `success`, `running` (who trains now, or None), `step` saved last and `steps` in all (None where not known),
         `best` (the best evaluation so far, None before the first checkpoint).
     """
     job = _read(out, "_hfbatch/job.json") or {}
@@ -26,6 +27,7 @@ def read_training(out: str) -> dict[str, Any]:
         "model": job["spec"]["model"]["name"],
         "fingerprint": job["fingerprint"],
         "success": metrics is not None,
+        "running": describe_holder(*open_filesystem(out)),
         "step": metrics["evaluations"][-1]["step"] if metrics else state.get("global_step"),
         "steps": metrics["evaluations"][-1]["step"] if metrics else state.get("max_steps"),
         "best": metrics["best"] if metrics else _best(state),

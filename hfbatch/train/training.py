@@ -130,10 +130,11 @@ class Training:
         """A checkpoint, on this machine and then in the output folder.
 
         :param write: writes this process's files; the folder that it returns is the same in the processes of a machine.
-        :raises WorkerError: when the weights are no numbers.
+        :raises WorkerError: when the weights are no numbers, or the training no longer holds the output.
         :raises OSError: when it cannot be written.
         """
         check_weights(self.model, state.global_step)
+        self.order.check()
         try:
             self._upload(write(), state)
         except OSError as error:
@@ -154,6 +155,7 @@ class Training:
         if self.world > 1:
             dist.all_gather_object(sums, mine)
         if self.rank == 0:
+            self.order.check()
             self.checkpoints.commit(step, {name: one for part in sums for name, one in part.items()})
             self.checkpoints.prune(step, self.order.spec.evaluation.keep, state.best_global_step)
         self._wait()

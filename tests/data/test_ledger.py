@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.lock import Claim
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.splits import Piece, Split
-from hfbatch.data.writer import PartWriter, reject_schema
-from hfbatch.errors import SplitError
+from hfbatch.data.writer import PartWriter, part_table_bytes, reject_schema
+from hfbatch.errors import LockLostError, SplitError
 
 SCHEMA = pa.schema([("x", pa.int64())])
 
@@ -20,8 +23,11 @@ def split_at(start: int, size: int = 1) -> Split:
     return Split((Piece("in/a.parquet", start, start + 2, size, 0),))
 
 
-def commit(out, split: Split, rejects: bool = False) -> None:
-    writer = PartWriter(str(out), SCHEMA, reject_schema(SCHEMA), {"fingerprint": "f"})
+def commit(
+    out, split: Split, rejects: bool = False, fingerprint: str = "f", claim: Claim | None = None
+) -> None:
+    check = claim and claim.check
+    writer = PartWriter(str(out), SCHEMA, reject_schema(SCHEMA), {"fingerprint": fingerprint}, check)
     rejected = reject_schema(SCHEMA).empty_table()
     if rejects:
         rejected = pa.Table.from_pylist([{"x": 1}], schema=reject_schema(SCHEMA))
@@ -68,9 +74,11 @@ def test_files_of_others_are_foreign_and_survive_a_clear(tmp_path):
     (tmp_path / "part-00000.parquet").touch()
     (tmp_path / "notes").mkdir()
     (tmp_path / "_theirs").touch()
+    (tmp_path / "_hfbatch/lock-00000002.json").touch()
     assert ledger.foreign() == ["notes", "part-00000.parquet"]
     ledger.clear()
-    assert sorted(os.listdir(tmp_path)) == ["_theirs", "notes", "part-00000.parquet"]
+    assert sorted(os.listdir(tmp_path)) == ["_hfbatch", "_theirs", "notes", "part-00000.parquet"]
+    assert os.listdir(tmp_path / "_hfbatch") == ["lock-00000002.json"]
 
 
 def test_job_and_success_are_kept(tmp_path):
@@ -83,28 +91,77 @@ def test_job_and_success_are_kept(tmp_path):
     assert not ledger.has_success()
 
 
-def test_manifests_come_from_the_cache_and_else_from_footers(tmp_path):
-    commit(tmp_path, split_at(0))
-    commit(tmp_path, split_at(2))
-    ledger = Ledger(str(tmp_path))
-    parts = [split_at(0).part, split_at(2).part]
-    from_footers = ledger.manifests(parts)
+def told(split: Split, **more: int) -> Manifest:
+    return Manifest(split.part, rows_read=2, rows_in=2, rows_out=2, **more)
+
+
+def test_footers_are_read_once_for_each_version_of_a_part(tmp_path):
+    splits = [split_at(0), split_at(2)]
+    for split in splits:
+        commit(tmp_path, split)
+    parts = [split.part for split in splits]
+    from_footers = Ledger(str(tmp_path)).manifests(parts)
     assert [m.part for m in from_footers] == parts
-    ledger.save_manifests([Manifest(parts[0], tokens=42)])
-    assert [m.tokens for m in ledger.manifests(parts)] == [42, 0]
-    (tmp_path / "_hfbatch/manifests.parquet").write_bytes(b"damaged")
-    assert ledger.manifests(parts) == from_footers
+    wrong = replace(told(splits[1], tokens=7), rows_in=9)  # counts are the footer's, whatever a worker says
+    Ledger(str(tmp_path)).save_manifests([told(splits[0], tokens=42), wrong])
+    assert [m.tokens for m in Ledger(str(tmp_path)).manifests(parts)] == [42, 0]
+    commit(tmp_path, splits[0])  # written again: another version
+    assert [m.tokens for m in Ledger(str(tmp_path)).manifests(parts)] == [0, 0]
+    (tmp_path / parts[1]).unlink()
+    assert "cannot be read" in (Ledger(str(tmp_path)).manifests(parts)[1].error or "")
+    for damage in (
+        b"damaged",
+        part_table_bytes(pa.table({"part": parts, "manifest": ["{}", "{}"]})).to_pybytes(),
+    ):
+        (tmp_path / "_hfbatch/manifests.parquet").write_bytes(damage)
+        assert Ledger(str(tmp_path)).manifests(parts[:1]) == from_footers[:1]
 
 
-def test_what_is_written_again_goes_before_the_cache(tmp_path):
-    commit(tmp_path, split_at(0))
-    commit(tmp_path, split_at(2))
+def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
+    splits = [split_at(start) for start in range(0, 14, 2)]
+    for split in splits:
+        commit(tmp_path, split, rejects=split is splits[4])
+    commit(tmp_path, split_at(0, size=99))
+    Ledger(str(tmp_path)).save_manifests([told(split) for split in splits])
+    parts = [split.part for split in splits]
+    (tmp_path / parts[1]).unlink()
+    commit(tmp_path, splits[2], fingerprint="of another job")
+    (tmp_path / parts[3]).write_bytes((tmp_path / parts[0]).read_bytes())
+    (tmp_path / "_hfbatch/rejects" / parts[4]).unlink()
+    (tmp_path / parts[5]).write_bytes((tmp_path / parts[5]).read_bytes()[:-5])
+    table = pq.read_table(tmp_path / parts[6])
+    pq.write_table(table.slice(1), tmp_path / parts[6])
+    state, manifests, wrong = Ledger(str(tmp_path)).audit(splits, "f", [told(split) for split in splits])
+    assert state.done == [splits[0], splits[5]]
+    assert state.todo == [splits[1], splits[2], splits[3], splits[4], splits[6]]
+    assert state.stale == [split_at(0, size=99).part]
+    assert [m.part for m in manifests] == [parts[0], parts[5]]
+    assert "cannot be read" in manifests[1].error
+    assert parts[1] not in wrong
+    assert "is of another job" in wrong[parts[2]]
+    assert f"is a copy of {parts[0]}" in wrong[parts[3]]
+    assert wrong[parts[4]] == f"the rejects of {parts[4]} are missing"
+    assert "does not hold what its footer says: 1 rows" in wrong[parts[6]]
+
+
+def test_who_lost_the_output_changes_nothing_of_it(tmp_path):
+    commit(tmp_path, split_at(0), rejects=True)
     ledger = Ledger(str(tmp_path))
-    parts = [split_at(0).part, split_at(2).part]
-    ledger.save_manifests([Manifest(part, tokens=42) for part in parts])
-    assert [m.tokens for m in ledger.manifests(parts, [Manifest(parts[1], tokens=7)])] == [42, 7]
-    ledger.forget([parts[0]])
-    assert [m.tokens for m in ledger.manifests(parts)] == [0, 42]
+    ledger.claim = Claim(str(tmp_path), "lock-00000001.json", "mine")
+    (tmp_path / ".part.0.hfbatch-tmp").touch()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    part = split_at(0).part
+    for change in (
+        ledger.clear, ledger.clear_success, ledger.clean_temporary, ledger.save_manifests,
+        lambda: ledger.write_job({}), lambda: ledger.mark_success({}), lambda: ledger.remove([part]),
+        lambda: ledger.remove_rejects([part]), lambda: commit(tmp_path, split_at(2), claim=ledger.claim),
+        lambda: commit(tmp_path, split_at(0), claim=ledger.claim),
+    ):  # fmt: skip
+        with pytest.raises(
+            LockLostError, match="is no longer locked by this run; this run writes nothing more"
+        ):
+            change()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_rejects_without_a_part_are_found(tmp_path):

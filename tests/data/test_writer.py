@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from hfbatch.data.ledger import Ledger
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.payload import as_column, pack, unpack
 from hfbatch.data.reader import Rows
@@ -162,6 +163,15 @@ def test_an_output_that_cannot_be_written_names_path_and_cause(tmp_path):
         SplitError, match=r"file/out: .*part-a-.*cannot be written: .*Not a directory.*then run again"
     ):
         writer.write(SPLIT, output(1, 2, 3), None, manifest(3, 0))
+
+
+def test_who_is_passed_over_between_its_check_and_its_rename_commits_nothing(tmp_path):
+    """The new holder sweeps temporary files before it looks at what is there."""
+    writer = writer_to(tmp_path)
+    writer.check = Ledger(str(tmp_path)).clean_temporary
+    with pytest.raises(SplitError, match="cannot be written"):
+        writer.write(SPLIT, output(1, 2, 3), None, manifest(3, 0))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_packed_table_comes_back_whole():

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import hfbatch
-from hfbatch.verify import verify_output
+from hfbatch.data.splits import Piece, Split
+from hfbatch.verify import computed_columns, doubled, verify_output
 from tests.jobs.tools import call, make_spec, part_names, sentences, write_shards
 
 
@@ -40,21 +46,26 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def check(copy: Path) -> str:
-    faults = verify_output(str(copy / "out"), str(copy / "in"))
+    return "\n".join(verify_output(str(copy / "out"), str(copy / "in")))
+
+
+def check_by_command(copy: Path) -> tuple[int, list[str]]:
     done = call("verify", str(copy / "out"), "--input", str(copy / "in"), "--json")
-    assert done.exit_code == (1 if faults else 0)
-    assert json.loads(done.stdout)["faults"] == faults
-    return "\n".join(faults)
+    return done.exit_code, json.loads(done.stdout)["faults"]
 
 
 def test_an_untouched_copy_is_well(copy: Path) -> None:
     assert check(copy) == ""
+    assert check_by_command(copy) == (0, [])
 
 
 def test_a_deleted_part(copy: Path) -> None:
     victim = part_names(copy / "out")[1]
     (copy / "out" / victim).unlink()
     assert "its part is missing" in check(copy)
+    code, faults = check_by_command(copy)
+    assert code == 1
+    assert "\n".join(faults) == check(copy)
 
 
 def test_rows_cut_off(copy: Path) -> None:
@@ -84,6 +95,71 @@ def test_a_part_of_another_job(copy: Path) -> None:
     found = check(copy)
     assert "is of another job" in found
     assert "belongs to no split" in found or "the input has changed" in found
+
+
+def spoil(path: Path, change: Callable[[pa.Table, dict[str, Any]], pa.Table]) -> None:
+    """Writes a part again: another table, a footer that was changed in place."""
+    table = pq.read_table(path)
+    footer = json.loads(table.schema.metadata[b"hfbatch"])
+    table = change(table, footer)
+    pq.write_table(table.replace_schema_metadata({b"hfbatch": json.dumps(footer).encode()}), path)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_no_number(copy: Path, number: float) -> None:
+    def poison(table: pa.Table, _: dict[str, Any]) -> pa.Table:
+        vectors = table["embedding"].combine_chunks()
+        values = vectors.values.to_numpy().copy()
+        values[3 * vectors.type.list_size + 1] = number
+        poisoned = pa.FixedSizeListArray.from_arrays(pa.array(values), type=vectors.type)
+        return table.set_column(
+            table.column_names.index("embedding"), table.schema.field("embedding"), poisoned
+        )
+
+    victim = copy / "out" / part_names(copy / "out")[0]
+    spoil(victim, poison)
+    assert f"{victim.name}: 'embedding' is NaN or infinite in 1 rows, first in row 3" in check(copy)
+
+
+def test_only_what_the_task_computed_is_to_be_finite(copy: Path) -> None:
+    job = json.loads((copy / "out/_hfbatch/job.json").read_text())
+    assert computed_columns(job) == ["embedding"]
+    job["identity"]["output"] = {"keep": ["id"], "prefix": "", "truncated": "text"}
+    assert computed_columns(job) == ["embedding"]
+
+
+def test_a_part_that_is_a_copy_of_another(copy: Path) -> None:
+    names = part_names(copy / "out")
+    shutil.copy(copy / "out" / names[0], copy / "out" / names[1])
+    found = check(copy)
+    assert f"{names[1]} is a copy of {names[0]}" in found
+    assert "is read twice" in found
+
+
+def test_an_input_file_that_two_parts_read(copy: Path) -> None:
+    names = part_names(copy / "out")
+    first = Split.from_dict(json.loads(pq.read_schema(copy / "out" / names[0]).metadata[b"hfbatch"])["split"])
+
+    def as_the_first(table: pa.Table, footer: dict[str, Any]) -> pa.Table:
+        footer["split"]["pieces"][0] = {**asdict(first.pieces[0]), "start": 5, "stop": 11}
+        return table
+
+    spoil(copy / "out" / names[1], as_the_first)
+    file = first.pieces[0].file
+    assert (
+        f"the input file {file} is read twice: its rows 5 to 6 are in {names[0]} and in {names[1]}"
+        in check(copy)
+    )
+
+
+def test_an_input_file_that_is_read_by_two_names(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "b.parquet").symlink_to("a.parquet")
+    a, b = Piece("a.parquet", 0, 10, 1, 0), Piece("b.parquet", 0, 10, 1, 0)
+    (fault,) = doubled([("part-1", [a]), ("part-2", [b])], str(tmp_path))
+    assert "the input file a.parquet is read twice, by its other name b.parquet" in fault
+    rest = replace(a, start=10, stop=20)
+    assert doubled([("part-1", [a, rest]), ("part-2", [replace(a, start=20, stop=20)])], str(tmp_path)) == []
 
 
 def test_a_changed_input(copy: Path) -> None:

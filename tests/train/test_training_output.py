@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hfbatch.errors import SpecError
-from hfbatch.finetune import _clear, _tidy
+from hfbatch.data.ledger import Ledger
+from hfbatch.data.lock import hold
+from hfbatch.errors import LockLostError, OutputHeldError, SpecError
+from hfbatch.finetune import _clear, _tidy, finetune
 from hfbatch.train.order import check_shares
-from hfbatch.train.plan import make_finetune_plan
+from hfbatch.train.plan import look_again, make_finetune_plan
 from tests.train.tools import order_of, run_here, spec_of, write_rows
 
 
@@ -28,12 +31,53 @@ def test_an_output_that_cannot_be_written_is_told_before_work(
         make_finetune_plan(spec_of(data, encoder, Path("/proc/no/folder")))
 
 
-def test_a_model_of_unknown_origin_is_not_overwritten(data: Path, encoder: str, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    with pytest.raises(SpecError, match=r"holds model of no known training .*; choose another folder"):
-        make_finetune_plan(spec_of(data, encoder, tmp_path))
-    assert not make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite=True).finished
-    assert (tmp_path / "model").exists()
+@pytest.mark.parametrize(
+    "name", ["model", "adapter", "tensorboard", "metrics.json", "report.html", "_SUCCESS"]
+)
+def test_what_no_training_wrote_is_never_overwritten(
+    data: Path, encoder: str, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(
+            SpecError, match=f"holds {name} of no known training .*; choose another folder, or move"
+        ):
+            make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite)
+    assert (tmp_path / name).exists()
+
+
+def test_the_output_of_a_job_is_never_overwritten_by_a_training(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
+    spec = spec_of(data, encoder, tmp_path)
+    Ledger(str(tmp_path)).write_job({"spec": {"input": {}}, "identity": {}})
+    for overwrite in (False, True):
+        with pytest.raises(SpecError, match="holds the output of a job; choose another folder"):
+            make_finetune_plan(spec, overwrite)
+
+
+def test_one_training_at_a_time(data: Path, encoder: str, tmp_path: Path) -> None:
+    spec = spec_of(data, encoder, tmp_path)
+    with hold(str(tmp_path), print), pytest.raises(OutputHeldError, match="is being written by"):
+        finetune(spec, quiet=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["_hfbatch"]
+    plan = make_finetune_plan(spec)
+    Ledger(str(tmp_path)).write_job(
+        {**plan.job(), "identity": {**plan.identity, "seed": 7}}
+    )  # since the plan
+    with pytest.raises(SpecError, match="holds another training; it differs in seed"):
+        look_again(plan, False)
+    look_again(plan, True)
+
+
+def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str, tmp_path: Path) -> None:
+    order = order_of(spec_of(data, encoder, tmp_path))
+    with hold(str(tmp_path), print) as lock:
+        lost = replace(order, claim=replace(lock.claim, token="another"))
+        with pytest.raises(LockLostError, match="this run writes nothing more"):
+            run_here(lost, tmp_path)
+    assert not (tmp_path / "_hfbatch" / "checkpoints").exists()
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
@@ -53,11 +97,18 @@ def test_overwriting_and_tidying_delete_what_is_ours_alone(data: Path, encoder: 
                  "_hfbatch/ray/run/marker", "_hfbatch/features-12/train/part", "_hfbatch/checkpoints/step-8/x"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    Ledger(str(tmp_path)).write_job({"spec": {"train": {}}})
+    (tmp_path / "_hfbatch/lock-00000001.json").touch()
     _tidy(make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite=True))
-    assert {path.name for path in (tmp_path / "_hfbatch").iterdir()} == {"job.json", "report.html"}
+    assert {path.name for path in (tmp_path / "_hfbatch").iterdir()} == {
+        "job.json",
+        "report.html",
+        "lock-00000001.json",
+    }
     assert (tmp_path / "model" / "config.json").exists()
     _clear(str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"notes.txt", "_hfbatch", "_hfbatch/lock-00000001.json"}
 
 
 def test_elastic_workers_need_a_batch_that_each_number_of_them_divides() -> None:

@@ -1,0 +1,149 @@
+"""What the parts' footers say, read once for each version of a part. Knows nothing of which parts there should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from hfbatch.data.filesystem import READ_ERRORS, is_local, one_line
+from hfbatch.data.manifest import Manifest
+from hfbatch.data.writer import FOOTER_KEY
+from hfbatch.errors import SplitError
+
+LOCAL_THREADS, REMOTE_THREADS = 16, 64
+Version = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds of a file, as a listing shows them."""
+UNKNOWN: Version = (0, 0)
+"""Of a file that the listing does not show; and a time of 0 stands for one that it does not tell."""
+_SCHEMA = pa.schema(
+    [
+        ("part", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("fingerprint", pa.string()),
+        ("rows", pa.int64()),
+        ("manifest", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Footer:
+    """A part's own word on what it holds."""
+
+    fingerprint: str
+    rows: int
+    """Rows of the Parquet file itself."""
+    manifest: Manifest
+    """Its `error` says why the footer cannot be read, where it cannot."""
+
+    def fault(self, part: str, fingerprint: str) -> str | None:
+        """Why this is not the split of that name, whole and of that job; None if it is."""
+        told = self.manifest
+        if self.fingerprint != fingerprint:
+            return f"{part} is of another job: its fingerprint is {self.fingerprint}, not {fingerprint}"
+        if told.part != part:
+            return f"{part} is a copy of {told.part}, which has other rows"
+        if self.rows != told.rows_out or told.rows_in != told.rows_out + told.rows_rejected:
+            return (
+                f"{part} does not hold what its footer says: {self.rows:,} rows; {told.rows_in:,} came in, "
+                f"{told.rows_out:,} went out, {told.rows_rejected:,} were rejected"
+            )
+        return None
+
+
+class Footers:
+    """The footers of an output's parts.
+
+    What was read before is used again for a file whose size and modification time in the listing at hand are those
+    that it was read at: a part is only ever replaced whole, so this is the same file.
+    """
+
+    def __init__(self, fs: pafs.FileSystem, root: str) -> None:
+        self._fs, self._root = fs, root
+        self._known: dict[str, tuple[Version, Footer]] = {}
+
+    def of(self, parts: Mapping[str, Version]) -> dict[str, Footer]:
+        """The footer of each part that a listing shows, read in parallel where it is not known."""
+        unread = [part for part, version in parts.items() if not self._is_known(part, version)]
+        threads = LOCAL_THREADS if is_local(self._fs) else REMOTE_THREADS
+        with ThreadPoolExecutor(threads) as pool:
+            for part, footer in zip(unread, pool.map(self._read, unread), strict=True):
+                self._known[part] = parts[part], footer
+        return {part: self._known[part][1] for part in parts}
+
+    def note(self, manifests: Iterable[Manifest]) -> None:
+        """Takes in what workers told of parts that they wrote: a little more than footers do, such as seconds of writing.
+
+        Believed where part and counts are those of the footer.
+        """
+        for told in manifests:
+            _, footer = self._known.get(told.part, (None, None))
+            if footer is not None and _counts(footer.manifest) == _counts(told):
+                footer.manifest = told
+
+    def load(self, data: bytes) -> None:
+        """Takes in what `dump` made; nothing of what cannot be read, or is of an earlier form."""
+        try:
+            rows = pq.read_table(pa.BufferReader(data)).select(_SCHEMA.names).to_pylist()
+        except (*READ_ERRORS, KeyError):
+            return
+        for row in rows:
+            footer = Footer(row["fingerprint"], row["rows"], Manifest.from_json(row["manifest"]))
+            self._known.setdefault(row["part"], ((row["size"], row["mtime_ns"]), footer))
+
+    def dump(self, parts: Iterable[str]) -> pa.Buffer:
+        """Footers of parts as Parquet, but for those that cannot be read."""
+        kept = [(part, *self._known[part]) for part in parts if part in self._known]
+        rows = [
+            {
+                "part": part, "size": version[0], "mtime_ns": version[1], "fingerprint": footer.fingerprint,
+                "rows": footer.rows, "manifest": footer.manifest.to_json(),
+            }
+            for part, version, footer in kept
+            if footer.manifest.error is None
+        ]  # fmt: skip
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
+        return sink.getvalue()
+
+    def _is_known(self, part: str, version: Version) -> bool:
+        found = self._known.get(part)
+        return (
+            found is not None and found[0] == version and version[1] != 0 and found[1].manifest.error is None
+        )
+
+    def _read(self, part: str) -> Footer:
+        try:
+            values, rows = read_footer(self._fs, self._root, part)
+            return Footer(values["fingerprint"], rows, Manifest(**values["manifest"]))
+        except SplitError as error:
+            return Footer("", 0, Manifest(part, error=str(error)))
+
+
+def read_footer(fs: pafs.FileSystem, root: str, part: str) -> tuple[dict[str, Any], int]:
+    """What a part says of itself (split, manifest, fingerprint, model commit), and its rows.
+
+    :raises SplitError: when it cannot be read or hfbatch did not write it.
+    """
+    try:
+        with fs.open_input_file(f"{root}/{part}") as file, pq.ParquetFile(file) as opened:
+            found = opened.metadata
+            return json.loads((found.metadata or {})[FOOTER_KEY.encode()]), found.num_rows
+    except KeyError as error:
+        raise SplitError(
+            f"{part} was not written by hfbatch: its footer has no {FOOTER_KEY!r} key"
+        ) from error
+    except READ_ERRORS as error:
+        raise SplitError(f"{part} cannot be read: {one_line(error)}; delete it and run again") from error
+
+
+def _counts(manifest: Manifest) -> tuple[str, int, int, int, int]:
+    return manifest.part, manifest.rows_read, manifest.rows_in, manifest.rows_out, manifest.rows_rejected

@@ -1,0 +1,110 @@
+"""One job writes to an output, and its end says what the folder shows, not what the job remembers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import hfbatch
+from hfbatch import JobSpec
+from hfbatch.data.ledger import Ledger
+from hfbatch.data.lock import hold
+from hfbatch.errors import OutputHeldError, SpecError
+from hfbatch.verify import verify_output
+from tests.jobs.tools import make_spec, part_names, part_stamps, sentences, start_job, write_shards
+
+
+@pytest.fixture
+def spec(tmp_path: Path, encoder: str) -> JobSpec:
+    """A job of 20 splits."""
+    write_shards(tmp_path / "in", sentences(200, most=1), shards=2)
+    return make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", input={"split_rows": 10})
+
+
+def test_of_two_jobs_that_start_at_once_one_works_and_the_other_is_told(
+    tmp_path: Path, spec: JobSpec, ray_cluster: str
+) -> None:
+    jobs = []
+    for normalize in (True, False):
+        folder = tmp_path / f"normalize-{normalize}"
+        folder.mkdir()
+        other = spec.model_copy(update={"params": {"normalize": normalize}})
+        jobs.append(start_job(other, folder, ray_cluster))
+    printed = {job.communicate(timeout=600)[0]: job.returncode for job in jobs}
+    (told,) = [text for text, code in printed.items() if code != 0]
+    assert sorted(printed.values()) == [0, 1], printed
+    assert f"output {tmp_path}/out is being written by " in " ".join(told.split())
+    assert "Traceback" not in told
+    assert verify_output(str(tmp_path / "out")) == []
+
+
+def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
+    tmp_path: Path, spec: JobSpec, ray_cluster: str
+) -> None:
+    out, gone = tmp_path / "out", []
+
+    def delete() -> None:
+        while not part_names(out):
+            time.sleep(0.01)
+        gone.append(part_names(out)[0])
+        (out / gone[0]).unlink()
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    result = hfbatch.run(spec, quiet=True)
+    thread.join()
+    assert result.exit_code == 1
+    assert (
+        f"{gone[0]} is missing: it was committed, and something has deleted it since; run again"
+        in result.message
+    )
+    assert "19 of 20 splits are committed" in result.message
+    assert not (out / "_SUCCESS").exists()
+
+    # One of another job, of the right name: the names alone would have it done.
+    others = part_names(out)[5]
+    table = pq.read_table(out / others)
+    footer = table.schema.metadata[b"hfbatch"].replace(result.report["fingerprint"].encode(), b"0" * 32)
+    pq.write_table(table.replace_schema_metadata({b"hfbatch": footer}), out / others)
+    before = part_stamps(out)
+    result = hfbatch.run(spec, quiet=True)
+    assert result.exit_code == 0, result.message
+    assert {name for name, stamp in part_stamps(out).items() if before.get(name) != stamp} == {
+        gone[0],
+        others,
+    }
+    assert verify_output(str(out)) == []
+
+
+def test_a_job_looks_at_the_output_again_once_it_holds_it(
+    tmp_path: Path, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfbatch import job
+
+    plan = job.make_plan(spec)
+    Ledger(str(tmp_path / "out")).write_job({**plan.job(), "identity": {**plan.identity, "seed": 7}})
+    (tmp_path / "out" / plan.splits[0].part).touch()
+    monkeypatch.setattr(job, "make_plan", lambda *_: plan)  # made before the other job came
+    with pytest.raises(SpecError, match="holds the parts of another job; it differs in seed"):
+        hfbatch.run(spec, quiet=True)
+    with hold(str(tmp_path / "out"), print), pytest.raises(OutputHeldError, match="is being written by"):
+        hfbatch.run(spec, quiet=True)
+    assert part_names(tmp_path / "out") == [plan.splits[0].part]
+
+
+def test_a_plan_takes_no_lock_and_changes_nothing(tmp_path: Path, spec: JobSpec) -> None:
+    with hold(str(tmp_path / "out"), print):
+        before = sorted(tmp_path.rglob("*"))
+        hfbatch.plan.make_plan(spec)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_job_never_takes_the_output_of_a_training(tmp_path: Path, spec: JobSpec) -> None:
+    Ledger(str(tmp_path / "out")).write_job({"spec": {"train": {}}})
+    for overwrite in (False, True):
+        with pytest.raises(SpecError, match="holds a fine-tuning; choose another folder"):
+            hfbatch.plan.make_plan(spec, overwrite)
