@@ -27,3 +27,7 @@ class SplitError(HfbatchError):
 
 class WorkerError(HfbatchError):
     """No worker can do the job (the model does not load, say), so that going on is of no use."""
+
+
+class NonFiniteOutput(HfbatchError):
+    """What a model made of a row holds NaN or infinity; the row becomes a reject."""

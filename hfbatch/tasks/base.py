@@ -37,6 +37,9 @@ SEE_PADDING = frozenset(
 )  # fmt: skip
 """Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens,
 carry a state through them, or go by the length of the batch."""
+FINITE = "finite"
+"""An output of forward that the predictor takes for itself, bool [batch]: whether numbers that forward computed and
+does not return, such as the logits that tokens are chosen by, were finite."""
 Batch = dict[str, Any]
 """NumPy arrays, which go to the device; anything else stays on the host."""
 
@@ -128,6 +131,8 @@ class Task(ABC):
     Windows are what a task batches whose rows may take several calls of the model, such as pieces of a long
     text: collate and forward see windows of all rows side by side, and postprocess gets a list for each row.
     """
+    finite: ClassVar[bool] = True
+    """Whether a row for which forward returns NaN or infinity is a reject; False where they are proper answers."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Features that postprocess reads beside what forward returned."""
     EXAMPLE: ClassVar[Example]
@@ -261,7 +266,8 @@ class Task(ABC):
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs the model on a batch that is on its device. Runs under inference_mode.
 
-        :returns: tensors of first dimension batch; ragged ones padded on the right.
+        :returns: tensors of first dimension batch; ragged ones padded on the right. A row with NaN or infinity in
+            them, or without `FINITE` where that is among them, is rejected, see `Task.finite`.
         """
 
     def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

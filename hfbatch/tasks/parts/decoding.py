@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfbatch.tasks.base import FINITE
 from hfbatch.tasks.parts.sampling import GumbelNoise, splitmix64, warpers
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PAST_VOCABULARY = 2**31
 """A token id that no model has; it stands for padding."""
+NEVER = 2**31
+"""A step that no text reaches."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class Decoder:
         config = self._config(limit)
         width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         padded = None if model.config.is_encoder_decoder else inputs.get("attention_mask")
-        processors = self._processors(seeds, width, padded)
+        finite = FiniteScores(width)
+        processors = self._processors(seeds, width, padded, finite)
         if padded is not None:
-            config.no_repeat_ngram_size = None
+            config.no_repeat_ngram_size = config.repetition_penalty = None
         # generate fills what is unset from the model's own config, which would bring back what is not followed.
         model.generation_config = config
         made = model.generate(
@@ -64,7 +68,8 @@ class Decoder:
             logits_processor=processors,
             stopping_criteria=[self.stop] if self.stop else None,
         )
-        return self.pack(model, batch, made, width)
+        packed = self.pack(model, batch, made, width)
+        return {**packed, FINITE: finite.until(packed["lengths"])}
 
     def _config(self, limit: int | None) -> GenerationConfig:
         """What `generate` is given; where it would draw, the noise does, and the warpers are among the processors."""
@@ -83,18 +88,24 @@ class Decoder:
         return config
 
     def _processors(
-        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None
+        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None, finite: FiniteScores
     ) -> LogitsProcessorList:
         """What `generate` does not do by itself, or not for rows with padding, or not reproducibly.
 
         :param mask: the attention mask where new tokens follow prompts with padding.
         """
-        from transformers import LogitsProcessorList
+        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-        found: list[Any] = []
-        size = self.config.no_repeat_ngram_size
+        found: list[Any] = [finite]
+        size, penalty, beams = (
+            self.config.no_repeat_ngram_size,
+            self.config.repetition_penalty,
+            self.config.num_beams or 1,
+        )
+        if penalty not in (None, 1) and mask is not None:
+            found.append(BehindPadding(RepetitionPenaltyLogitsProcessor(float(penalty)), mask, beams))
         if size and mask is not None:
-            found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
+            found.append(NoRepeatBehindPadding(size, mask, beams))
         if self.begin:
             found.append(BeginWith(self.begin, width))
         if seeds is not None:
@@ -113,7 +124,7 @@ class Decoder:
         :returns: `tokens`, int32 [batch, count * new], the new tokens of a row's texts one after another and
             padding behind them; `lengths`, int64 [batch, count], tokens of each; `length`, int64 [batch], their
             sum; `stopped`, bool [batch, count], whether the text met its end; `prompt`, int64 [batch], tokens
-            that were read; where asked for, `log_probs`, float32 like `tokens`.
+            that were read; where asked for, `log_probs`, float32 like `tokens`. A call adds `FINITE`.
         """
         inside, stopped = self._ends(made, width)
         new = made[:, width:]
@@ -145,6 +156,36 @@ class Decoder:
         return ends.cumsum(dim=1) - ends.int() == 0, ends.any(dim=1)
 
 
+class FiniteScores:
+    """A logits processor that changes nothing and notes the first step at which a sequence has no finite best score.
+
+    The most probable of NaN is token 0, without a word. Tokens that are ruled out have the score minus infinity.
+
+    :param width: tokens of the padded prompt, so that the first new token is step 0.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._first: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The same scores, float [sequences, vocabulary]."""
+        step = input_ids.shape[1] - self._width
+        found = torch.where(scores.amax(dim=-1).isfinite(), NEVER, step)
+        self._first = found if self._first is None else torch.minimum(self._first, found)
+        return scores
+
+    def until(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Which rows had finite scores until their texts ended, bool [batch].
+
+        :param lengths: new tokens of each text of a row, int64 [batch, count].
+        """
+        if self._first is None:
+            return torch.ones_like(lengths[:, 0], dtype=torch.bool)
+        first = self._first.reshape(len(lengths), -1).amin(dim=1)
+        return first >= lengths.amax(dim=1)
+
+
 class BeginWith:
     """A logits processor that allows nothing but the given tokens at the first steps.
 
@@ -165,24 +206,43 @@ class BeginWith:
         return only
 
 
-class NoRepeatBehindPadding:
-    """A logits processor that lets no run of tokens occur twice, and does not take padding for tokens.
+class BehindPadding:
+    """A logits processor that goes by the tokens of a sequence, and does not take padding for tokens.
 
+    The prompt's last token, which no padding follows, stands in for padding: another of the same changes nothing for
+    a rule that asks which tokens there are.
+
+    :param rule: a logits processor of transformers.
     :param mask: int64 [sequences, width], the prompts' attention mask.
     :param beams: beams of each sequence.
     """
 
-    def __init__(self, size: int, mask: torch.Tensor, beams: int) -> None:
-        from transformers import NoRepeatNGramLogitsProcessor
-
-        self._rule = NoRepeatNGramLogitsProcessor(size)
+    def __init__(self, rule: Any, mask: torch.Tensor, beams: int) -> None:
+        self._rule = rule
         self._padding = mask.repeat_interleave(beams, dim=0) == 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores, float [sequences, vocabulary], without the tokens that would complete a run again."""
-        ids = input_ids.clone()
-        ids[:, : self._padding.shape[1]].masked_fill_(self._padding, PAST_VOCABULARY)
+        """Scores, float [sequences, vocabulary], as the rule leaves them."""
+        ids, width = input_ids.clone(), self._padding.shape[1]
+        ids[:, :width] = torch.where(self._padding, self.filler(ids[:, width - 1 : width]), ids[:, :width])
         return self._rule(ids, scores)
+
+    def filler(self, last: torch.Tensor) -> torch.Tensor:
+        """What stands in for padding, int64 [sequences, 1]. :param last: the last token of each prompt."""
+        return last
+
+
+class NoRepeatBehindPadding(BehindPadding):
+    """A logits processor that lets no run of tokens occur twice, for a rule that asks for their order."""
+
+    def __init__(self, size: int, mask: torch.Tensor, beams: int) -> None:
+        from transformers import NoRepeatNGramLogitsProcessor
+
+        super().__init__(NoRepeatNGramLogitsProcessor(size), mask, beams)
+
+    def filler(self, last: torch.Tensor) -> torch.Tensor:
+        """A token that is in no run."""
+        return torch.full_like(last, PAST_VOCABULARY)
 
 
 def log_probs(

@@ -23,7 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
+from hfbatch.data.finite import non_finite
+from hfbatch.errors import NonFiniteOutput
+from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer
 from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.parts.packing import dump, load
@@ -176,12 +178,13 @@ class PipelineTask(Task):
         return sum(cost_of(step) for steps in batch["rows"] for step in steps)
 
     def forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """`outputs`: bytes of each row's model outputs.
+        """`outputs`: bytes of each row's model outputs; and `FINITE`.
 
         The steps of all rows go together where they are of one shape, as many at a time as the batch has rows.
         """
         pipe, rows = self._over_device(model), batch["rows"]
         results: list[list[Any]] = [[None] * len(steps) for steps in rows]
+        finite = np.ones(len(rows), bool)
         alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for place, steps in enumerate(rows):
             for k, step in enumerate(steps):
@@ -190,9 +193,10 @@ class PipelineTask(Task):
             for start in range(0, len(places), len(rows)):
                 chosen = places[start : start + len(rows)]
                 inputs = [_for_model(rows[place][k], model) for place, k in chosen]
-                for (place, k), output in zip(chosen, self._run(pipe, inputs), strict=True):
+                for (place, k), (output, fine) in zip(chosen, self._run_finite(pipe, inputs), strict=True):
                     results[place][k] = self._kept(output)
-        return {"outputs": [dump(row) for row in results]}
+                    finite[place] &= fine
+        return {"outputs": [dump(row) for row in results], FINITE: finite}
 
     def kin_of(self, step: Mapping[str, Any]) -> Any:
         """What steps must have in common to run as one batch."""
@@ -204,6 +208,21 @@ class PipelineTask(Task):
 
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
+
+    def _run_finite(self, pipe: Any, rows: list[Inputs]) -> list[tuple[Any, bool]]:
+        """Model outputs of each step, and whether they are finite, with what was chosen by on the way to them.
+
+        What the model returns on that way is of the whole batch: where it is not finite, steps run one by one.
+        """
+        from hfbatch.tasks.parts.finite import is_finite, watched
+
+        with watched(pipe.model) as seen:
+            made = self._run(pipe, rows)
+        if self.finite and not seen.finite:
+            if len(rows) == 1:
+                return [(made[0], False)]
+            return [pair for row in rows for pair in self._run_finite(pipe, [row])]
+        return [(output, is_finite(self._kept(output))) for output in made]
 
     def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Model outputs of each step, from one call where the outputs can be told apart."""
@@ -223,7 +242,11 @@ class PipelineTask(Task):
             result = pipe.postprocess(steps if several else steps[0], **pipe._postprocess_params)
             answers.append(self.answer(result))
         fields = self.output_fields()
-        return [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
+        made = [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
+        for field, column in zip(fields, made, strict=True):
+            if self.finite and len(non_finite(column)):
+                raise NonFiniteOutput(f"{field.name} is NaN or infinite")
+        return made
 
 
 class LabelTask(PipelineTask):
