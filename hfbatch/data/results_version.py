@@ -15,7 +15,7 @@ KEY = "results"
 CHANGES: Mapping[int, tuple[str, ...]] = {
     2: (
         "a row whose output is NaN or infinite is a reject",
-        "padding is told by the mask, not by its token id, in causal classifiers and repetition_penalty",
+        "causal classifiers without a padding id read a row's last token by the mask, not by its id",
         "texts are cut at the last position that a model such as RoBERTa has, not rejected",
         "a padding token without an embedding costs no row",
         "filters read times as UTC and tell Lang from lang",

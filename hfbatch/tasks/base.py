@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.spec import BatchSpec, Section, TokenizerSpec
+from hfbatch.tasks.parts.positions import embedding_rows
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +191,20 @@ class Task(ABC):
         size = len(self.tokenizer)
         return size if self.added_tokens else None
 
+    @cached_property
+    def embedded(self) -> int | None:
+        """How many token ids the model has embeddings for; None where its config does not tell."""
+        return embedding_rows(self.config, self.vocabulary)
+
+    @cached_property
+    def not_embedded(self) -> dict[int, str]:
+        """Tokens of the tokenizer that the model has no embedding for, by id."""
+        if self.embedded is None:
+            return {}
+        return {
+            number: token for token, number in self.tokenizer.get_vocab().items() if number >= self.embedded
+        }
+
     @property
     def pads(self) -> bool:
         """Whether rows of different lengths may share a batch."""
@@ -299,3 +314,9 @@ def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec)
     tokenizer.add_tokens(list(changes.add_tokens))
     tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
     tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
+
+
+def no_embedding(task: Task, token: int) -> str:
+    """Why a row with a token beyond the model's embeddings is rejected."""
+    name = task.not_embedded.get(token)
+    return f"token {name!r} has id {token}, and the model has embeddings for {task.embedded} tokens alone"

@@ -42,7 +42,7 @@ LONG = " ".join(["river"] * 100)
 def tiny_config(kind: str) -> Any:
     settings: dict[str, Any] = {**OTHERS.get(kind, SIZES)}
     settings |= {"max_position_embeddings": 40, "vocab_size": 50, "pad_token_id": 3}
-    return AutoConfig.for_model(kind, **settings, **SPECIAL.get(kind, {}))
+    return AutoConfig.for_model(kind, **(settings | SPECIAL.get(kind, {})))
 
 
 @pytest.mark.parametrize("kind", sorted(BEHIND_PADDING - OF_PARTS | set(OTHERS)))

@@ -59,7 +59,7 @@ class Decoder:
         finite = FiniteScores(width)
         processors = self._processors(seeds, width, padded, finite)
         if padded is not None:
-            config.no_repeat_ngram_size = config.repetition_penalty = None
+            config.no_repeat_ngram_size = None
         # generate fills what is unset from the model's own config, which would bring back what is not followed.
         model.generation_config = config
         made = model.generate(
@@ -94,18 +94,12 @@ class Decoder:
 
         :param mask: the attention mask where new tokens follow prompts with padding.
         """
-        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+        from transformers import LogitsProcessorList
 
         found: list[Any] = [finite]
-        size, penalty, beams = (
-            self.config.no_repeat_ngram_size,
-            self.config.repetition_penalty,
-            self.config.num_beams or 1,
-        )
-        if penalty not in (None, 1) and mask is not None:
-            found.append(BehindPadding(RepetitionPenaltyLogitsProcessor(float(penalty)), mask, beams))
+        size = self.config.no_repeat_ngram_size
         if size and mask is not None:
-            found.append(NoRepeatBehindPadding(size, mask, beams))
+            found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
         if self.begin:
             found.append(BeginWith(self.begin, width))
         if seeds is not None:
@@ -206,43 +200,24 @@ class BeginWith:
         return only
 
 
-class BehindPadding:
-    """A logits processor that goes by the tokens of a sequence, and does not take padding for tokens.
+class NoRepeatBehindPadding:
+    """A logits processor that lets no run of tokens occur twice, and does not take padding for tokens.
 
-    The prompt's last token, which no padding follows, stands in for padding: another of the same changes nothing for
-    a rule that asks which tokens there are.
-
-    :param rule: a logits processor of transformers.
     :param mask: int64 [sequences, width], the prompts' attention mask.
     :param beams: beams of each sequence.
     """
 
-    def __init__(self, rule: Any, mask: torch.Tensor, beams: int) -> None:
-        self._rule = rule
-        self._padding = mask.repeat_interleave(beams, dim=0) == 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores, float [sequences, vocabulary], as the rule leaves them."""
-        ids, width = input_ids.clone(), self._padding.shape[1]
-        ids[:, :width] = torch.where(self._padding, self.filler(ids[:, width - 1 : width]), ids[:, :width])
-        return self._rule(ids, scores)
-
-    def filler(self, last: torch.Tensor) -> torch.Tensor:
-        """What stands in for padding, int64 [sequences, 1]. :param last: the last token of each prompt."""
-        return last
-
-
-class NoRepeatBehindPadding(BehindPadding):
-    """A logits processor that lets no run of tokens occur twice, for a rule that asks for their order."""
-
     def __init__(self, size: int, mask: torch.Tensor, beams: int) -> None:
         from transformers import NoRepeatNGramLogitsProcessor
 
-        super().__init__(NoRepeatNGramLogitsProcessor(size), mask, beams)
+        self._rule = NoRepeatNGramLogitsProcessor(size)
+        self._padding = mask.repeat_interleave(beams, dim=0) == 0
 
-    def filler(self, last: torch.Tensor) -> torch.Tensor:
-        """A token that is in no run."""
-        return torch.full_like(last, PAST_VOCABULARY)
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores, float [sequences, vocabulary], without the tokens that would complete a run again."""
+        ids = input_ids.clone()
+        ids[:, : self._padding.shape[1]].masked_fill_(self._padding, PAST_VOCABULARY)
+        return self._rule(ids, scores)
 
 
 def log_probs(

@@ -22,11 +22,14 @@ class Seen:
     def __init__(self) -> None:
         self._fine: torch.Tensor | None = None
 
-    def look(self, output: Any) -> None:
-        """Takes in what a model returned: its logits, or where it gives none every tensor of numbers."""
-        values = output if isinstance(output, Mapping) else {}
-        if isinstance(values.get("logits"), torch.Tensor):
-            values = {"logits": values["logits"]}
+    def look(self, output: Any, logits_alone: bool = False) -> None:
+        """Takes in what a model or a layer returned: a tensor, logits, or where there are none every tensor of numbers.
+
+        :param logits_alone: go by nothing but logits.
+        """
+        values = output if isinstance(output, Mapping) else {"": output}
+        if logits_alone or isinstance(values.get("logits"), torch.Tensor):
+            values = {"logits": values.get("logits")}
         for value in values.values():
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
                 fine = value.detach().amax().isfinite()
@@ -44,12 +47,24 @@ _PREPARING = Lock()
 
 
 @contextmanager
-def watched(model: torch.nn.Module) -> Iterator[Seen]:
-    """Looks at all that a model returns within, in this thread: batches may run beside each other."""
+def watched(model: torch.nn.Module, layers: tuple[type[torch.nn.Module], ...] = ()) -> Iterator[Seen]:
+    """Looks at all that a model returns within, in this thread: batches may run beside each other.
+
+    Of models that it consists of, such as the decoder that BLIP writes with, at the logits.
+
+    :param layers: kinds of layers to look at too.
+    """
+    from transformers import PreTrainedModel
+
     with _PREPARING:
         if model not in _WATCHED:
             model.register_forward_hook(_look)
             _WATCHED.add(model)
+            for module in list(model.modules())[1:]:
+                if isinstance(module, layers):
+                    module.register_forward_hook(_look)
+                elif isinstance(module, PreTrainedModel):
+                    module.register_forward_hook(_look_at_logits)
     seen = Seen()
     token = _SEEN.set(seen)
     try:
@@ -62,6 +77,12 @@ def _look(model: Any, inputs: Any, output: Any) -> None:
     seen = _SEEN.get()
     if seen is not None:
         seen.look(output)
+
+
+def _look_at_logits(model: Any, inputs: Any, output: Any) -> None:
+    seen = _SEEN.get()
+    if seen is not None:
+        seen.look(output, logits_alone=True)
 
 
 def is_finite(value: Any) -> bool:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from hfbatch.data.filesystem import one_line
 from hfbatch.data.finite import non_finite
 from hfbatch.errors import NonFiniteOutput
-from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer
+from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.parts.packing import dump, load
@@ -112,6 +112,21 @@ class PipelineTask(Task):
         return self.max_length or length_limit(self.tokenizer, self.config)
 
     @cached_property
+    def embedded(self) -> int | None:
+        """How many token ids the model has embeddings for; None where it does not tell, or reads media.
+
+        Models put media in the place of tokens, which need no embedding then.
+        """
+        if self.takes != {"text"}:
+            return None
+        try:
+            table = self.skeleton.model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        rows = getattr(table, "num_embeddings", None)
+        return None if rows is None else max(int(rows), self.vocabulary or 0)
+
+    @cached_property
     def skeleton(self) -> Any:
         """The pipeline over a model without weights, for the steps on the CPU."""
         import torch
@@ -154,11 +169,21 @@ class PipelineTask(Task):
         for row in self.rows(columns):
             made = pipe.preprocess(row, **copy.deepcopy(pipe._preprocess_params))
             steps = [made] if isinstance(made, Mapping) else list(made)
+            self._check_tokens(steps)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
             cut.append(self.is_cut(row, steps))
         table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
         return Features(pa.table(table), np.array(cut, bool))
+
+    def _check_tokens(self, steps: list[Any]) -> None:
+        """:raises ValueError: for a token without an embedding, which on a GPU would cost the whole process."""
+        if self.embedded is None or not self.not_embedded:
+            return
+        for step in steps:
+            most = int(step["input_ids"].max()) if "input_ids" in step else 0
+            if most >= self.embedded:
+                raise ValueError(no_embedding(self, most))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated on its way into model inputs."""
@@ -209,6 +234,10 @@ class PipelineTask(Task):
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
 
+    def chooses_by(self) -> tuple[type[torch.nn.Module], ...]:
+        """Kinds of layers by whose numbers a model chooses what to return, where it returns none of them."""
+        return ()
+
     def _run_finite(self, pipe: Any, rows: list[Inputs]) -> list[tuple[Any, bool]]:
         """Model outputs of each step, and whether they are finite, with what was chosen by on the way to them.
 
@@ -216,7 +245,7 @@ class PipelineTask(Task):
         """
         from hfbatch.tasks.parts.finite import is_finite, watched
 
-        with watched(pipe.model) as seen:
+        with watched(pipe.model, self.chooses_by()) as seen:
             made = self._run(pipe, rows)
         if self.finite and not seen.finite:
             if len(rows) == 1:
