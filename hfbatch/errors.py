@@ -35,3 +35,7 @@ class OutputHeldError(HfbatchError):
 
 class LockLostError(WorkerError):
     """Another process has taken over the output, so that this one may write nothing more."""
+
+
+class NonFiniteOutput(HfbatchError):
+    """What a model made of a row holds NaN or infinity; the row becomes a reject."""

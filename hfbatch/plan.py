@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
+from hfbatch.compute.identity import earlier, job_identity
 from hfbatch.compute.worker import Settled, WorkOrder
 from hfbatch.data.filesystem import absolute, lies_in, one_line, redact
 from hfbatch.data.ledger import Ledger, State, types_of
@@ -154,12 +155,12 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         raise SpecError(list(dict.fromkeys(faults)))
 
     task.root = source.root_url
-    identity = _identity(spec, model, task, inputs, keep)
-    settled = None
-    if not overwrite:
-        settled = _earlier(ledger, identity, spec)
+    identity = job_identity(spec, model, task, inputs, keep)
     splits = source.cut(split_rows(spec), spec.input.limit)
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
+    settled = None
+    if not overwrite:
+        identity, settled = earlier(ledger, identity, spec, state)
     return Plan(
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
         identity, settled, overwrite, notes + task.notes(),
@@ -175,7 +176,7 @@ def look_again(plan: Plan) -> None:
     """
     if not plan.overwrite:
         plan.state, _, _ = plan.ledger.audit(plan.splits, plan.fingerprint)
-        plan.settled = _earlier(plan.ledger, plan.identity, plan.spec)
+        plan.identity, plan.settled = earlier(plan.ledger, plan.identity, plan.spec, plan.state)
 
 
 def split_rows(spec: JobSpec) -> int:
@@ -326,51 +327,6 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[s
     if not overwrite and ledger.read_job() is None and ledger.list_parts():
         return [f"output {shown} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"]
     return []
-
-
-def _identity(
-    spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
-) -> dict[str, Any]:
-    """What changes results. Workers, batch sizes and paths do not."""
-    tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
-    flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
-    return {
-        "task": spec.task,
-        "model": {"commit": model.commit, "dtype": spec.model.dtype},
-        "engine": "torch",
-        "params": task.params.model_dump(mode="json"),
-        "batch": {"max_length": spec.batch.max_length},
-        "input": {"columns": inputs, "filter": spec.input.filter},
-        "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
-        "seed": spec.seed,
-        **({"tokenizer": tokenizer} if tokenizer else {}),
-    }
-
-
-def _earlier(ledger: Ledger, identity: dict[str, Any], spec: JobSpec) -> Settled | None:
-    """Choices of an earlier run. :raises SpecError: if the output holds another job's parts."""
-    job = ledger.read_job()
-    if job is None:
-        return None
-    differing = list(_differences(job["identity"], identity))
-    if differing and ledger.list_parts():
-        raise SpecError(
-            f"output {redact(spec.output.path)} holds the parts of another job; "
-            f"it differs in {'; '.join(differing)}. Choose another output, or replace it with --overwrite"
-        )
-    if differing or not job["settled"]:
-        return None
-    settled = Settled(**job["settled"])
-    size = settled.batch_size if spec.batch.size == "auto" else spec.batch.size
-    return Settled(size, settled.dtype, settled.device)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif old != new:
-        yield f"{where} (there: {old!r}, now: {new!r})"
 
 
 def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> ReadPlan:

@@ -47,12 +47,29 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
         faults += misfits(task) or task.check()
         if spec.batch.continuous:
             faults += task.continuous_faults()
+        if not faults and "text" in task.takes:
+            notes += _embedding_notes(task)
         if task.vocabulary is not None:
             notes.append(
                 f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "
                 "the others, and no training has touched them"
             )
     return task
+
+
+def _embedding_notes(task: Task) -> list[str]:
+    """What to know of a tokenizer with tokens that the model has no embedding for. One that pads alone does no harm."""
+    tokens = {
+        number: token for number, token in task.not_embedded.items() if token != task.tokenizer.pad_token
+    }
+    if not tokens:
+        return []
+    shown = ", ".join(f"{token!r} ({number})" for number, token in sorted(tokens.items())[:3])
+    more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
+    return [
+        f"the tokenizer has tokens beyond the {task.embedded} that model {task.model.name!r} has embeddings for: {shown}{more}; "
+        "a row with one of them is rejected"
+    ]
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import pyarrow as pa
 from hfbatch.compute.batching import alignment, by_length, cut, to_arrow
 from hfbatch.compute.isolate import isolate
 from hfbatch.compute.windows import Windows, carry, fold, unfold
+from hfbatch.data.finite import non_finite
 from hfbatch.engines.base import DeviceLostError, Engine
-from hfbatch.tasks.base import Batch, Task
+from hfbatch.errors import NonFiniteOutput
+from hfbatch.tasks.base import FINITE, Batch, Task
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Prediction:
     kept: np.ndarray
     """Their positions in the features, int64."""
     failures: list[tuple[int, Exception]] = field(default_factory=list)
-    """Positions that the model raised on, with the error."""
+    """Positions that the model raised on, or gave no finite numbers for, with the error."""
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
@@ -99,6 +101,8 @@ class Predictor:
         for rows in again:  # when nothing else holds memory
             self._retry(windows, rows, done, result)
         result = _in_input_order(result, done)
+        if self.task.finite:
+            result = _finite_rows(result, self.engine.dtype)
         if self.task.windows:
             result = _whole_rows(result, windows.row)
         result.outputs = carry(self.task, result.outputs, features, result.kept)
@@ -171,6 +175,33 @@ def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]])
         result.outputs = (
             pa.concat_tables([outputs for _, outputs in done]).combine_chunks().take(pa.array(back))
         )
+    return result
+
+
+def _finite_rows(result: Prediction, dtype: str) -> Prediction:
+    """Without the rows for which the model gave NaN or infinity, which fail. :param dtype: that it ran in."""
+    outputs = result.outputs
+    found: dict[int, str] = {}
+    if FINITE in outputs.column_names:
+        fine = outputs[FINITE].to_numpy()
+        found = dict.fromkeys(np.flatnonzero(~fine).tolist(), "what the model computed")
+        outputs = outputs.drop_columns([FINITE])
+    for name in outputs.column_names:
+        for place in non_finite(outputs[name]).tolist():
+            found.setdefault(place, f"{name!r} of the model's outputs")
+    result.outputs = outputs
+    if found:
+        hint = (
+            "numbers above 65,504 overflow in float16; set model.dtype to bfloat16 or float32"
+            if dtype == "float16"
+            else f"the model ran in {dtype}: see whether its weights hold NaN"
+        )
+        result.failures += [
+            (int(result.kept[place]), NonFiniteOutput(f"{what} is NaN or infinite; {hint}"))
+            for place, what in found.items()
+        ]
+        kept = np.setdiff1d(np.arange(len(outputs)), list(found))
+        result.outputs, result.kept = outputs.take(pa.array(kept)), result.kept[kept]
     return result
 
 

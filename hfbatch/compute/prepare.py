@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from hfbatch.compute.isolate import isolate
 from hfbatch.data.rejects import Reject
-from hfbatch.tasks.base import Features, Task
+from hfbatch.tasks.base import Features, Task, no_embedding
+from hfbatch.tasks.parts.text import flatten, list_lengths
 
 POSITION = "hfbatch_position"
 """The column of features and outputs that says which row of the split each one is, int64."""
@@ -56,7 +57,8 @@ def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) ->
         if tables
         else pa.table({POSITION: pa.array([], pa.int64())})
     )
-    return Prepared(features, rejects, cut)
+    features, beyond = _embedded(task, features)
+    return Prepared(features, rejects + beyond, cut)
 
 
 def postprocess(
@@ -102,6 +104,29 @@ def _without_nulls(columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarr
                 rejects.append(Reject(position, "preprocess", "NullInput", f"{name} is null"))
             usable &= ~null
     return np.flatnonzero(usable), rejects
+
+
+def _embedded(task: Task, features: pa.Table) -> tuple[pa.Table, list[Reject]]:
+    """Without the rows that hold a token that the model has no embedding for, and their rejects.
+
+    Such a token is an error for the whole batch, and on a GPU for the whole process.
+    """
+    if "input_ids" not in features.column_names or not task.not_embedded:
+        return features, []
+    lists = flatten(features["input_ids"])
+    ends = np.cumsum(list_lengths(lists))
+    while pa.types.is_list(lists.type.value_type):
+        lists = lists.flatten()
+        ends = np.concatenate([[0], np.cumsum(list_lengths(lists))])[ends]
+    tokens = lists.flatten().to_numpy()
+    hits = np.flatnonzero(tokens >= task.embedded)
+    rows, first = np.unique(np.searchsorted(ends, hits, side="right"), return_index=True)
+    positions = features[POSITION].to_numpy()[rows]
+    rejects = [
+        Reject(position, "preprocess", "NoEmbedding", no_embedding(task, token))
+        for position, token in zip(positions.tolist(), tokens[hits[first]].tolist(), strict=True)
+    ]
+    return features.take(pa.array(np.setdiff1d(np.arange(len(features)), rows))), rejects
 
 
 def _join(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.spec import BatchSpec, Section, TokenizerSpec
+from hfbatch.tasks.parts.positions import embedding_rows
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ SEE_PADDING = frozenset(
 )  # fmt: skip
 """Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens,
 carry a state through them, or go by the length of the batch."""
+FINITE = "finite"
+"""An output of forward that the predictor takes for itself, bool [batch]: whether numbers that forward computed and
+does not return, such as the logits that tokens are chosen by, were finite."""
 Batch = dict[str, Any]
 """NumPy arrays, which go to the device; anything else stays on the host."""
 
@@ -128,6 +132,8 @@ class Task(ABC):
     Windows are what a task batches whose rows may take several calls of the model, such as pieces of a long
     text: collate and forward see windows of all rows side by side, and postprocess gets a list for each row.
     """
+    finite: ClassVar[bool] = True
+    """Whether a row for which forward returns NaN or infinity is a reject; False where they are proper answers."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Features that postprocess reads beside what forward returned."""
     EXAMPLE: ClassVar[Example]
@@ -184,6 +190,20 @@ class Task(ABC):
             return None
         size = len(self.tokenizer)
         return size if self.added_tokens else None
+
+    @cached_property
+    def embedded(self) -> int | None:
+        """How many token ids the model has embeddings for; None where its config does not tell."""
+        return embedding_rows(self.config, self.vocabulary)
+
+    @cached_property
+    def not_embedded(self) -> dict[int, str]:
+        """Tokens of the tokenizer that the model has no embedding for, by id."""
+        if self.embedded is None:
+            return {}
+        return {
+            number: token for token, number in self.tokenizer.get_vocab().items() if number >= self.embedded
+        }
 
     @property
     def pads(self) -> bool:
@@ -261,7 +281,8 @@ class Task(ABC):
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs the model on a batch that is on its device. Runs under inference_mode.
 
-        :returns: tensors of first dimension batch; ragged ones padded on the right.
+        :returns: tensors of first dimension batch; ragged ones padded on the right. A row with NaN or infinity in
+            them, or without `FINITE` where that is among them, is rejected, see `Task.finite`.
         """
 
     def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -293,3 +314,9 @@ def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec)
     tokenizer.add_tokens(list(changes.add_tokens))
     tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
     tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
+
+
+def no_embedding(task: Task, token: int) -> str:
+    """Why a row with a token beyond the model's embeddings is rejected."""
+    name = task.not_embedded.get(token)
+    return f"token {name!r} has id {token}, and the model has embeddings for {task.embedded} tokens alone"

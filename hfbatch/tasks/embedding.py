@@ -16,6 +16,7 @@ from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.parts.image_encoder import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
 from hfbatch.tasks.parts.pixels import PLACES, names_in, run_by_shape, size_of, sizes_of
 from hfbatch.tasks.parts.pooling import apply_dense, load_dense, pool
+from hfbatch.tasks.parts.positions import position_limit
 from hfbatch.tasks.parts.recipe import Dense, Normalize, Recipe, read_recipe
 from hfbatch.tasks.parts.text import (
     collate_text,
@@ -115,7 +116,14 @@ class Embedding(TextOrImageTask):
     @cached_property
     def limit(self) -> int | None:
         """Most tokens of a row."""
-        return self.max_length or self.recipe.max_length or length_limit(self.tokenizer, self.config)
+        return self.max_length or self.own_limit
+
+    @property
+    def own_limit(self) -> int | None:
+        """Most tokens by the model's files. Those of sentence-transformers may count positions that no token has."""
+        if not self.recipe.max_length:
+            return length_limit(self.tokenizer, self.config)
+        return min(self.recipe.max_length, position_limit(self.config) or self.recipe.max_length)
 
     @cached_property
     def poolings(self) -> tuple[str, ...]:
@@ -280,7 +288,7 @@ class Embedding(TextOrImageTask):
             width = self.config.get_text_config().max_position_embeddings
             batch = collate_text(features, rows, self.tokenizer.pad_token_id, width, limit=width)
             return {"input_ids": batch["input_ids"]}
-        pad_id = padding_id(self.tokenizer, self.config)
+        pad_id = padding_id(self.tokenizer, self.config, self.vocabulary)
         return collate_text(features, rows, pad_id, multiple, limit=self.limit, full_mask=False)
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.parts.pipeline import PipelineTask
 from hfbatch.tasks.parts.text import list_lengths
 from hfbatch.tasks.parts.vision import IMAGE
+
+if TYPE_CHECKING:
+    import torch
 
 POINT = pa.struct([("x", pa.int32()), ("y", pa.int32())])
 MATCHES = pa.list_(
@@ -58,6 +61,12 @@ class KeypointMatching(PipelineTask):
     def output_fields(self) -> list[pa.Field]:
         """`matches`: a list of structs with the keys that the transformers pipeline returns."""
         return [pa.field("matches", MATCHES)]
+
+    def chooses_by(self) -> tuple[type[torch.nn.Module], ...]:
+        """All that have weights: points of a score of NaN are no points, and two pictures without any match nowhere."""
+        import torch
+
+        return (torch.nn.Conv2d, torch.nn.Linear)
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pairs of pictures, decoded one by one."""

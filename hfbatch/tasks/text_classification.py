@@ -13,7 +13,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Example, Features, Histogram, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
 from hfbatch.tasks.parts.labels import best_labels, label_names, named_lists, score_function
-from hfbatch.tasks.parts.text import flatten, require_tokens, run_text, text_column, tokenize
+from hfbatch.tasks.parts.text import flatten, require_tokens, text_column, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,7 @@ class TextClassification(EncoderTask):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32, `label` (class index) int32, best first: [batch, count], or [batch] for top_k 1."""
-        self.set_pad_id(model)
-        best = best_labels(run_text(model, batch).logits, self.function, self.count)
+        best = best_labels(self.classify(model, batch), self.function, self.count)
         return {name: found[:, 0] for name, found in best.items()} if self.params.top_k == 1 else best
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:

@@ -34,6 +34,7 @@ from hfbatch.tasks.parts.generation import (
     read_defaults,
     resolve,
 )
+from hfbatch.tasks.parts.positions import embedding_rows, has_embedding
 from hfbatch.tasks.parts.text import (
     collate_text,
     length_faults,
@@ -118,8 +119,10 @@ class TextGeneration(GeneratingTask):
         """How rows are decoded: params, then the model's settings, then the pipeline's defaults."""
         last = {**PIPELINE_DEFAULTS, "max_new_tokens": self._default_new_tokens()}
         resolved = resolve(self.model_defaults, self.params, self.tokenizer, last, LEFT_OUT)
-        if resolved.pad_token_id is None or resolved.pad_token_id < 0:
-            resolved.pad_token_id = self.tokenizer.pad_token_id
+        rows = embedding_rows(self.config, self.vocabulary)
+        if not has_embedding(resolved.pad_token_id, rows):
+            known = self.tokenizer.pad_token_id
+            resolved.pad_token_id = known if has_embedding(known, rows) else None
         return resolved
 
     def _default_new_tokens(self) -> int:
@@ -247,7 +250,7 @@ class TextGeneration(GeneratingTask):
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """`input_ids` and `attention_mask` int64 [batch, width], padded on the left; `seed` int64 [batch]."""
         pad = self.decoding.pad_token_id
-        pad = padding_id(self.tokenizer, self.config) if pad is None else pad
+        pad = padding_id(self.tokenizer, self.config, self.vocabulary) if pad is None else pad
         batch = collate_text(
             features.select(["input_ids"]), rows, pad, multiple, left=True, limit=self.prompt_limit
         )
@@ -266,7 +269,9 @@ class TextGeneration(GeneratingTask):
         from hfbatch.tasks.parts.continuous import ROWS, generate_continuously
 
         rows = ROWS if self.batch.size == "auto" else self.batch.size
-        made = generate_continuously(model, batch, self.decoding, rows, self.batch.tokens)
+        made, finite = generate_continuously(model, batch, self.decoding, rows, self.batch.tokens)
+        if not finite:  # of which row they are, batches of their own tell
+            return super().forward(model, batch)
         return self.decoder.pack(model, batch, made, batch["input_ids"].shape[1])
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:

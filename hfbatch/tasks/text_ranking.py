@@ -16,7 +16,6 @@ from hfbatch.tasks.parts.text import (
     list_lengths,
     lists_of,
     require_tokens,
-    run_text,
     text_column,
     tokenize,
 )
@@ -78,8 +77,7 @@ class TextRanking(EncoderTask):
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`score` float32 [batch]."""
-        self.set_pad_id(model)
-        logit = run_text(model, batch).logits[:, 0].float()
+        logit = self.classify(model, batch)[:, 0].float()
         return {"score": logit.sigmoid() if self.params.activation == "sigmoid" else logit.contiguous()}
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.parts.encoder import EncoderTask
 from hfbatch.tasks.parts.labels import best_scores
-from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, lists_of, run_text, text_column
+from hfbatch.tasks.parts.text import flatten, is_words, list_lengths, lists_of, text_column
 from hfbatch.tasks.parts.windows import TOKENS, any_of, nest, pair_up
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ class ZeroShotClassification(EncoderTask):
         """`logits` of contradiction and entailment, float32 [batch, 2]."""
         import torch
 
-        self.set_pad_id(model)
-        logits = run_text(model, batch).logits.float()
+        logits = self.classify(model, batch).float()
         against = -1 if self.entailment == 0 else 0
         return {"logits": torch.stack([logits[:, against], logits[:, self.entailment]], dim=1)}
 

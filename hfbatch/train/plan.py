@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
+from hfbatch.data import results_version
 from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.lock import guard_note
@@ -289,7 +290,7 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
         splits, read = [split.to_dict() for split in part.splits], part.read
         taken = [splits, dict(part.columns), read.filter, part.share, part.aside]
         digest.update(json.dumps(taken).encode())
-    return {**plain, "data": digest.hexdigest()}
+    return {**plain, "data": digest.hexdigest(), results_version.KEY: results_version.RESULTS_VERSION}
 
 
 def look_again(plan: FinetunePlan, overwrite: bool) -> None:
@@ -346,10 +347,14 @@ def _inside(spec: FinetuneSpec) -> list[str]:
 
 
 def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
-    """Whether the output holds this training, done. :raises SpecError: if it holds another one."""
+    """Whether the output holds this training, done.
+
+    :raises SpecError: if it holds another one, or one of another version of results that is not done.
+    """
     old, new = _leaves(state["identity"]), _leaves(plan.identity)
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")
+        leaves.pop(results_version.KEY, None)
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differing:
         shown = "; ".join(
@@ -360,7 +365,11 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
             "output, or replace it with --overwrite"
         )
     fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
-    return fs.get_file_info(root).is_file
+    finished = fs.get_file_info(root).is_file
+    fault = results_version.version_fault(redact(plan.spec.output), state)
+    if fault and not finished:
+        raise SpecError(fault)
+    return finished
 
 
 def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from hfbatch.tasks.embedding import Embedding
 from hfbatch.tasks.parts.recipe import Dense, Normalize
-from hfbatch.tasks.parts.text import length_limit
 
 
 def write_sentence_files(
@@ -40,7 +39,7 @@ def write_sentence_files(
         {"idx": number, "name": str(number), "path": path, "type": kind}
         for number, (path, kind) in enumerate(zip(paths, types, strict=True))
     ]
-    limit = task.recipe.max_length or length_limit(task.tokenizer, task.config)
+    limit = task.own_limit
     reading = {"do_lower_case": task.recipe.lowercase, **({"max_seq_length": limit} if limit else {})}
     general = {
         **(task.model.read_json("config_sentence_transformers.json") or {}),

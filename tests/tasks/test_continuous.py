@@ -179,3 +179,19 @@ def test_a_rerun_may_batch_in_another_way(llama: str, tmp_path: Path) -> None:
         make_plan(JobSpec.build({**values, "batch": {"continuous": wanted}})) for wanted in (True, False)
     ]
     assert plans[0].fingerprint == plans[1].fingerprint
+
+
+def test_a_row_without_finite_logits_is_told_from_the_others(llama: str) -> None:
+    settled = Settled(4, "float32", "cpu")
+    spec = spec_of(llama, {"size": 4})
+    worker = Worker(WorkOrder(spec, pin(spec.model)))
+    worker.settle(settled)
+    with torch.no_grad():
+        worker.engine.model.get_input_embeddings().weight[worker.task.tokenizer("Z")["input_ids"][-1]] = (
+            torch.nan
+        )
+    texts = [*TEXTS[:3], "Zebra", *TEXTS[3:6]]
+    places = pa.table({"file": ["x"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
+    found = worker.predict(worker.task.preprocess({"text": pa.array(texts)}, places).table)
+    assert [row for row, _ in found.failures] == [3]
+    assert found.kept.tolist() == [0, 1, 2, 4, 5, 6]

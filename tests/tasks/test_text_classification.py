@@ -9,10 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
-from transformers import TextClassificationPipeline, pipeline
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    TextClassificationPipeline,
+    pipeline,
+)
 
 from hfbatch.tasks.text_classification import TextClassification
-from tests.models.text import CORPUS, tiny_bert, tiny_llama_classifier
+from hfbatch.tasks.text_ranking import TextRanking
+from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama_classifier
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:6], "", "river " * 200, "Numbers, numbers: 10:45!"]
@@ -130,3 +139,54 @@ def test_wrong_params_name_the_choices() -> None:
         TextClassification.Params(function_to_apply="sofmax")
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         TextClassification.Params(top_k=0)
+
+
+def ending_texts(folder: str, **tokens: Any) -> str:
+    """Has the tokenizer end every text with `</s>`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def causal(folder: Path, kind: str) -> str:
+    """A causal classifier whose config has no padding id, or one that is no token; texts end with `</s>`."""
+    if kind == "GPT2":
+        tokenizer = bytes_tokenizer(128)
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+        tokens = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+        config = GPT2Config(**sizes, **tokens, pad_token_id=None, num_labels=3)
+        return ending_texts(save(folder, GPT2ForSequenceClassification(config), tokenizer))
+    made = tiny_llama_classifier(folder, **({"pad_token_id": -1} if kind == "Llama, -1" else {}))
+    return ending_texts(made, **({"pad_token": "</s>"} if kind == "Llama, padded with the end" else {}))
+
+
+ENDING = [*TEXTS, "already ended </s>", "</s></s>", "twice </s></s>"]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Llama, -1", "Llama, padded with the end", "GPT2"])
+def test_the_last_token_is_known_by_the_mask_where_padding_has_no_id(tmp_path: Path, kind: str) -> None:
+    folder = causal(tmp_path, kind)
+    task = make(TextClassification, folder, top_k=None)
+    table = run(task, {"text": ENDING}, size=5, multiple=8)
+    for got, expected in zip(table.to_pylist(), oracle(folder, ENDING, top_k=None), strict=True):
+        assert got["label"] == [entry["label"] for entry in expected]
+        np.testing.assert_allclose(got["score"], [entry["score"] for entry in expected], rtol=1e-4, atol=1e-6)
+
+
+def test_a_causal_cross_encoder_reads_the_last_token_too(tmp_path: Path) -> None:
+    folder = ending_texts(tiny_llama_classifier(tmp_path, num_labels=1))
+    documents = [["short", CORPUS[3], "a </s>"], [], [CORPUS[5]]]
+    task = make(TextRanking, folder, activation="none")
+    rows = {"query": pa.array(CORPUS[:3]), "documents": pa.array(documents, pa.list_(pa.string()))}
+    found = run(task, rows, size=4, multiple=8)["scores"].to_pylist()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for query, texts, scores in zip(CORPUS[:3], documents, found, strict=True):
+        expected = [
+            float(model(**tokenizer(query, text, return_tensors="pt")).logits.detach()) for text in texts
+        ]
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)

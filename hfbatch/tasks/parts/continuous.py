@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfbatch.errors import HfbatchError
+from hfbatch.tasks.parts.finite import Seen
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
@@ -65,7 +66,7 @@ def continuous_faults(
 
 def generate_continuously(
     model: Any, batch: dict[str, torch.Tensor], config: GenerationConfig, rows: int, tokens: int | None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, bool]:
     """The likeliest continuation of each row.
 
     The cache holds as many rows as are under way, each as long as the longest may become.
@@ -73,7 +74,8 @@ def generate_continuously(
     :param batch: `input_ids` and `attention_mask`, int64 [batch, width], padded on the left.
     :param rows: most rows under way at once.
     :param tokens: most tokens that a step computes, prompts and new ones together.
-    :returns: the padded prompts with the new tokens and padding behind them, int64 [batch, width + new].
+    :returns: the padded prompts with the new tokens and padding behind them, int64 [batch, width + new]; and whether
+        all logits were finite.
     :raises ContinuousError: where a row failed, with its cause.
     """
     from transformers import ContinuousBatchingConfig
@@ -91,10 +93,16 @@ def generate_continuously(
         use_async_batching=False,
         use_cuda_graph=False,
     )
-    outputs = model.generate_batch(
-        prompts, generation_config=deepcopy(config), continuous_batching_config=settings, warmup=False
-    )
-    return _behind(ids, _finished(list(outputs.values()), len(prompts)), config.pad_token_id or 0)
+    seen = Seen()
+    hook = model.register_forward_hook(lambda model, inputs, output: seen.look(output))
+    try:  # the model runs in a thread of transformers' own
+        outputs = model.generate_batch(
+            prompts, generation_config=deepcopy(config), continuous_batching_config=settings, warmup=False
+        )
+    finally:
+        hook.remove()
+    made = _behind(ids, _finished(list(outputs.values()), len(prompts)), config.pad_token_id or 0)
+    return made, seen.finite
 
 
 def _finished(outputs: list[Any], count: int) -> list[list[int]]:

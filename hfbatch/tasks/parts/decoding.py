@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfbatch.tasks.base import FINITE
 from hfbatch.tasks.parts.sampling import GumbelNoise, splitmix64, warpers
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PAST_VOCABULARY = 2**31
 """A token id that no model has; it stands for padding."""
+NEVER = 2**31
+"""A step that no text reaches."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Decoder:
         config = self._config(limit)
         width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         padded = None if model.config.is_encoder_decoder else inputs.get("attention_mask")
-        processors = self._processors(seeds, width, padded)
+        finite = FiniteScores(width)
+        processors = self._processors(seeds, width, padded, finite)
         if padded is not None:
             config.no_repeat_ngram_size = None
         # generate fills what is unset from the model's own config, which would bring back what is not followed.
@@ -64,7 +68,8 @@ class Decoder:
             logits_processor=processors,
             stopping_criteria=[self.stop] if self.stop else None,
         )
-        return self.pack(model, batch, made, width)
+        packed = self.pack(model, batch, made, width)
+        return {**packed, FINITE: finite.until(packed["lengths"])}
 
     def _config(self, limit: int | None) -> GenerationConfig:
         """What `generate` is given; where it would draw, the noise does, and the warpers are among the processors."""
@@ -83,7 +88,7 @@ class Decoder:
         return config
 
     def _processors(
-        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None
+        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None, finite: FiniteScores
     ) -> LogitsProcessorList:
         """What `generate` does not do by itself, or not for rows with padding, or not reproducibly.
 
@@ -91,7 +96,7 @@ class Decoder:
         """
         from transformers import LogitsProcessorList
 
-        found: list[Any] = []
+        found: list[Any] = [finite]
         size = self.config.no_repeat_ngram_size
         if size and mask is not None:
             found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
@@ -113,7 +118,7 @@ class Decoder:
         :returns: `tokens`, int32 [batch, count * new], the new tokens of a row's texts one after another and
             padding behind them; `lengths`, int64 [batch, count], tokens of each; `length`, int64 [batch], their
             sum; `stopped`, bool [batch, count], whether the text met its end; `prompt`, int64 [batch], tokens
-            that were read; where asked for, `log_probs`, float32 like `tokens`.
+            that were read; where asked for, `log_probs`, float32 like `tokens`. A call adds `FINITE`.
         """
         inside, stopped = self._ends(made, width)
         new = made[:, width:]
@@ -143,6 +148,36 @@ class Decoder:
             found = [self.stop(made[:, : width + step + 1], None) for step in range(new.shape[1])]
             ends = ends | torch.stack(found, dim=1)
         return ends.cumsum(dim=1) - ends.int() == 0, ends.any(dim=1)
+
+
+class FiniteScores:
+    """A logits processor that changes nothing and notes the first step at which a sequence has no finite best score.
+
+    The most probable of NaN is token 0, without a word. Tokens that are ruled out have the score minus infinity.
+
+    :param width: tokens of the padded prompt, so that the first new token is step 0.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._first: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The same scores, float [sequences, vocabulary]."""
+        step = input_ids.shape[1] - self._width
+        found = torch.where(scores.amax(dim=-1).isfinite(), NEVER, step)
+        self._first = found if self._first is None else torch.minimum(self._first, found)
+        return scores
+
+    def until(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Which rows had finite scores until their texts ended, bool [batch].
+
+        :param lengths: new tokens of each text of a row, int64 [batch, count].
+        """
+        if self._first is None:
+            return torch.ones_like(lengths[:, 0], dtype=torch.bool)
+        first = self._first.reshape(len(lengths), -1).amin(dim=1)
+        return first >= lengths.amax(dim=1)
 
 
 class BeginWith:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Batch, Task
+from hfbatch.tasks.parts.heads import logits_of_last
+from hfbatch.tasks.parts.positions import model_padding
 from hfbatch.tasks.parts.text import (
     collate_text,
     flatten,
@@ -16,7 +18,11 @@ from hfbatch.tasks.parts.text import (
     length_limit,
     list_lengths,
     padding_id,
+    run_text,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 class EncoderTask(Task):
@@ -32,7 +38,7 @@ class EncoderTask(Task):
     @cached_property
     def pad_id(self) -> int:
         """The id of padding tokens."""
-        return padding_id(self.tokenizer, self.config)
+        return padding_id(self.tokenizer, self.config, self.vocabulary)
 
     def check(self) -> list[str]:
         """The fault of a length beyond the model's."""
@@ -50,8 +56,12 @@ class EncoderTask(Task):
         """Token ids padded on the right."""
         return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
 
-    def set_pad_id(self, model: Any) -> None:
-        """Tells a causal classifier the padding id, which it finds a row's last token by, where its config does not."""
-        config = model.config.get_text_config()
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = self.pad_id
+    def classify(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of each row, [batch, labels].
+
+        A causal classifier finds a row's last token by the padding id of its config. Where that has none which a
+        batch can be padded with, any token may be a row's own, and the mask tells the last one.
+        """
+        if model_padding(self.config, self.vocabulary) is not None:
+            return run_text(model, batch).logits
+        return logits_of_last(model, batch, self.pad_id)

@@ -35,6 +35,11 @@ class TextOrImageTask(Task):
         return encodes(self.config)
 
     @cached_property
+    def embedded(self) -> int | None:
+        """How many token ids the model has embeddings for; None for one of pictures alone."""
+        return super().embedded if "text" in self.encodes else None
+
+    @cached_property
     def pixels(self) -> Pixels:
         """The model's image processor."""
         return Pixels(self.model)

@@ -23,7 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Features, Histogram, Task, change_tokenizer
+from hfbatch.data.finite import non_finite
+from hfbatch.errors import NonFiniteOutput
+from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.parts.packing import dump, load
@@ -110,6 +112,21 @@ class PipelineTask(Task):
         return self.max_length or length_limit(self.tokenizer, self.config)
 
     @cached_property
+    def embedded(self) -> int | None:
+        """How many token ids the model has embeddings for; None where it does not tell, or reads media.
+
+        Models put media in the place of tokens, which need no embedding then.
+        """
+        if self.takes != {"text"}:
+            return None
+        try:
+            table = self.skeleton.model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        rows = getattr(table, "num_embeddings", None)
+        return None if rows is None else max(int(rows), self.vocabulary or 0)
+
+    @cached_property
     def skeleton(self) -> Any:
         """The pipeline over a model without weights, for the steps on the CPU."""
         import torch
@@ -152,11 +169,21 @@ class PipelineTask(Task):
         for row in self.rows(columns):
             made = pipe.preprocess(row, **copy.deepcopy(pipe._preprocess_params))
             steps = [made] if isinstance(made, Mapping) else list(made)
+            self._check_tokens(steps)
             packed.append(dump(steps))
             costs.append(sum(cost_of(step) for step in steps))
             cut.append(self.is_cut(row, steps))
         table = {"inputs": pa.array(packed, pa.large_binary()), "cost": pa.array(costs, pa.int64())}
         return Features(pa.table(table), np.array(cut, bool))
+
+    def _check_tokens(self, steps: list[Any]) -> None:
+        """:raises ValueError: for a token without an embedding, which on a GPU would cost the whole process."""
+        if self.embedded is None or not self.not_embedded:
+            return
+        for step in steps:
+            most = int(step["input_ids"].max()) if "input_ids" in step else 0
+            if most >= self.embedded:
+                raise ValueError(no_embedding(self, most))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated on its way into model inputs."""
@@ -176,12 +203,13 @@ class PipelineTask(Task):
         return sum(cost_of(step) for steps in batch["rows"] for step in steps)
 
     def forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """`outputs`: bytes of each row's model outputs.
+        """`outputs`: bytes of each row's model outputs; and `FINITE`.
 
         The steps of all rows go together where they are of one shape, as many at a time as the batch has rows.
         """
         pipe, rows = self._over_device(model), batch["rows"]
         results: list[list[Any]] = [[None] * len(steps) for steps in rows]
+        finite = np.ones(len(rows), bool)
         alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for place, steps in enumerate(rows):
             for k, step in enumerate(steps):
@@ -190,9 +218,10 @@ class PipelineTask(Task):
             for start in range(0, len(places), len(rows)):
                 chosen = places[start : start + len(rows)]
                 inputs = [_for_model(rows[place][k], model) for place, k in chosen]
-                for (place, k), output in zip(chosen, self._run(pipe, inputs), strict=True):
+                for (place, k), (output, fine) in zip(chosen, self._run_finite(pipe, inputs), strict=True):
                     results[place][k] = self._kept(output)
-        return {"outputs": [dump(row) for row in results]}
+                    finite[place] &= fine
+        return {"outputs": [dump(row) for row in results], FINITE: finite}
 
     def kin_of(self, step: Mapping[str, Any]) -> Any:
         """What steps must have in common to run as one batch."""
@@ -204,6 +233,25 @@ class PipelineTask(Task):
 
     def _kept(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in step.items() if self.keeps is None or key in self.keeps}
+
+    def chooses_by(self) -> tuple[type[torch.nn.Module], ...]:
+        """Kinds of layers by whose numbers a model chooses what to return, where it returns none of them."""
+        return ()
+
+    def _run_finite(self, pipe: Any, rows: list[Inputs]) -> list[tuple[Any, bool]]:
+        """Model outputs of each step, and whether they are finite, with what was chosen by on the way to them.
+
+        What the model returns on that way is of the whole batch: where it is not finite, steps run one by one.
+        """
+        from hfbatch.tasks.parts.finite import is_finite, watched
+
+        with watched(pipe.model, self.chooses_by()) as seen:
+            made = self._run(pipe, rows)
+        if self.finite and not seen.finite:
+            if len(rows) == 1:
+                return [(made[0], False)]
+            return [pair for row in rows for pair in self._run_finite(pipe, [row])]
+        return [(output, is_finite(self._kept(output))) for output in made]
 
     def _run(self, pipe: Any, rows: list[Inputs]) -> list[Any]:
         """Model outputs of each step, from one call where the outputs can be told apart."""
@@ -223,7 +271,11 @@ class PipelineTask(Task):
             result = pipe.postprocess(steps if several else steps[0], **pipe._postprocess_params)
             answers.append(self.answer(result))
         fields = self.output_fields()
-        return [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
+        made = [pa.array([row[k] for row in answers], field.type) for k, field in enumerate(fields)]
+        for field, column in zip(fields, made, strict=True):
+            if self.finite and len(non_finite(column)):
+                raise NonFiniteOutput(f"{field.name} is NaN or infinite")
+        return made
 
 
 class LabelTask(PipelineTask):

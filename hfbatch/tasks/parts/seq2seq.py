@@ -16,6 +16,7 @@ from hfbatch.tasks import base
 from hfbatch.tasks.base import Batch, Features
 from hfbatch.tasks.parts.generating import EXTRA_OUTPUTS, GeneratingTask
 from hfbatch.tasks.parts.generation import GenerationParams, generation_notes, read_defaults, resolve
+from hfbatch.tasks.parts.positions import embedding_rows, has_embedding
 from hfbatch.tasks.parts.text import (
     collate_text,
     length_faults,
@@ -62,7 +63,7 @@ class Seq2SeqTask(GeneratingTask):
     @cached_property
     def pad_id(self) -> int:
         """The id of padding tokens."""
-        return padding_id(self.tokenizer, self.config)
+        return padding_id(self.tokenizer, self.config, self.vocabulary)
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Seq2SeqTask(GeneratingTask):
             config.max_length, config.max_new_tokens = None, LONGEST
         if self.params.min_new_tokens is not None:
             config.min_length = None
-        if config.pad_token_id is None or config.pad_token_id < 0:
+        if not has_embedding(config.pad_token_id, embedding_rows(self.config, self.vocabulary)):
             config.pad_token_id = self.pad_id
         return config
 

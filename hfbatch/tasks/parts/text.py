@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.tasks.base import Batch, Features, InputColumn
+from hfbatch.tasks.parts.positions import embedding_rows, has_embedding, model_padding, position_limit
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +35,11 @@ def text_column(name: str, required: bool = True) -> InputColumn:
 
 
 def length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:
-    """Most tokens that the model takes: the tokenizer's limit or the number of position embeddings.
+    """Most tokens that the model takes: the lower of the tokenizer's limit and of the model's positions.
 
-    Tokenizers without a limit carry 1e30 as theirs. RoBERTa's positions begin after the padding index, so
-    the tokenizer's number is the lower one there and wins.
+    Tokenizers without a limit carry 1e30 as theirs.
     """
-    limits = [tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)]
+    limits = [tokenizer.model_max_length, position_limit(config)]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1e9]
     return min(known, default=None)
 
@@ -64,17 +64,22 @@ def length_faults(
     return []
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """The id to pad with: the model's, else the tokenizer's, else that of the end of a text, else 0.
+def padding_id(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, vocabulary: int | None = None
+) -> int:
+    """The id to pad with: the model's, else the tokenizer's, else that of the end of a text, else 0 or 1.
 
-    The model's comes first because causal classifiers look for that one to find a row's last token.
+    Only an id that has an embedding; the mask hides what it stands for. The model's comes first because models
+    such as RoBERTa and causal classifiers look for that one. Encoder-decoders read the last end of a text in a
+    row to classify it, so that theirs is not the end of a text.
+
+    :param vocabulary: see `Task.vocabulary`.
     """
-    known = [
-        getattr(config.get_text_config(), "pad_token_id", None),
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-    ]
-    return next((int(number) for number in known if number is not None and number >= 0), 0)
+    known = [model_padding(config, vocabulary), tokenizer.pad_token_id, tokenizer.eos_token_id, 0, 1]
+    encodes = getattr(config, "is_encoder_decoder", False)
+    ends = (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)) if encodes else ()
+    rows = embedding_rows(config, vocabulary)
+    return next(int(number) for number in known if number not in ends and has_embedding(number, rows))
 
 
 def tokenize(
