@@ -143,7 +143,9 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         inputs = _bind_inputs(spec, source, task, faults)
         keep = _bind_keep(spec, source, faults)
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
-        faults += source.faults_of(_columns_read(spec, source, inputs, keep))
+        conflicts = source.faults_of(_columns_read(spec, source, inputs, keep))
+        hint = ", or name the columns to keep in output.keep" if spec.output.keep is None else ""
+        faults += [conflict + hint for conflict in conflicts]
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite)
     if lies_in(spec.output.path, spec.input.path):

@@ -334,9 +334,9 @@ class _Union:
 def _unite(footers: dict[str, Footer]) -> _Union:
     """One type for each column of the files, and where they contradict each other."""
     union = _Union()
-    seen: set[pa.Schema] = set()
+    seen: list[pa.Schema] = []
     for path, footer in footers.items():
-        if footer.schema not in seen:
-            seen.add(footer.schema)
+        if not any(footer.schema.equals(other) for other in seen):
+            seen.append(footer.schema)
             union.add(path, footer.schema)
     return union
