@@ -21,6 +21,7 @@ from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.identity import earlier, job_identity
 from hfbatch.compute.worker import Settled, WorkOrder
+from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import absolute, lies_in, one_line, redact
 from hfbatch.data.ledger import Ledger, State, types_of
 from hfbatch.data.lock import guard_note
@@ -144,6 +145,9 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         inputs = _bind_inputs(spec, source, task, faults)
         keep = _bind_keep(spec, source, faults)
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
+        conflicts = source.faults_of(_columns_read(spec, source, inputs, keep))
+        hint = ", or name the columns to keep in output.keep" if spec.output.keep is None else ""
+        faults += [conflict + hint for conflict in conflicts]
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite, notes)
     if lies_in(spec.output.path, spec.input.path):
@@ -259,7 +263,7 @@ def bind_columns(
             continue
         found[name] = dataset
         kind = source.schema.field(dataset).type
-        if not column.accepts(kind) and not pa.types.is_null(kind):
+        if not column.accepts(storage_type(kind)) and not pa.types.is_null(kind):
             faults.append(
                 f"column {dataset!r} is {kind}; {reader} takes {column.wants} as {name!r}; "
                 f"use --column {name}=COLUMN with another column"
@@ -329,10 +333,13 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[s
     return []
 
 
+def _columns_read(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> set[str]:
+    filtered = filter_columns(spec.input.filter, source.schema) if spec.input.filter else ()
+    return {*inputs.values(), *keep, *filtered}
+
+
 def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> ReadPlan:
-    wanted = {*inputs.values(), *keep}
-    if spec.input.filter:
-        wanted |= set(filter_columns(spec.input.filter, source.schema))
+    wanted = _columns_read(spec, source, inputs, keep)
     columns = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in columns])
     hive = {name: kind for name, kind in source.hive.items() if name in columns}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hfbatch.compute.isolate import isolate
+from hfbatch.data.columns import convert, storage_type
 from hfbatch.data.rejects import Reject
 from hfbatch.tasks.base import Features, Task, no_embedding
 from hfbatch.tasks.parts.text import flatten, list_lengths
@@ -35,6 +36,7 @@ def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) ->
     :param columns: task input to array, as read.
     :param places: `file` and `row` of each row.
     """
+    columns = _stored(columns)
     nullable = {column.name for column in task.inputs if column.nullable}
     needed = {name: array for name, array in columns.items() if name not in nullable}
     rows, rejects = _without_nulls(needed, len(places))
@@ -73,6 +75,7 @@ def postprocess(
     """
     if not len(outputs):
         return np.empty(0, np.int64), [pa.array([], field.type) for field in fields], []
+    columns = _stored(columns)
     positions = outputs[POSITION].to_numpy()
     outputs = outputs.drop_columns([POSITION])
 
@@ -92,6 +95,11 @@ def postprocess(
 def reject(position: int, stage: str, error: Exception) -> Reject:
     """The reject of a row that raised."""
     return Reject(position, stage, type(error).__name__, str(error) or repr(error))
+
+
+def _stored(columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    """Columns without extension types: tasks read a JSON column as the text that it is."""
+    return {name: convert(array, storage_type(array.type)) for name, array in columns.items()}
 
 
 def _without_nulls(columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarray, list[Reject]]:

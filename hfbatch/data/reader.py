@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from hfbatch.data import textfiles
+from hfbatch.data.columns import convert, empty_table, open_parquet
 from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, redact, stat_file
+from hfbatch.data.filter import filter_columns, filter_faults, matching_rows
 from hfbatch.data.listing import partition_keys
 from hfbatch.data.splits import Piece, Split
 from hfbatch.errors import SplitError
 
+__all__ = ["PLACES", "ReadPlan", "Rows", "filter_columns", "filter_faults", "read_split"]
+
 PLACES = pa.schema([("file", pa.string()), ("row", pa.int64())])
-_POSITION = "__hfbatch_position"
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
         raise SplitError(split.fault)
     fs, root = open_filesystem(plan.path)
     tables = [_read_piece(fs, root, piece, plan) for piece in split.pieces]
-    table = pa.concat_tables([plan.schema.empty_table(), *tables])
+    table = pa.concat_tables([empty_table(plan.schema), *tables])
     places = pa.concat_tables([PLACES.empty_table(), *(_places(piece) for piece in split.pieces)])
-    if plan.filter is None:
+    if not plan.filter:
         return Rows(table, places, split.rows)
-    kept = _positions(table, plan.filter, split.pieces[0].file, plan.section)
+    kept = matching_rows(table, plan.filter, split.pieces[0].file, plan.section)
     return Rows(table.take(kept), places.take(kept), split.rows)
 
 
@@ -113,7 +111,7 @@ def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPla
 
 def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> pa.Table:
     """The row groups that hold the piece's rows, cut to them; only columns that the file has."""
-    with pq.ParquetFile(path, filesystem=fs, pre_buffer=True) as file:
+    with open_parquet(fs, path, pre_buffer=True) as file:
         metadata = file.metadata
         counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
         ends = np.cumsum(counts, dtype=np.int64)
@@ -154,82 +152,4 @@ def _column(
     if name not in found.column_names:
         return pa.nulls(count, kind)
     column = found[name]
-    return column if column.type.equals(kind) else column.cast(kind)
-
-
-def _positions(table: pa.Table, condition: str, file: str, section: str) -> np.ndarray:
-    """Positions of the rows for which the condition is true, int64, ascending."""
-    used = table.select(filter_columns(condition, table.schema))
-    if not len(table):
-        return np.zeros(0, np.int64)
-    used = used.append_column(_POSITION, pa.array(np.arange(len(table))))
-    try:
-        with _connect() as connection:
-            kept = connection.from_arrow(used).filter(condition).project(_POSITION).fetchnumpy()
-    except duckdb.Error as error:
-        raise SplitError(
-            f"{section}.filter {condition!r} fails on rows of {file}: {_first_line(error)}"
-        ) from error
-    return np.sort(np.asarray(kept[_POSITION], np.int64))
-
-
-def _connect() -> Any:
-    """A session of this process's one database; opening a database anew takes as long as a small split."""
-    return _database().cursor()
-
-
-@lru_cache
-def _database() -> Any:
-    """A database in memory that can neither reach files nor this process's variables."""
-    config: dict[str, Any] = {
-        "enable_external_access": "false",
-        "python_enable_replacements": "false",
-        "threads": 1,
-    }
-    return duckdb.connect(":memory:", config=config)
-
-
-def filter_columns(filter: str, schema: pa.Schema) -> list[str]:
-    """A superset of the columns that a condition names: those whose name occurs in its text."""
-    text = filter.lower().replace('""', '"')
-    return [name for name in schema.names if name.lower() in text]
-
-
-def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
-    """What is wrong with a SQL condition on these columns, one sentence each; empty where it is fine."""
-    shown = f"input.filter {filter!r}"
-    known = ", ".join(schema.names)
-    used = pa.schema([schema.field(name) for name in filter_columns(filter, schema)])
-    table = used.append(pa.field(_POSITION, pa.int64())).empty_table()
-    try:
-        with _connect() as connection:
-            rows = connection.from_arrow(table)
-            rows.filter(filter).fetchall()
-            (kind,) = rows.project(f"({filter}\n)").types
-    except duckdb.Error as error:
-        return [f"{shown} is not a SQL condition on the input: {_first_line(error)} (columns: {known})"]
-    if str(kind) != "BOOLEAN":
-        return [
-            f"{shown} is a {kind}, not true or false; compare it with something, such as {filter.strip()} = …"
-        ]
-    called = {name.lower() for name in re.findall(r"([A-Za-z_]\w*)\s*\(", filter)} & _volatile()
-    if called:
-        names = ", ".join(sorted(called))
-        return [
-            f"{shown} calls {names}, which gives another answer on each rerun; use a condition on columns"
-        ]
-    return []
-
-
-@lru_cache
-def _volatile() -> frozenset[str]:
-    """Names of the SQL functions whose answer differs from call to call."""
-    with _connect() as connection:
-        found = connection.execute(
-            "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability = 'VOLATILE'"
-        )
-        return frozenset(name.lower() for (name,) in found.fetchall())
-
-
-def _first_line(error: duckdb.Error) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return convert(column, kind)

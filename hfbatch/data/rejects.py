@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.columns import convert
 from hfbatch.data.reader import Rows
 
 MESSAGE_CHARACTERS = 500
@@ -61,7 +62,7 @@ def rejects_table(rows: Rows, rejects: Sequence[Reject], schema: pa.Schema) -> p
         if column.name in reasons:
             columns.append(reasons[column.name])
         elif column.name in table.column_names:
-            columns.append(table[column.name].cast(column.type))
+            columns.append(convert(table[column.name], column.type))
         else:
             columns.append(pa.nulls(len(ordered), column.type))
     return pa.Table.from_arrays(columns, schema=schema)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from hfbatch.data import textfiles
+from hfbatch.data.columns import common_type, open_parquet, plain_type
 from hfbatch.data.filesystem import READ_ERRORS, SourceFile, absolute, one_line
 from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
@@ -51,12 +52,19 @@ class Source:
     """Sorted by path."""
     format: str
     schema: pa.Schema
-    """The columns of all files together, partition columns last."""
+    """The columns of all files together, partition columns last, as columns.plain_type and common_type have them."""
     hive: dict[str, pa.DataType]
     """Columns that come from `key=value` folders."""
     broken: dict[str, str]
     """Files that cannot be read, and why."""
     footers: dict[str, Footer] = field(default_factory=dict, repr=False)
+    conflicts: dict[str, str] = field(default_factory=dict)
+    """Columns that have types in different files which no type holds exactly, or that occur twice: a sentence each."""
+
+    def faults_of(self, columns: Iterable[str]) -> list[str]:
+        """What is wrong with the columns that are read; what nobody reads may be as it likes."""
+        wanted = set(columns)
+        return [fault for name, fault in self.conflicts.items() if name in wanted]
 
     @property
     def size(self) -> int:
@@ -161,7 +169,8 @@ class Source:
 def open_source(spec: InputSpec) -> Source:
     """Lists the input and reads what tells its schema: Parquet footers, or a first block of text.
 
-    :raises SpecError: when there is nothing to read, the format is unknown or files contradict each other.
+    :raises SpecError: when there is nothing to read or the format is unknown. Files that contradict each other are
+        no error before somebody reads the columns in question: see Source.faults_of.
     """
     root_url, fs, root, files = find_files(spec.path)
     file_format, files = choose_format(spec, files)
@@ -170,8 +179,13 @@ def open_source(spec: InputSpec) -> Source:
         first, reason = next(iter(broken.items()))
         raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
     hive = partition_types(files)
-    schema = _unify(footers, hive)
-    return Source(absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers)
+    union = _unite(footers)
+    columns = [(name, kind) for name, kind in union.types.items() if name not in hive]
+    conflicts = {name: fault for name, fault in union.conflicts.items() if name not in hive}
+    schema = pa.schema([*columns, *hive.items()])
+    return Source(
+        absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers, conflicts
+    )
 
 
 def _read_footers(
@@ -201,9 +215,8 @@ def _read_footers(
 def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
     if size == 0:
         raise ValueError("the file is empty (0 bytes), which is not Parquet")
-    with pq.ParquetFile(path, filesystem=fs) as file:
+    with open_parquet(fs, path) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    textfiles.refuse_repeated(schema.names)
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     rows = np.fromiter((group.num_rows for group in groups), np.int64, len(groups))
     sizes = np.fromiter((group.total_byte_size for group in groups), np.int64, len(groups))
@@ -288,41 +301,42 @@ def _csv_footers(
     return footers, broken
 
 
-def _unify(footers: dict[str, Footer], hive: dict[str, pa.DataType]) -> pa.Schema:
-    """One schema for all files: columns united, types widened, dictionaries decoded, everything nullable."""
-    merged: dict[str, pa.Field] = {}
-    origin: dict[str, str] = {}
-    faults: dict[str, str] = {}
+@dataclass
+class _Union:
+    """The columns of all files together."""
+
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    """The file that a column's type is from."""
+    conflicts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: str, schema: pa.Schema) -> None:
+        """Takes in the columns of a file."""
+        for name, count in Counter(schema.names).items():
+            kind = plain_type(schema.types[schema.names.index(name)])
+            before = self.types.setdefault(name, kind)
+            first = self.origin.setdefault(name, path)
+            both = common_type(before, kind)
+            if count > 1:
+                self.conflicts.setdefault(
+                    name, f"{path} has more than one column named {name!r}; rename one of them"
+                )
+            elif both is None:
+                self.conflicts.setdefault(
+                    name,
+                    f"column {name!r} is {before} in {first} but {kind} in {path}, and no type holds the values of "
+                    "both exactly; rewrite one of the files, or choose files with a glob in input.path",
+                )
+            elif not both.equals(before):
+                self.types[name], self.origin[name] = both, path
+
+
+def _unite(footers: dict[str, Footer]) -> _Union:
+    """One type for each column of the files, and where they contradict each other."""
+    union = _Union()
     seen: list[pa.Schema] = []
     for path, footer in footers.items():
-        if any(footer.schema.equals(other) for other in seen):
-            continue
-        seen.append(footer.schema)
-        for column in footer.schema:
-            mine = pa.field(column.name, _plain(column.type))
-            name = column.name
-            try:
-                before = [pa.schema([merged[name]])] if name in merged else []
-                united = pa.unify_schemas([*before, pa.schema([mine])], promote_options="permissive").field(0)
-            except (pa.ArrowTypeError, pa.ArrowInvalid):
-                faults.setdefault(
-                    name,
-                    f"column {name!r} is {merged[name].type} in {origin[name]} but {mine.type} in {path}; "
-                    "rewrite one of the files, or choose files with a glob in input.path",
-                )
-                continue
-            if name not in merged or not united.equals(merged[name]):
-                merged[name], origin[name] = united, path
-    if faults:
-        raise SpecError(list(faults.values()))
-    columns = [(name, column.type) for name, column in merged.items() if name not in hive]
-    return pa.schema([*columns, *hive.items()])
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Dictionaries and views as what they stand for: one column may be both in different files."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
+        if not any(footer.schema.equals(other) for other in seen):
+            seen.append(footer.schema)
+            union.add(path, footer.schema)
+    return union

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from hfbatch.data.columns import conform, empty_table
 from hfbatch.data.filesystem import fsspec_of, is_local, one_line, open_filesystem, redact
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.rejects import Reject, reject_schema, rejects_table
@@ -109,14 +110,14 @@ def part_table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None)
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
     """What a part's schema is when it is read back: Parquet has no times in seconds, and renames items of lists."""
-    return pq.read_schema(pa.BufferReader(part_table_bytes(schema.empty_table())))
+    return pq.read_schema(pa.BufferReader(part_table_bytes(empty_table(schema))))
 
 
 @lru_cache(maxsize=8)
 def _byte_columns(schema: pa.Schema) -> list[str]:
     """Paths of the Parquet columns, nested ones too, that hold text or bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    pq.write_table(empty_table(schema), sink)
     leaves = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     return [
         leaves.column(at).path for at in range(len(leaves)) if leaves.column(at).physical_type == "BYTE_ARRAY"
@@ -157,7 +158,7 @@ class PartWriter:
         path = f"{self.root}/{REJECTS_FOLDER}/{split.part}"
         try:
             if rejects is not None and rejected:
-                write_file(self.fs, path, part_table_bytes(rejects.cast(self.rejects_schema)), self.check)
+                write_file(self.fs, path, part_table_bytes(conform(rejects, self.rejects_schema)), self.check)
             else:
                 if self.check is not None:
                     self.check()

@@ -16,6 +16,7 @@ import pyarrow as pa
 from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
 from hfbatch.data import results_version
+from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.lock import guard_note
@@ -152,7 +153,9 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     sources = _sources(spec, faults)
     bound = {} if recipe is None else _columns(recipe, spec, sources, faults)
     types = {
-        part: {name: sources[part].schema.field(column).type for name, column in columns.items()}
+        part: {
+            name: storage_type(sources[part].schema.field(column).type) for name, column in columns.items()
+        }
         for part, columns in bound.items()
     }
     if recipe is not None and not faults:
@@ -228,6 +231,7 @@ def _columns(
         columns = bind_columns(given.columns, source, recipe.columns, found, f"fine-tuning {recipe.name}")
         bound[name] = recipe.choose(columns, set(given.columns))
         found += recipe.column_faults(set(bound[name]))
+        found += source.faults_of(_columns_read(given, source, bound[name]))
         faults += [_renamed(fault, name) for fault in found]
     return bound
 
@@ -266,11 +270,15 @@ def _parts(
     return replace(train, share=share), replace(train, share=share, aside=True)
 
 
+def _columns_read(given: InputSpec, source: Source, columns: Mapping[str, str]) -> set[str]:
+    return {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
+
+
 def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str], rows: int) -> Part:
     """What every process needs to read the rows of `train` or `eval`. :param rows: of a split, unless the spec says."""
-    wanted = {*columns.values(), *(filter_columns(given.filter, source.schema) if given.filter else ())}
+    wanted = _columns_read(given, source, columns)
     names = tuple(name for name in source.schema.names if name in wanted)
-    schema = pa.schema([source.schema.field(name) for name in names])
+    schema = pa.schema([(name, storage_type(source.schema.field(name).type)) for name in names])
     hive = {name: kind for name, kind in source.hive.items() if name in names}
     read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter, name)
     return Part(source.cut(given.split_rows or rows, given.limit), read, columns)

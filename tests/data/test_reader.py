@@ -110,7 +110,10 @@ def test_a_condition_on_the_columns_has_no_faults(condition):
         ("lang", "is a VARCHAR, not true or false"),
         ("random() < 0.5", "calls random, which gives another answer on each rerun"),
         ("id > 1); DROP TABLE x; --", "is not a SQL condition"),
-        ("id in (select 1 from read_csv('/etc/passwd'))", "Permission Error"),
+        (
+            "id in (select 1 from read_csv('/etc/passwd'))",
+            "it has a subquery",
+        ),
         ("id in (select id from SCHEMA)", "is not a SQL condition"),
     ],
 )

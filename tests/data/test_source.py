@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import http.server
 import json
 import pickle
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hfbatch.data.reader import read_split
 from hfbatch.data.source import open_source
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
@@ -126,13 +128,48 @@ def test_shards_with_differing_schemas_are_united(tmp_path):
     }
 
 
-def test_contradicting_types_name_both_files_and_all_columns(tmp_path):
-    write(tmp_path / "a.parquet", id=[1], text=["x"])
-    write(tmp_path / "b.parquet", id=["one"], text=[1])
-    with pytest.raises(SpecError) as caught:
-        source_of(tmp_path)
-    assert len(caught.value.faults) == 2
-    assert "column 'id' is int64 in a.parquet but string in b.parquet" in caught.value.faults[0]
+def test_contradicting_types_of_columns_that_are_read_name_both_files(tmp_path):
+    write(tmp_path / "a.parquet", id=[1], text=["x"], junk=[1])
+    write(tmp_path / "b.parquet", id=["one"], text=[1], junk=[0.5])
+    source = source_of(tmp_path)
+    faults = source.faults_of(["id", "text"])
+    assert len(faults) == 2
+    assert "column 'id' is int64 in a.parquet but string in b.parquet" in faults[0]
+    assert source.faults_of(["absent"]) == []
+    assert [f for f in source.faults_of(["junk"]) if "is int64 in a.parquet but double in b.parquet" in f]
+
+
+def test_files_that_disagree_on_columns_that_nobody_reads_are_read(tmp_path):
+    write(tmp_path / "a.parquet", id=[1], junk=["x"], at=pa.array([0], pa.timestamp("us")))
+    write(tmp_path / "b.parquet", id=[2], junk=[1.5], at=pa.array([0], pa.timestamp("ns")))
+    twice = pa.Table.from_arrays([pa.array([3]), pa.array([1]), pa.array(["y"])], ["id", "junk", "junk"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    source = source_of(tmp_path)
+    rows = [read_split(split, plan_of(source, ("id",), "id > 1")) for split in source.cut(100)]
+    assert pa.concat_tables([each.table for each in rows]).to_pydict() == {"id": [2, 3]}
+    assert source.faults_of(["id"]) == []
+    assert len(source.faults_of(["junk", "at"])) == 2
+
+
+def test_a_column_that_occurs_twice_is_no_column_to_read(tmp_path):
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array(["y"])], ["x", "x"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    assert source_of(tmp_path).faults_of(["x"]) == [
+        "a.parquet has more than one column named 'x'; rename one of them"
+    ]
+
+
+def test_times_in_int96_keep_their_year(tmp_path):
+    years = [datetime.datetime(year, 1, 2, 3, 4, 5, 6) for year in (1, 1066, 1969, 2024, 2500, 9999)]
+    times = pa.array(years, pa.timestamp("us"))
+    table = pa.table({"time": times, "times": pa.array([[year] for year in years], pa.list_(times.type))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    write(tmp_path / "b.parquet", time=times)
+    source = source_of(tmp_path)
+    assert source.schema == table.schema
+    rows = read_all(source, source.cut(100), "year(time) > 2262").table
+    assert rows["time"].to_pylist() == 2 * years[-2:]
+    assert rows["times"].to_pylist() == [[year] for year in years[-2:]] + [None, None]
 
 
 def test_a_truncated_file_is_a_split_with_a_fault(tmp_path):

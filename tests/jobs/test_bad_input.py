@@ -15,6 +15,7 @@ import torch
 
 import hfbatch
 from hfbatch import SpecError
+from hfbatch.describe import sample_lengths
 from hfbatch.plan import make_plan
 from hfbatch.spec import RejectsSpec
 from hfbatch.verify import verify_output
@@ -152,6 +153,42 @@ def test_a_truncated_file_is_named_in_the_plan_and_fails_alone(tmp_path: Path, e
     victim.write_bytes(whole)
     assert hfbatch.run(spec, quiet=True).exit_code == 0
     assert len(read_output(tmp_path / "out")) == 30
+
+
+def test_files_may_disagree_on_columns_that_nobody_reads(tmp_path: Path, encoder: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name, score in (("a", pa.array([1])), ("b", pa.array([0.5]))):
+        rows = {"id": [1], "text": ["x"], "score": score}
+        pq.write_table(pa.table(rows), tmp_path / f"in/{name}.parquet")
+    spec = ("embedding", encoder, tmp_path / "in", tmp_path / "out")
+    conflict = "column 'score' is int64 in a.parquet but double in b.parquet"
+    plan = make_plan(make_spec(*spec, output={"keep": ["id"]}))
+    assert plan.schema.names == ["id", "embedding"]
+    assert f"{conflict}, and no type holds the values of both exactly" in faults_of(*spec)
+    assert "or name the columns to keep in output.keep" in faults_of(*spec)
+    assert conflict in faults_of(*spec, input={"filter": "score > 0"}, output={"keep": ["id"]})
+    assert conflict in faults_of(*spec, input={"columns": {"text": "score"}}, output={"keep": ["id"]})
+
+
+def test_a_json_column_is_text_to_a_task_and_json_in_the_output(tmp_path: Path, encoder: str) -> None:
+    (tmp_path / "in").mkdir()
+    texts = pa.array(['{"a": "some text"}', None, '["more"]'])
+    rows = pa.table(
+        {
+            "text": pa.ExtensionArray.from_storage(pa.json_(), texts),
+            "key": pa.array([b"0" * 16] * 3, pa.uuid()),
+        }
+    )
+    pq.write_table(rows, tmp_path / "in/a.parquet")
+    spec = ("embedding", encoder, tmp_path / "in", tmp_path / "out")
+    plan = make_plan(make_spec(*spec))
+    assert plan.schema.types[:2] == [pa.json_(), pa.uuid()]
+    lengths = sample_lengths(plan)
+    assert lengths is not None
+    assert lengths["rows"] == 2
+    assert "column 'key' is extension<arrow.uuid>; task embedding takes string" in faults_of(
+        *spec, input={"columns": {"text": "key"}}
+    )
 
 
 def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, minilm: str, ray_cluster: str) -> None:

@@ -1,0 +1,278 @@
+"""Columns of Parquet files: what each is read as, what the types of two files have in common, and conversions between them.
+
+Arrow has several layouts for one kind of value (views, dictionaries), which most of its functions do not take
+inside lists and structs. A column is therefore read in the plain layout. Extension types stay as they are: they
+name what their values mean, and are bytes or text to whoever computes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+_INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
+_FLOAT_BITS = {16: 11, 32: 24, 64: 53}
+"""Bits of the integers that a float holds exactly, by its width."""
+
+
+def open_parquet(fs: pafs.FileSystem, path: str, pre_buffer: bool = False) -> pq.ParquetFile:
+    """A Parquet file of the input.
+
+    Its INT96 times, which Spark and Hive write, are read as microseconds: nanoseconds reach from 1677 to 2262 only,
+    and another year than the file's came out beyond.
+    """
+    return pq.ParquetFile(path, filesystem=fs, pre_buffer=pre_buffer, coerce_int96_timestamp_unit="us")
+
+
+def fields_of(kind: pa.DataType) -> list[pa.Field]:
+    """The fields that a nested type is made of; empty for one that is not nested."""
+    if pa.types.is_map(kind):
+        return [kind.key_field, kind.item_field]
+    if _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [kind.value_field]
+    return list(kind) if pa.types.is_struct(kind) else []
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """What a column of a file is read as: no dictionaries, and no views of text, bytes or lists, at any depth."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _with_plain_storage(kind)
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    return _rebuilt(kind, plain_type)
+
+
+def storage_type(kind: pa.DataType) -> pa.DataType:
+    """A plain type without its extension types, at any depth: what the values are to a task or to SQL."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return storage_type(kind.storage_type)
+    return _rebuilt(kind, storage_type)
+
+
+def _with_plain_storage(kind: pa.BaseExtensionType) -> pa.DataType:
+    plain = plain_type(kind.storage_type)
+    if plain.equals(kind.storage_type):
+        return kind
+    if isinstance(kind, pa.JsonType):
+        return pa.json_(plain)
+    if isinstance(kind, pa.OpaqueType):
+        return pa.opaque(plain, kind.type_name, kind.vendor_name)
+    return plain
+
+
+def _rebuilt(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A nested type with the types of its fields changed."""
+    fields = [field.with_type(change(field.type)) for field in fields_of(kind)]
+    if pa.types.is_struct(kind):
+        return pa.struct(fields)
+    if pa.types.is_map(kind):
+        return pa.map_(*fields, keys_sorted=kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(fields[0], kind.list_size)
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(fields[0])
+    return pa.list_(fields[0]) if fields else kind
+
+
+def convert(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    """A column in another type that holds its values.
+
+    :raises pa.ArrowInvalid: where a value does not fit.
+    """
+    if column.type.equals(kind):
+        return column
+    if isinstance(column, pa.ChunkedArray):
+        return pa.chunked_array([convert(chunk, kind) for chunk in column.chunks], kind)
+    storage = storage_type(kind)
+    if _casts_wrongly(column.type):
+        return _named(_rebuilt_as(column, storage), kind)
+    plain = column.cast(storage)
+    return plain if storage.equals(kind) else _named(plain, kind)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with its columns, which have the schema's names and order, in the schema's types."""
+    columns = [convert(column, kind) for column, kind in zip(table.columns, schema.types, strict=True)]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _casts_wrongly(kind: pa.DataType) -> bool:
+    """Whether pyarrow 26 may make invalid arrays in casting a type.
+
+    It does of list views, of nulls in structs in lists, and of extension types whose storage is a view.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        storage = kind.storage_type
+        return _casts_wrongly(storage) or not plain_type(storage).equals(storage)
+    view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return view or pa.types.is_null(kind) or any(map(_casts_wrongly, _types_in(kind)))
+
+
+def _rebuilt_as(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """What a cast should do, level by level. :param kind: a storage type; names of items may come out as others."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _rebuilt_as(array.storage, kind)
+    if not fields_of(array.type):
+        return array.cast(kind)
+    null, inner = array.is_null(), _types_in(kind)
+    if pa.types.is_struct(kind):
+        has = array.type.names
+        fields = [
+            _rebuilt_as(array.field(field.name), field.type)
+            if field.name in has
+            else pa.nulls(len(array), field.type)
+            for field in kind
+        ]
+        return pa.StructArray.from_arrays(fields, fields=list(kind), mask=null)
+    if pa.types.is_fixed_size_list(kind):
+        items = array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size)
+        return pa.FixedSizeListArray.from_arrays(_rebuilt_as(items, *inner), kind.list_size, mask=null)
+    offsets, items = _offsets(array)
+    if pa.types.is_map(kind):
+        both = map(_rebuilt_as, items, inner)
+        return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), *both, mask=null)
+    if pa.types.is_large_list(kind):
+        return pa.LargeListArray.from_arrays(
+            pa.array(offsets, pa.int64()), _rebuilt_as(*items, *inner), mask=null
+        )
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _rebuilt_as(*items, *inner), mask=null)
+
+
+def _offsets(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
+    """Where each list of an array begins in its items, from 0 and with an end; the items, of a map keys and values."""
+    kind = array.type
+    if pa.types.is_map(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = array.offsets.to_numpy()
+    else:
+        lengths = pc.if_else(array.is_null(), 0, pc.list_value_length(array))
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        in_order = not pa.types.is_fixed_size_list(kind) and len(array) > 0
+        offsets = ends + array.offsets[0].as_py() if in_order else ends
+        if not in_order or (array.offsets.to_numpy() != offsets[:-1]).any():
+            return ends, [array.flatten()]
+    children = [array.keys, array.items] if pa.types.is_map(kind) else [array.values]
+    return offsets - offsets[0], [child.slice(offsets[0], offsets[-1] - offsets[0]) for child in children]
+
+
+def _named(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """An array under a type of the same layout, its buffers shared; pyarrow casts to no extension inside a list."""
+    return pa.array(_Relabelled(array, kind))
+
+
+class _Relabelled:
+    """An array with another type of the same layout, by Arrow's C data interface."""
+
+    def __init__(self, array: pa.Array, kind: pa.DataType) -> None:
+        self._array, self._kind = array, kind
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[Any, Any]:
+        return self._kind.__arrow_c_schema__(), self._array.__arrow_c_array__()[1]
+
+
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """A table of no rows; `Schema.empty_table` knows no extension types inside lists and structs."""
+    return pa.Table.from_batches([], schema)
+
+
+def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """The smallest type that holds every value of two plain types exactly; None where there is none.
+
+    A value keeps what it is: text stays text, and a number is not rounded. Times of different units have the finer
+    one, but for nanoseconds, which reach from 1677 to 2262 only.
+    """
+    if first.equals(second) or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    first, second = _nullable(storage_type(first)), _nullable(storage_type(second))
+    schemas = [pa.schema([("", kind)]) for kind in (first, second)]
+    try:
+        both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return None
+    return both if _holds(both, first) and _holds(both, second) else None
+
+
+def _nullable(kind: pa.DataType) -> pa.DataType:
+    """A type whose structs may lack a field, as those of another file do."""
+    if not pa.types.is_struct(kind):
+        return _rebuilt(kind, _nullable)
+    return pa.struct([field.with_type(_nullable(field.type)).with_nullable(True) for field in kind])
+
+
+def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    """Whether a type holds every value of another one, exactly and as the same kind of value."""
+    types = pa.types
+    if wide.equals(narrow) or types.is_null(narrow):
+        return True
+    if types.is_integer(narrow):
+        return _holds_integers(wide, narrow)
+    if types.is_floating(narrow):
+        return types.is_floating(wide) and wide.bit_width >= narrow.bit_width
+    if types.is_decimal(narrow):
+        digits = narrow.precision - narrow.scale
+        return types.is_decimal(wide) and wide.scale >= narrow.scale and wide.precision - wide.scale >= digits
+    if types.is_string(narrow):
+        return types.is_large_string(wide)
+    if types.is_binary(narrow) or types.is_fixed_size_binary(narrow):
+        return types.is_large_binary(wide) or types.is_binary(wide)
+    if types.is_time(narrow) or types.is_date(narrow):
+        same = types.is_time(wide) if types.is_time(narrow) else types.is_date(wide)
+        return same and wide.bit_width >= narrow.bit_width
+    if types.is_timestamp(narrow) or types.is_duration(narrow):
+        same = wide.id == narrow.id and getattr(wide, "tz", None) == getattr(narrow, "tz", None)
+        return same and wide.unit != "ns"
+    return _holds_nested(wide, narrow)
+
+
+def _holds_integers(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    signed = pa.types.is_signed_integer(narrow)
+    if pa.types.is_integer(wide):
+        if pa.types.is_signed_integer(wide):
+            return bool(wide.bit_width > narrow.bit_width or (signed and wide.bit_width == narrow.bit_width))
+        return bool(not signed and wide.bit_width >= narrow.bit_width)
+    if pa.types.is_floating(wide):
+        return bool(_FLOAT_BITS[wide.bit_width] >= narrow.bit_width - signed)
+    return bool(
+        pa.types.is_decimal(wide) and wide.precision - wide.scale >= _INTEGER_DIGITS[narrow.bit_width]
+    )
+
+
+def _holds_nested(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_struct(narrow):
+        return types.is_struct(wide) and all(
+            _holds(wide.field(field.name).type, field.type) for field in narrow
+        )
+    if types.is_map(narrow):
+        same = types.is_map(wide)
+    elif types.is_fixed_size_list(narrow):
+        same = _is_list(wide) or (types.is_fixed_size_list(wide) and wide.list_size == narrow.list_size)
+    else:
+        same = _is_list(narrow) and _is_list(wide)
+    return same and all(map(_holds, _types_in(wide), _types_in(narrow)))
+
+
+def _types_in(kind: pa.DataType) -> list[pa.DataType]:
+    return [field.type for field in fields_of(kind)]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """A list of any length, whatever its layout."""
+    types = pa.types
+    return bool(
+        types.is_list(kind)
+        or types.is_large_list(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
+    )
