@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
+from hfbatch.train.held_out import CHOICE
 from hfbatch.train.hub import hub_faults
 from hfbatch.train.model import override_faults
 from hfbatch.train.order import build_recipe
@@ -62,6 +63,8 @@ class FinetunePlan:
     """What changes results."""
     finished: bool = False
     """Whether the output holds this training, done."""
+    repeats: list[str] = field(default_factory=list)
+    """What to mind about rows that hold the same, once all were looked at."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -89,7 +92,7 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return self.recipe.notes
+            return [*self.recipe.notes, *self.repeats]
         return [
             *self.recipe.notes,
             f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
@@ -277,7 +280,8 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
         splits, read = [split.to_dict() for split in part.splits], part.read
         taken = [splits, dict(part.columns), read.filter, part.share, part.aside]
         digest.update(json.dumps(taken).encode())
-    return {**plain, "data": digest.hexdigest()}
+    held_out = {"held_out": CHOICE} if spec.eval is None else {}
+    return {**plain, **held_out, "data": digest.hexdigest()}
 
 
 def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None, list[str]]:
@@ -328,6 +332,10 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
+    done = fs.get_file_info(root).is_file
+    if done and differing == ["held_out"] and "held_out" not in old:
+        return True  # by a version that chose other rows to measure with
     if differing:
         shown = "; ".join(
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
@@ -336,8 +344,7 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
             f"output {redact(plan.spec.output)} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
         )
-    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
-    return fs.get_file_info(root).is_file
+    return done
 
 
 def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:
