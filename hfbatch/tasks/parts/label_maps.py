@@ -45,10 +45,11 @@ def label_faults(task: Task) -> list[str]:
             f"model {name!r}: id2label of config.json has {len(names)} classes but no name for class {missing[0]} "
             f"(it names: {', '.join(map(str, sorted(names)[:10]))}); number the classes from 0 without a gap"
         ]
-    given = (task.model.read_json("config.json") or {}).get("num_labels")
-    if isinstance(given, int) and given != len(names) and names:
-        return [
-            f"model {name!r}: config.json has num_labels {given}, and {len(names)} names in id2label; mend the one that is "
+    config = task.model.read_json("config.json") or {}
+    count, given = config.get("num_labels"), config.get("id2label")
+    if isinstance(count, int) and given and count != len(given):
+        return [  # transformers then forgets the names
+            f"model {name!r}: config.json has num_labels {count}, and {len(given)} names in id2label; mend the one that is "
             "wrong"
         ]
     rows = _classes(task) if task.auto_class in NAMED and not _is_quantised(task) else None
