@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,14 +158,14 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
     return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
 
 
-def _check_snapshot(spec: ModelSpec, folder: Path, names: Collection[str] | None = None) -> None:
+def _check_snapshot(spec: ModelSpec, folder: Path, names: list[str] | None = None) -> None:
     """Checks the files of a Hub model that are here, its weights not among them.
 
     :param names: of all its files on the Hub, if these are to hold the weights.
     :raises SpecError: for what is wrong with them.
     """
     here = files_in(folder)
-    faults = weight_faults(spec.name, here, weights=False, folder=folder)
+    faults = weight_faults(spec.name, here if names is None else names, names is not None, folder)
     faults = faults or file_faults(spec.name, folder, here, spec.trust_remote_code)
     if names is not None:
         faults = faults or safetensors_files.index_faults(spec.name, folder, names)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from hfbatch.data.models import Model, pin
+from hfbatch.data.weights import index_faults
 from hfbatch.errors import SpecError
 from hfbatch.spec import ModelSpec
 
@@ -315,3 +316,13 @@ def test_no_kernels_come_from_the_hub_unasked(tmp_path: Path, switch: str | None
 def test_size_is_nothing_where_no_weights_are(tmp_path: Path) -> None:
     write(tmp_path, "config.json", CONFIG)
     assert Model("m", str(tmp_path), "0").size() == (0, 0)
+
+
+def test_the_weights_of_a_model_on_the_hub_are_checked_by_their_names(sharded: Path) -> None:
+    """Before they are fetched, which only workers do."""
+    for shard in SHARDS:
+        (sharded / shard).unlink()
+    assert index_faults("org/m", sharded, [*SHARDS, "model.safetensors.index.json"]) == []
+    (fault,) = index_faults("org/m", sharded, [SHARDS[0], "model.safetensors.index.json"])
+    assert "'org/m'" in fault
+    assert SHARDS[1] in fault
