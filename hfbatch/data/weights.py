@@ -40,7 +40,9 @@ def index_faults(model: str, folder: Path, there: Collection[str]) -> list[str]:
     :param there: names of the files that the model has, here or on the Hub.
     """
     explicit = _config(folder).get("transformers_weights")
-    if explicit is not None and (not isinstance(explicit, str) or not _is_plain(explicit, INDEX)):
+    if explicit is not None and (
+        not isinstance(explicit, str) or not _is_plain(explicit, ".safetensors.index.json")
+    ):
         return [
             f"model {model!r}: config.json has transformers_weights {explicit!r}; only the name of a .safetensors file, "
             "or of its index, in the same folder can be read"
