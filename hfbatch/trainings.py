@@ -20,7 +20,7 @@ def start_training(
         plan_training(spec, overwrite, address, False, as_json)
         return
     from hfbatch.finetune import finetune
-    from hfbatch.train.card import flags_of
+    from hfbatch.train.card import command_of
     from hfbatch.train.describe import render_figures
 
     result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
@@ -30,9 +30,11 @@ def start_training(
             console.print("this training is done already; nothing to do")
         render_figures(result.metrics, console)
         console.print(escaped(result.model), highlight=False)
-        flags = "".join(f" {flag}" for flag in flags_of(result.metrics))
-        command = f"hfbatch predict {result.metrics['task']} INPUT OUTPUT --model {result.model}{flags}"
-        console.print(f"[dim]Use it     {escaped(command)}[/]", highlight=False, soft_wrap=True)
+        console.print(
+            f"[dim]Use it     {escaped(command_of(result.metrics, result.model))}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
         console.print(f"[dim]Report     {escaped(result.output)}/report.html[/]", highlight=False)
 
     answer(result.metrics, as_json, show)

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from hfbatch.cluster.sockets import check_sockets
 from hfbatch.compute.machine import Node, usable_cores
 from hfbatch.errors import SpecError
 
@@ -57,6 +58,8 @@ def connect(address: str | None = None) -> Iterator[None]:
 def _initialise(address: str | None, folder: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     there = None if address == "local" else _find_cluster(address)
+    if there is None:
+        check_sockets(folder)
     with _stderr_aside():
         if there is None:
             ray.init(

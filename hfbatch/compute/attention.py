@@ -61,7 +61,11 @@ def _load(task: Task) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, task.auto_class).from_pretrained(
-        task.model.folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True
+        task.model.folder,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=task.model.trust_remote_code,
     )
     whole = task.auto_class == "AutoModel" and getattr(task.config, "is_encoder_decoder", False)
     return (model.get_encoder() if whole else model).eval()

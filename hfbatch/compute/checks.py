@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from hfbatch.compute.worker import build_task
 from hfbatch.data.filesystem import one_line
 from hfbatch.data.models import Model
-from hfbatch.errors import SpecError
+from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.spec import JobSpec, faults_of
 from hfbatch.tasks import named, task_class
 from hfbatch.tasks.base import Task
 from hfbatch.tasks.parts.fit import infer, misfits
+from hfbatch.tasks.parts.label_maps import label_faults, label_notes
 
 
 def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
@@ -44,11 +45,12 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
         return None
     with model_faults(spec.model.name):
         task = build_task(spec, model)
-        faults += misfits(task) or task.check()
+        faults += misfits(task) or label_faults(task) or task.check()
         if spec.batch.continuous:
             faults += task.continuous_faults()
         if not faults and "text" in task.takes:
             notes += _embedding_notes(task)
+        notes += label_notes(task)
         if task.vocabulary is not None:
             notes.append(
                 f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "
@@ -77,11 +79,14 @@ def model_faults(name: str) -> Iterator[None]:
     """What transformers raises over a model's files, as a fault. :raises SpecError: with the model's name."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except HfbatchError:
+        raise
+    except Exception as error:  # configs, tokenizers and processors raise what they like
         if "trust_remote_code" in str(error):
             cause = (
                 "it comes with Python code of its own; read that code, then set model.trust_remote_code=true"
             )
         else:
-            cause = one_line(error)
+            known = isinstance(error, OSError | ValueError | ImportError)
+            cause = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
         raise SpecError(f"model {name!r} cannot be used: {cause}") from error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hfbatch.data import weights as safetensors_files
+from hfbatch.data.jsonfiles import read_json
+from hfbatch.data.modelfiles import file_faults, layout_faults
 from hfbatch.errors import SpecError
 from hfbatch.spec import ModelSpec
 
@@ -54,7 +58,7 @@ class Model:
     def read_json(self, filename: str) -> Any:
         """A JSON file beside the model; None if there is none."""
         path = Path(self.folder) / filename
-        return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def pipeline_tag(self) -> str | None:
         """The task that the model's card names, if there is a card that does."""
@@ -69,16 +73,12 @@ class Model:
 
     def size(self) -> tuple[int, int]:
         """Parameters and bytes of the weights, from the safetensors headers alone; (0, 0) where not fetched."""
-        from safetensors import safe_open
-
-        parameters = stored = 0
-        for path in Path(self.folder).glob("*.safetensors"):
-            stored += path.stat().st_size
-            with safe_open(path, framework="np") as weights:
-                for name in weights.keys():  # noqa: SIM118 - not a mapping
-                    shape = weights.get_slice(name).get_shape()
-                    parameters += _product(shape)
-        return parameters, stored
+        folder = Path(self.folder)
+        paths = [
+            folder / name for name in safetensors_files.weight_files(folder) if (folder / name).is_file()
+        ]
+        shapes = [shape for path in paths for _, shape in safetensors_files.shapes_of(path)]
+        return sum(map(math.prod, shapes)), sum(path.stat().st_size for path in paths)
 
 
 def pin(spec: ModelSpec, weights: bool = True) -> Model:
@@ -103,8 +103,13 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
         raise SpecError(
             f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
         )
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    faults = weight_faults(spec.name, names, weights)
+    names = files_in(folder)
+    faults = weight_faults(spec.name, names, weights, folder)
+    if not faults:
+        faults = file_faults(spec.name, folder, names, spec.trust_remote_code)
+    if weights and not faults:
+        faults = safetensors_files.index_faults(spec.name, folder, names)
+        faults = faults or safetensors_files.header_faults(spec.name, folder)
     if faults:
         raise SpecError(faults)
     return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
@@ -118,10 +123,12 @@ def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
     patterns = [*PICKLES, "*.safetensors"]
     try:
         info = HfApi().model_info(spec.name, revision=spec.revision)
-        faults = weight_faults(spec.name, [file.rfilename for file in info.siblings or []], weights)
+        names = [file.rfilename for file in info.siblings or []]
+        faults = weight_faults(spec.name, names, weights)
         if faults:
             raise SpecError(faults)
         folder = snapshot_download(spec.name, revision=info.sha, ignore_patterns=patterns)
+        _check_snapshot(spec, Path(folder), names if weights else None)
     except RevisionNotFoundError as error:
         raise SpecError(f"{where}: no such revision; leave model.revision out for the newest") from error
     except RepositoryNotFoundError as error:
@@ -147,16 +154,61 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
             f"{where}: no such folder here, not in the cache, and the Hub cannot be reached "
             f"({type(cause).__name__}); give a folder"
         ) from error
+    _check_snapshot(spec, Path(folder))
     return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
 
 
-def weight_faults(name: str, files: list[str], weights: bool = True) -> list[str]:
-    """What is missing among a model's files. :param weights: whether it has to have weights."""
+def _check_snapshot(spec: ModelSpec, folder: Path, names: list[str] | None = None) -> None:
+    """Checks the files of a Hub model that are here, its weights not among them.
+
+    :param names: of all its files on the Hub, if these are to hold the weights.
+    :raises SpecError: for what is wrong with them.
+    """
+    here = files_in(folder)
+    faults = weight_faults(spec.name, here if names is None else names, names is not None, folder)
+    faults = faults or file_faults(spec.name, folder, here, spec.trust_remote_code)
+    if names is not None:
+        faults = faults or safetensors_files.index_faults(spec.name, folder, names)
+    if faults:
+        raise SpecError(faults)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and those below it, sorted; links are followed, but for those that lead upwards."""
+    names, seen = [], {str(parent) for parent in folder.resolve().parents}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths = (Path(where) / file for file in files)
+        names += [str(path.relative_to(folder)) for path in paths if path.is_file()]
+    return sorted(names)
+
+
+def weight_faults(name: str, files: list[str], weights: bool = True, folder: Path | None = None) -> list[str]:
+    """What is missing among a model's files.
+
+    :param weights: whether it has to have weights.
+    :param folder: where its JSON files are, if they are here.
+    """
+    faults = layout_faults(name, files, folder)
+    if faults or not weights:
+        return faults
     top = [file for file in files if "/" not in file]
-    if "config.json" not in top:
-        return [f"model {name!r} has no config.json; is it a transformers model?"]
-    if not weights or any(file.endswith(".safetensors") for file in top):
+    if safetensors_files.WEIGHTS in top or safetensors_files.INDEX in top:
         return []
+    if folder and safetensors_files.weight_files(folder):  # which config.json names
+        return []
+    others = [file for file in top if file.endswith(".safetensors")]
+    if others and not folder:
+        return []
+    if others:
+        return [
+            f"model {name!r} has its weights in {others[0]}, which transformers does not look for; expected "
+            "model.safetensors beside config.json: rename that file, or save the model with save_pretrained"
+        ]
     pickles = [file for file in top if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
         return [
@@ -170,7 +222,7 @@ def _folder_digest(folder: Path, names: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for name in names:
         if not Path(name).match("*.md") and not any(Path(name).match(pattern) for pattern in PICKLES):
-            digest.update(name.encode() + b"\0")
+            digest.update(os.fsencode(name) + b"\0")
             _digest_file(folder / name, digest)
     return digest.hexdigest()
 
@@ -186,10 +238,3 @@ def _digest_file(path: Path, digest: Any) -> None:
         for k in range(64):
             file.seek((size - (1 << 20)) * k // 63)
             digest.update(file.read(1 << 20))
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

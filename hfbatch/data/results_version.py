@@ -21,6 +21,7 @@ CHANGES: Mapping[int, tuple[str, ...]] = {
         "filters read times as UTC and tell Lang from lang",
         "INT96 timestamps outside 1677 to 2262 keep their year",
         "text files keep a value such as 007 as a string",
+        "a training holds out rows by what they hold, so that rows that hold the same stay together",
     ),
 }
 """What each version changed, one sentence a change."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,17 +18,15 @@ TEMPLATE = """---
 {{ card_data }}
 ---
 
-# {{ model_name }}
+# {{ model_name | text }}
 
-{{ m.model.name }} fine-tuned for {{ m.task }} ({{ m.method }}) with hfbatch {{ m.hfbatch }}.
+{{ m.model.name | text }} fine-tuned for {{ m.task }} ({{ m.method }}) with hfbatch {{ m.hfbatch }}.
 
 ## How to use it
 
 Over a dataset:
 
-```bash
-hfbatch predict {{ m.task }} INPUT OUTPUT --model {{ where }}{{ flags }}
-```
+{{ command | fenced("bash") }}
 
 In Python:
 
@@ -50,7 +51,7 @@ the model before its first step.
 | metric | baseline | before | this model |
 |---|---:|---:|---:|
 {% for one in table %}
-| {{ one.name }} | {{ one.baseline | figure }} | {{ one.before | figure }} | {{ (one.best if one.merged is none else one.merged) | figure }} |
+| {{ one.name | text }} | {{ one.baseline | figure }} | {{ one.before | figure }} | {{ (one.best if one.merged is none else one.merged) | figure }} |
 {% endfor %}
 
 ## What it has learnt from
@@ -62,7 +63,7 @@ the fingerprint of the data is `{{ m.data.digest }}`.
 | label | rows |
 |---|---:|
 {% for label, rows in labels %}
-| {{ label | cell }} | {{ "{:,}".format(rows) }} |
+| {{ label | text }} | {{ "{:,}".format(rows) }} |
 {% endfor %}
 {% endif %}
 
@@ -71,8 +72,7 @@ the fingerprint of the data is `{{ m.data.digest }}`.
 Best step {{ "{:,}".format(m.best.step) }}; {{ "{:,}".format(m.trainable) }} of {{ "{:,}".format(m.weights) }} weights trained; \
 fingerprint of the training `{{ m.fingerprint }}`.
 
-```yaml
-{{ spec }}```
+{{ spec | fenced("yaml") }}
 
 Versions: {% for name, version in m.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last else "." }}{% endfor %}
 
@@ -101,7 +101,7 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
         for one in figures(metrics)
     ]
     data = ModelCardData(
-        model_name=name,
+        model_name=" ".join(name.split()),
         base_model=metrics["model"]["name"] if metrics["model"]["hub"] else None,
         library_name="transformers",
         pipeline_tag=metrics["task"],
@@ -110,17 +110,24 @@ def model_card(metrics: Mapping[str, Any], name: str, where: str, auto_class: st
     )
     # Text for a file of Markdown, not for a page: jinja2's escaping is for the latter.
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
-    environment.filters.update(figure=_figure, cell=_cell)
+    environment.filters.update(figure=_figure, text=as_markdown, fenced=fenced)
     return environment.from_string(TEMPLATE).render(
         card_data=data.to_yaml(),
         model_name=name,
         where=where,
         auto_class=auto_class,
-        flags="".join(f" {flag}" for flag in flags_of(metrics)),
+        command=command_of(metrics, where),
         m=metrics,
         table=figures(metrics),
         labels=sorted(metrics["data"]["labels"].items(), key=lambda one: -one[1])[:MOST_LABELS],
         spec=FinetuneSpec.model_validate(metrics["spec"]).to_yaml(),
+    )
+
+
+def command_of(metrics: Mapping[str, Any], where: str) -> str:
+    """The command that predicts with the model, for a shell. :param where: the folder or Hub name of the model."""
+    return shlex.join(
+        ["hfbatch", "predict", metrics["task"], "INPUT", "OUTPUT", "--model", where, *flags_of(metrics)]
     )
 
 
@@ -129,11 +136,11 @@ def flags_of(metrics: Mapping[str, Any]) -> list[str]:
     inputs = {column.name for column in task_class(metrics["task"]).inputs}
     mapped = metrics["spec"]["train"]["columns"].items()
     columns = [("words" if name == "tokens" else name, column) for name, column in mapped]
-    flags = [f"--column {name}={column}" for name, column in columns if name in inputs]
+    flags = [part for name, column in columns if name in inputs for part in ("--column", f"{name}={column}")]
     if metrics["task"] == "token-classification":
-        flags.append("--param aggregation_strategy=first")
+        flags += ["--param", "aggregation_strategy=first"]
     if metrics["task"] == "question-answering" and metrics["data"]["labels"].get("unanswerable"):
-        flags.append("--param handle_impossible_answer=true")
+        flags += ["--param", "handle_impossible_answer=true"]
     return flags
 
 
@@ -141,6 +148,15 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _cell(text: str) -> str:
-    """Text that does not break out of a table's cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+def as_markdown(text: str) -> str:
+    """Text as Markdown that shows it in one line: nothing in it is markup, HTML or the end of a table's cell."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    escaped = html.escape(" ".join(printable.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#|~$!])", r"\\\1", escaped)
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code, which nothing in it can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(longest + 1, 3)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

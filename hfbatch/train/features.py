@@ -20,6 +20,7 @@ from hfbatch.data.writer import part_table_bytes, write_file
 from hfbatch.errors import SplitError, WorkerError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks.parts.text import flatten
+from hfbatch.train.held_out import compared, is_aside, row_hashes
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
@@ -41,6 +42,11 @@ class Part:
     aside: bool = False
     """Take those that are set aside, in place of the others."""
 
+    @property
+    def rows(self) -> int:
+        """Of its files, before filter and share."""
+        return sum(split.rows for split in self.splits)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -57,8 +63,8 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
     """Looks at all rows. :raises SplitError: when some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
-        columns, places = read_rows(number, split, part)
-        return vars(recipe_of(spec, model, part).examine(columns, places))
+        columns, places = read_rows(split, part)
+        return vars(survey_rows(recipe_of(spec, model, part), columns, places, part))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
@@ -73,7 +79,7 @@ def write_features(
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
 
     def write(number: int, split: Split) -> dict[str, Any]:
-        columns, places = read_rows(number, split, part)
+        columns, places = read_rows(split, part)
         if not len(places):  # as the share of a split may be
             return asdict(Written(0, 0, 0, 0, 0))
         recipe = recipe_of(spec, model, part, settled)
@@ -111,16 +117,28 @@ def make_features(
     return table.append_column(LENGTH, pa.array(lengths)), made.truncated
 
 
-def read_rows(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
+def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
     """The recipe's columns of a split, and where each row is from."""
     rows = read_split(split, part.read)
     table, places = rows.table, rows.places
     if part.share is not None:
-        fraction, seed = part.share
-        aside = np.random.default_rng([seed, number]).random(len(table)) < fraction
+        aside = is_aside(row_hashes(columns_of(table, part)), *part.share)
         kept = pa.array(aside if part.aside else ~aside)
         table, places = table.filter(kept), places.filter(kept)
-    return {name: flatten(table[column]) for name, column in part.columns.items()}, places.combine_chunks()
+    return columns_of(table, part), places.combine_chunks()
+
+
+def columns_of(table: pa.Table, part: Part) -> dict[str, pa.Array]:
+    """The recipe's columns of some rows."""
+    return {name: flatten(table[column]) for name, column in part.columns.items()}
+
+
+def survey_rows(recipe: Recipe, columns: Mapping[str, pa.Array], places: pa.Table, part: Part) -> Survey:
+    """What rows hold, with the hashes that tell which of them hold the same, where some are set aside."""
+    survey = recipe.examine(columns, places)
+    if part.share is not None:
+        survey.hashes = [compared(row_hashes(columns), part.rows)]
+    return survey
 
 
 def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -130,7 +148,7 @@ def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
     owners = np.searchsorted(firsts, numbers, side="right") - 1
-    read = {number: read_rows(number, part.splits[number], part) for number in sorted(set(owners.tolist()))}
+    read = {number: read_rows(part.splits[number], part) for number in sorted(set(owners.tolist()))}
     found = []
     for owner, number in zip(owners.tolist(), numbers, strict=True):
         columns, places = read[owner]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
+from hfbatch.train.held_out import CHOICE
 from hfbatch.train.hub import hub_faults
 from hfbatch.train.model import override_faults
 from hfbatch.train.order import build_recipe
@@ -69,6 +70,8 @@ class FinetunePlan:
     """Whether the output holds this training, done."""
     guard: tuple[str, ...] = ()
     """A note where nothing keeps two writers of the output apart."""
+    repeats: list[str] = field(default_factory=list)
+    """What to mind about rows that hold the same, once all were looked at."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -96,7 +99,7 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return [*self.recipe.notes, *self.guard]
+            return [*self.recipe.notes, *self.guard, *self.repeats]
         return [
             *self.recipe.notes,
             *self.guard,
@@ -298,7 +301,9 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
         splits, read = [split.to_dict() for split in part.splits], part.read
         taken = [splits, dict(part.columns), read.filter, part.share, part.aside]
         digest.update(json.dumps(taken).encode())
-    return {**plain, "data": digest.hexdigest(), results_version.KEY: results_version.RESULTS_VERSION}
+    held_out = {"held_out": CHOICE} if spec.eval is None else {}
+    versioned = {results_version.KEY: results_version.RESULTS_VERSION}
+    return {**plain, **held_out, **versioned, "data": digest.hexdigest()}
 
 
 def look_again(plan: FinetunePlan, overwrite: bool) -> None:
@@ -363,7 +368,11 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")
         leaves.pop(results_version.KEY, None)
+    if "held_out" not in old:
+        new.pop("held_out", None)  # an older version chose other rows to measure with, as the version's fault says
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
+    done = fs.get_file_info(root).is_file
     if differing:
         shown = "; ".join(
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
@@ -372,12 +381,10 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
             f"output {redact(plan.spec.output)} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
         )
-    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
-    finished = fs.get_file_info(root).is_file
     fault = results_version.version_fault(redact(plan.spec.output), state)
-    if fault and not finished:
+    if fault and not done:
         raise SpecError(fault)
-    return finished
+    return done
 
 
 def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hfbatch.train.held_out import repeat_notes
 from hfbatch.train.plan import FinetunePlan
 from hfbatch.train.recipes.base import Survey
 
@@ -12,7 +13,7 @@ MOST_FAULTS = 30
 
 
 def row_faults(plan: FinetunePlan, surveys: Mapping[str, Survey], whole: bool = True) -> list[str]:
-    """Faults of the rows, each and all together; settles the recipe by those of training.
+    """Faults of the rows, each and all together; settles the recipe by those of training, and notes rows that repeat.
 
     :param surveys: of `train` and `eval`.
     :param whole: whether all rows were looked at; else what is wrong with them all together is not known.
@@ -26,6 +27,8 @@ def row_faults(plan: FinetunePlan, surveys: Mapping[str, Survey], whole: bool = 
     if plan.spec.eval is None:
         # A rare label may fall whole into the share that is set aside: it is a label all the same.
         surveys["train"].labels.update(dict.fromkeys(surveys["eval"].labels, 0))
+        hashes = [one for survey in surveys.values() for one in survey.hashes]
+        plan.repeats = repeat_notes(hashes, plan.train.rows) if whole else []
     share = "; raise evaluation.fraction, or give eval" if plan.spec.eval is None else ""
     together = [f"{name} has no rows{share}" for name, survey in surveys.items() if not survey.rows]
     together += recipe.settle(surveys["train"], plan.types) + recipe.eval_faults(surveys["eval"])

@@ -64,8 +64,8 @@ def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, i
     :param local: an empty folder on this machine.
     """
     recipe.task.root = part.read.path
-    for number, split in enumerate(part.splits):
-        columns, places = read_rows(number, split, part)
+    for split in part.splits:
+        columns, places = read_rows(split, part)
         if len(places):
             break
     some = pa.array(np.unique(np.linspace(0, len(places) - 1, min(ROWS, len(places))).astype(int)))

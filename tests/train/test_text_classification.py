@@ -179,3 +179,14 @@ def test_a_kind_that_the_labels_are_not_of_is_refused(encoder, kind, asked):
     )
     with pytest.raises(SpecError, match=f"params.kind is {asked}, but the labels are of type"):
         bench.survey()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e39])
+@pytest.mark.parametrize("kind", ["auto", "single"])
+def test_a_number_that_is_not_finite_is_told_by_its_row(encoder: str, value: float, kind: str) -> None:
+    rows = {"text": ["a", "b", "c"], "label": pa.array([0.5, value, 1.5])}
+    (fault,) = Bench("text-classification", encoder, rows, params={"kind": kind}).survey().faults
+    assert fault.startswith("rows.parquet row 1: label is ")
+    half = {**rows, "label": pa.array([np.float16(0.5), np.float16("inf"), np.float16(1)], pa.float16())}
+    (fault,) = Bench("text-classification", encoder, half, params={"kind": kind}).survey().faults
+    assert "infinite" in fault

@@ -46,12 +46,15 @@ class Survey:
     """How often each label occurs."""
     faults: list[str] = field(default_factory=list)
     """What is wrong with which row."""
+    hashes: list[np.ndarray] = field(default_factory=list)
+    """Of what rows hold, where some are set aside to measure with."""
 
     def add(self, other: Survey) -> None:
         """Takes in what was found elsewhere."""
         self.rows += other.rows
         self.labels += other.labels
         self.faults += other.faults
+        self.hashes += other.hashes
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ class EmbeddingTraining(Params):
     group: Annotated[int, Field(ge=2)] | Auto = "auto"
     """Rows that ranking and cosent compare with each other: the more, the harder. Neither batch.per_device nor the
     number of workers changes it. auto: the largest divisor of batch.size up to 32."""
-    scale: float = Field(default=20, gt=0)
+    scale: float = Field(default=20, gt=0, allow_inf_nan=False)
     """Cosines are multiplied by this in ranking and cosent: one over the temperature."""
-    margin: float = Field(default=5, gt=0)
+    margin: float = Field(default=5, gt=0, allow_inf_nan=False)
     """triplet: how much nearer (Euclidean) the positive has to be; at most 2 means something for vectors of length 1."""
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
         "auto"

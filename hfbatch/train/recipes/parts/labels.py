@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ PROBLEM_TYPES = {
 """Kinds of label, as the configs of transformers call them."""
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class LabelTraining(Params):
     """What a label is."""
 
@@ -37,7 +40,7 @@ class LabelTraining(Params):
     """single: one of several; multi: any number of them; regression: a number. auto goes by the column's type."""
     label_names: tuple[str, ...] | None = None
     """Names of labels that are whole numbers, from 0; default: those in the Parquet files, else the numbers."""
-    class_weights: Literal["balanced"] | dict[str, float] | None = Field(default=None)
+    class_weights: Literal["balanced"] | dict[str, Weight] | None = Field(default=None)
     """How much a row of each label counts, such as {spam: 5}; balanced: the rarer the more."""
 
 
@@ -102,6 +105,10 @@ class LabelRecipe(Recipe):
         label = self._label(columns)
         beyond = "" if names is None else f" or a number beyond the {len(names)} of params.label_names"
         found = {f"label is null{beyond}": pc.is_null(label, nan_is_null=True).to_numpy(zero_copy_only=False)}
+        if pa.types.is_floating(label.type):
+            found["label is infinite, or too large for float32; use finite numbers"] = np.isinf(
+                label.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+            )
         if kind == "single":
             empty = pc.equal(pc.utf8_length(label.cast(pa.string())), 0).fill_null(False)
             found["label is empty"] = empty.to_numpy(zero_copy_only=False)

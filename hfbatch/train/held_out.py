@@ -1,0 +1,119 @@
+"""Which rows are set aside to measure with: chosen by what a row holds, so that the same rows stay together.
+
+Knows nothing of Ray and files; the choice depends on neither splits nor workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+CHOICE = "by what rows hold, the same rows together"
+"""Part of a training's identity: another way to choose gives other rows to measure with."""
+MOST_HASHES = 4_000_000
+"""Hashes of rows that are compared with each other; of more rows, those of a part that has all repeats of a row."""
+
+
+def row_hashes(columns: Mapping[str, pa.Array]) -> np.ndarray:
+    """A number for what each row holds in all columns, uint64 [rows]: the same for the same values."""
+    leaves = [leaf for column in columns.values() for leaf in _leaves(column)]
+    table = pa.table(leaves, [f"c{number}" for number in range(len(leaves))])
+    digests = [
+        f"coalesce(md5({_bytes(leaf.type, name)}), '-')"
+        for name, leaf in zip(table.column_names, leaves, strict=True)
+    ]
+    with _database().cursor() as connection:
+        hashes = connection.from_arrow(table).project(
+            f"md5_number_lower(concat({', '.join(digests)})) AS hash"
+        )
+        return np.asarray(hashes.fetchnumpy()["hash"], np.uint64)
+
+
+def is_aside(hashes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which rows are set aside, bool [rows].
+
+    :param hashes: of `row_hashes`.
+    :param fraction: the share of the different rows that is.
+    """
+    state = hashes + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)  # SplitMix64; its sums wrap around
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (state ^ (state >> np.uint64(31))) / 2**64 < fraction
+
+
+def compared(hashes: np.ndarray, rows: int) -> np.ndarray:
+    """The hashes that are kept to find repeats with. :param rows: of all splits."""
+    return hashes[hashes % np.uint64(_part(rows)) == 0]
+
+
+def repeat_notes(kept: Sequence[np.ndarray], rows: int) -> list[str]:
+    """Says how many rows hold the same as another one.
+
+    :param kept: of `compared`, of all rows of which some are set aside.
+    :param rows: of all splits, as for `compared`.
+    """
+    hashes = np.concatenate([np.zeros(0, np.uint64), *kept])
+    repeats, part = len(hashes) - len(np.unique(hashes)), _part(rows)
+    if not repeats:
+        return []
+    about = "" if part == 1 else "about "
+    return [
+        f"{about}{repeats * part:,} rows hold the same as another row; all rows that hold the same are either learnt from or "
+        "set aside to measure with"
+    ]
+
+
+def _part(rows: int) -> int:
+    return max(-(-rows // MOST_HASHES), 1)
+
+
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    """The column, or those of its structs' fields, as DuckDB reads them; lists of numbers as their bytes."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        for field in column.flatten():
+            yield from _leaves(field)
+    elif pa.types.is_fixed_size_list(kind):
+        yield from _leaves(column.cast(pa.list_(kind.value_type)))
+    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_number(kind.value_type):
+        yield _packed(column)
+    else:
+        yield column.cast(pa.float32()) if pa.types.is_float16(kind) else column
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+def _packed(lists: pa.Array) -> pa.Array:
+    """Lists of numbers as bytes, without a copy of the numbers; as text, which is slow, where some of them are null."""
+    values = lists.values
+    if values.null_count:
+        plain = pa.float32() if pa.types.is_float16(values.type) else values.type
+        return lists.cast(pa.list_(plain))
+    width = values.type.bit_width // 8
+    ends = pa.array(lists.offsets.to_numpy().astype(np.int64) * width).buffers()[1]
+    data = values.buffers()[1].slice(values.offset * width)
+    valid = None if not lists.null_count else lists.is_valid().buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), len(lists), [valid, ends, data])
+
+
+def _bytes(kind: pa.DataType, name: str) -> str:
+    """The SQL of a value as bytes or text."""
+    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return name if plain else f"CAST({name} AS VARCHAR)"
+
+
+@lru_cache
+def _database() -> Any:
+    config: dict[str, Any] = {
+        "threads": 1,
+        "enable_external_access": "false",
+        "python_enable_replacements": "false",
+    }
+    return duckdb.connect(":memory:", config=config)
