@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from hfbatch.compute.isolate import isolate
 from hfbatch.data.rejects import Reject
+from hfbatch.errors import redact_text
 from hfbatch.tasks.base import Features, Task
 
 POSITION = "hfbatch_position"
@@ -89,7 +90,7 @@ def postprocess(
 
 def reject(position: int, stage: str, error: Exception) -> Reject:
     """The reject of a row that raised."""
-    return Reject(position, stage, type(error).__name__, str(error) or repr(error))
+    return Reject(position, stage, type(error).__name__, redact_text(str(error) or repr(error)))
 
 
 def _without_nulls(columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarray, list[Reject]]:

@@ -1,10 +1,9 @@
-"""What every training process is told, as plain values; it builds the same recipe and model from them."""
+"""What every training process is told, as values to pickle; it builds the same recipe and model from them."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,19 +29,6 @@ class TrainOrder:
     """What the recipe found in the training rows."""
     features: str
     """Folder or URL of `train/` and `eval/`, the features."""
-
-    def to_json(self) -> str:
-        """The order as text, for `from_json`."""
-        return json.dumps(
-            {**vars(self), "spec": self.spec.model_dump(mode="json"), "model": asdict(self.model)}
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainOrder:
-        """The order that `to_json` wrote."""
-        values = json.loads(text)
-        spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
-        return cls(spec, model, **values)
 
     @cached_property
     def recipe(self) -> Recipe:

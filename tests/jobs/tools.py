@@ -100,7 +100,7 @@ def part_stamps(out: Path | str) -> dict[str, tuple[int, int]]:
 def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> subprocess.Popen[str]:
     """`hfbatch run` as a process of its own."""
     path = folder / "spec.yaml"
-    path.write_text(spec.to_yaml(), encoding="utf8")
+    path.write_text(spec.to_yaml(secrets=True), encoding="utf8")
     command = [*HFBATCH, "run", str(path), "--address", address, *flags]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}
