@@ -20,8 +20,9 @@ import pyarrow as pa
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.worker import Settled, WorkOrder
-from hfbatch.data.filesystem import absolute, lies_in, redact
+from hfbatch.data.filesystem import absolute, lies_in, printable, real_path
 from hfbatch.data.ledger import Ledger, State, types_of
+from hfbatch.data.listing import reads
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rejects import reject_schema
@@ -102,8 +103,6 @@ class Plan:
         """The content of job.json: no secrets, no object that is not plain."""
         parameters, stored = self.model.size()
         spec = self.spec.model_dump(mode="json")
-        for section in ("input", "output"):
-            spec[section]["path"] = redact(spec[section]["path"])
         return {
             "hfbatch": __version__,
             "spec": spec,
@@ -119,6 +118,7 @@ class Plan:
             "split_rows": split_rows(self.spec),
             "histogram": {"name": self.task.histogram.name, "edges": list(self.task.histogram.edges)},
             "schema": types_of(stored_schema(self.schema)),
+            "left_out": self.source.left_out,
             "versions": versions(),
         }
 
@@ -144,11 +144,8 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite)
-    if lies_in(spec.output.path, spec.input.path):
-        faults.append(
-            f"output.path {redact(spec.output.path)} lies in the input's folder, where the next run would read it; "
-            "choose a folder outside"
-        )
+    with gather(faults):
+        faults += _overlap(spec)
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 
@@ -161,7 +158,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
     return Plan(
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, notes + task.notes(),
+        identity, settled, overwrite, notes + task.notes() + left_out_notes(source),
     )  # fmt: skip
 
 
@@ -298,12 +295,25 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool) -> list[str]:
     foreign = ledger.foreign()
     if foreign:
         return [
-            f"output {redact(spec.output.path)} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
+            f"output {spec.output.path} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
         ]
     if not overwrite and ledger.read_job() is None and ledger.list_parts():
         return [
-            f"output {redact(spec.output.path)} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"
+            f"output {spec.output.path} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"
         ]
+    return []
+
+
+def _overlap(spec: JobSpec) -> list[str]:
+    """The fault of an output that holds the input, or is held by it."""
+    source, target = spec.input.path, spec.output.path
+    if reads(source, target):
+        return [
+            f"output.path {target} lies in the input's folder, where the next run would read it; choose a folder "
+            "outside, or an input such as *.parquet that leaves it out"
+        ]
+    if lies_in(real_path(source), real_path(target)):
+        return [f"input.path {source} lies in the output {target}; choose another output"]
     return []
 
 
@@ -334,7 +344,7 @@ def _earlier(ledger: Ledger, identity: dict[str, Any], spec: JobSpec) -> Settled
     differing = list(_differences(job["identity"], identity))
     if differing and ledger.list_parts():
         raise SpecError(
-            f"output {redact(spec.output.path)} holds the parts of another job; "
+            f"output {spec.output.path} holds the parts of another job; "
             f"it differs in {'; '.join(differing)}. Choose another output, or replace it with --overwrite"
         )
     if differing or not job["settled"]:
@@ -362,7 +372,12 @@ def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list
     return ReadPlan(source.root_url, source.format, columns, schema, hive, spec.input.filter)
 
 
+def left_out_notes(source: Source, section: str = "input") -> list[str]:
+    """What a listing leaves out, as notes of a plan. :param section: the part of the spec that has the path."""
+    return [f"left out of {section}: {line}" for line in source.left_out]
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """A few of the names, and how many more there are."""
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(printable, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from hfbatch.data.filesystem import (
     READ_ERRORS,
+    Location,
     is_local,
     kind_of,
     list_names,
@@ -56,7 +57,7 @@ class Ledger:
     """
 
     def __init__(self, out: str) -> None:
-        self.out = out
+        self.out = Location(out)
         self.fs, self.root = open_filesystem(out)
 
     def list_parts(self) -> set[str]:

@@ -14,8 +14,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from hfbatch.data import textfiles
-from hfbatch.data.filesystem import READ_ERRORS, SourceFile, absolute, one_line
-from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types
+from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
+from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types, tell
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
@@ -40,9 +40,9 @@ class Footer:
 class Source:
     """An input that was listed and whose schema is known."""
 
-    path: str
+    path: Location
     """What the spec names, made absolute."""
-    root_url: str
+    root_url: Location
     """The folder that file names are relative to, as a URL or absolute path."""
     fs: pafs.FileSystem
     root: str
@@ -57,6 +57,8 @@ class Source:
     broken: dict[str, str]
     """Files that cannot be read, and why."""
     footers: dict[str, Footer] = field(default_factory=dict, repr=False)
+    left_out: list[str] = field(default_factory=list)
+    """What lies there and is not read: one line for each reason."""
 
     @property
     def size(self) -> int:
@@ -163,15 +165,24 @@ def open_source(spec: InputSpec) -> Source:
 
     :raises SpecError: when there is nothing to read, the format is unknown or files contradict each other.
     """
-    root_url, fs, root, files = find_files(spec.path)
-    file_format, files = choose_format(spec, files)
-    footers, broken = _read_footers(fs, root, files, file_format)
+    found = find_files(spec.path)
+    root_url, fs, root, listing = found
+    file_format, files = choose_format(spec, found)
+    unreadable = {
+        file.path: listing.unreadable[file.path] for file in files if file.path in listing.unreadable
+    }
+    readable = [file for file in files if file.path not in unreadable]
+    footers, broken = _read_footers(fs, root, readable, file_format) if readable else ({}, {})
+    broken |= unreadable
     if not footers:
         first, reason = next(iter(broken.items()))
         raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
     hive = partition_types(files)
     schema = _unify(footers, hive)
-    return Source(absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers)
+    left_out = tell(listing.left_out)
+    return Source(
+        absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers, left_out
+    )
 
 
 def _read_footers(

@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
-from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, redact
+from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, real_path
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.listing import reads
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.plan import bind_columns, gather, versions
+from hfbatch.plan import bind_columns, gather, left_out_notes, versions
 from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
@@ -62,6 +63,8 @@ class FinetunePlan:
     """What changes results."""
     finished: bool = False
     """Whether the output holds this training, done."""
+    left_out: tuple[str, ...] = ()
+    """Notes on files beside the rows that are not read."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -89,10 +92,11 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return self.recipe.notes
+            return [*self.recipe.notes, *self.left_out]
         return [
             *self.recipe.notes,
-            f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
+            *self.left_out,
+            f"eval holds rows that train holds too, of {both[0]}{' and others' if len(both) > 1 else ''}: a model "
             "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train",
         ]
 
@@ -104,10 +108,6 @@ class FinetunePlan:
     def job(self) -> dict[str, Any]:
         """The content of job.json: no secrets, plain values."""
         spec = self.spec.model_dump(mode="json")
-        for section in ("train", "eval"):
-            if spec[section]:
-                spec[section]["path"] = redact(spec[section]["path"])
-        spec["output"] = redact(spec["output"])
         return {
             "hfbatch": __version__,
             "spec": spec,
@@ -156,11 +156,15 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
             recipe.params = recipe.Params.model_validate(spec.params)
     faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec, overwrite)
-    faults += more + _inside(spec)
+    faults += more
+    with gather(faults):
+        faults += _inside(spec)
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
     parts = _parts(spec, sources, bound, recipe.task.split_rows)
-    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], _identity(spec, model, parts))
+    left_out = tuple(note for name, source in sources.items() for note in left_out_notes(source, name))
+    identity = _identity(spec, model, parts)
+    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], identity, left_out=left_out)
     if state and not overwrite:
         plan.finished = _same(state, plan)
     return plan
@@ -298,7 +302,7 @@ def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None,
         ]
     if there and not overwrite:
         return None, [
-            f"output {redact(spec.output)} holds {', '.join(there)} of no known training (no _hfbatch/job.json); choose "
+            f"output {spec.output} holds {', '.join(there)} of no known training (no _hfbatch/job.json); choose "
             "another folder, or replace it with --overwrite"
         ]
     return None, []
@@ -306,24 +310,24 @@ def _output(spec: FinetuneSpec, overwrite: bool) -> tuple[dict[str, Any] | None,
 
 def _inside(spec: FinetuneSpec) -> list[str]:
     """The fault of an output that holds the model to begin with, or lies among the rows, which the next run would read."""
-    if Path(spec.model.name).is_dir() and lies_in(absolute(spec.model.name), spec.output):
+    if Path(spec.model.name).is_dir() and lies_in(real_path(spec.model.name), real_path(spec.output)):
         return [
             f"model {spec.model.name} lies in the output {spec.output}, where the new model takes its place; choose "
             "another output"
         ]
     given = {"train": spec.train, "eval": spec.eval}
     return [
-        f"output {redact(spec.output)} lies in the folder of {name}.path, where the next run would read it; "
+        f"output {spec.output} lies in the folder of {name}.path, where the next run would read it; "
         "choose a folder outside"
         for name, one in given.items()
-        if one and lies_in(spec.output, one.path)
+        if one and reads(one.path, spec.output)
     ]
 
 
 def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
     """Whether the output holds this training, done. :raises SpecError: if it holds another one."""
     if "train" not in state.get("spec", {}):
-        raise SpecError(f"output {redact(plan.spec.output)} holds the output of a job; choose another folder")
+        raise SpecError(f"output {plan.spec.output} holds the output of a job; choose another folder")
     old, new = _leaves(state["identity"]), _leaves(plan.identity)
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")
@@ -333,7 +337,7 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
         )
         raise SpecError(
-            f"output {redact(plan.spec.output)} holds another training; it differs in {shown}. Choose another "
+            f"output {plan.spec.output} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
         )
     fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
