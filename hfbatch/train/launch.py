@@ -137,6 +137,7 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     elastic = team.at_least < team.workers
     trainer = Trainer(
         _process,
+        # The order itself: Ray shows texts of this in its dashboard, and as text it has no secrets.
         train_loop_config={"order": order, "board": board, "cpus": team.cpus},
         torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
         scaling_config=ScalingConfig(

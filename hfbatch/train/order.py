@@ -1,9 +1,10 @@
-"""What every training process is told, as values to pickle; it builds the same recipe and model from them."""
+"""What every training process is told, as plain values; it builds the same recipe and model from them."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from hfbatch.data.filesystem import join
 from hfbatch.data.models import Model
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
@@ -29,6 +31,19 @@ class TrainOrder:
     """What the recipe found in the training rows."""
     features: str
     """Folder or URL of `train/` and `eval/`, the features."""
+
+    def to_json(self) -> str:
+        """The order as text, for `from_json`; it holds the secrets of URLs."""
+        spec = self.spec.model_dump(mode="json", context=WITH_SECRETS)
+        features = Location(self.features).unmasked
+        return json.dumps({**vars(self), "spec": spec, "model": asdict(self.model), "features": features})
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainOrder:
+        """The order that `to_json` wrote."""
+        values = json.loads(text)
+        spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
+        return cls(spec, model, values["settled"], Location(values["features"]))
 
     @cached_property
     def recipe(self) -> Recipe:

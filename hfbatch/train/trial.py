@@ -40,20 +40,20 @@ def try_steps(order: TrainOrder, part: Part, team: Team) -> dict[str, Any]:
     """
     task = ray.remote(_try).options(num_cpus=team.cpus, num_gpus=team.gpus, max_retries=0)
     try:
-        return ray.get(task.remote(order, part, team.workers, team.cpus), timeout=TIMEOUT_S)
+        return ray.get(task.remote(order.to_json(), part, team.workers, team.cpus), timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
         raise WorkerError(f"no worker came up in {TIMEOUT_S // 60} minutes; see `ray status`") from error
     except ray.exceptions.RayError as error:
         raise WorkerError(f"the trial failed: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _try(order: TrainOrder, part: Part, world: int, cpus: float) -> dict[str, Any]:
+def _try(order_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(max(int(cpus), 1))
     local = Path(tempfile.mkdtemp(prefix="hfbatch-trial-"))
     try:
-        return _Trial(order, part, world, local).figures()
+        return _Trial(TrainOrder.from_json(order_json), part, world, local).figures()
     finally:
         shutil.rmtree(local, ignore_errors=True)
 
