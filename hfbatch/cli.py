@@ -259,12 +259,13 @@ def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
     Example: hfbatch report vectors/
     """
     with faults_shown(as_json):
+        from hfbatch.errors import redact
         from hfbatch.report import summary_lines
         from hfbatch.status import is_training, read_report
 
         def show(console: Console) -> None:
             console.print(summary_lines(found))
-            console.print(f"{out.rstrip('/')}/_hfbatch/report.html", highlight=False)
+            console.print(f"{redact(out).rstrip('/')}/_hfbatch/report.html", highlight=False)
 
         if is_training(out):
             training_report(out, as_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hfbatch.spec import Auto, InputSpec, ModelSpec, Section, Spec, TokenizerSpec, shorthand
+from hfbatch.spec import Auto, InputSpec, Location, ModelSpec, Section, Spec, TokenizerSpec, shorthand
 
 
 class BaseModelSpec(ModelSpec):
@@ -133,7 +133,7 @@ class FinetuneSpec(Spec):
     """The rows to learn from; a plain string is the path."""
     eval: Annotated[InputSpec | None, shorthand("path")] = None
     """The rows to measure with; default: a share of the training rows, which is then not learnt from."""
-    output: str = Field(min_length=1)
+    output: Location
     """The output folder: the model, its report, and checkpoints while it trains."""
     method: Annotated[MethodSpec, BeforeValidator(_named)] = MethodSpec()
     """Which weights are trained; a plain string is the name."""

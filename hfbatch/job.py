@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from hfbatch.compute.worker import Settled
-from hfbatch.data.filesystem import redact
 from hfbatch.data.ledger import State
 from hfbatch.data.lock import Lock, hold
 from hfbatch.data.manifest import Manifest
@@ -315,7 +314,7 @@ def _outcome(
         return TOO_MANY_REJECTS, (
             f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
             f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not. "
-            f"The rows are in {redact(plan.spec.output.path)}/_hfbatch/rejects; "
+            f"The rows are in {plan.spec.output.path}/_hfbatch/rejects; "
             f"to accept them, add --set rejects.max_fraction={_share_above(rejects['fraction'])}"
         )
     begun = "Done" if splits["this_run"] else "Nothing was left to do"

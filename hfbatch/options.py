@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from hfbatch.terminal import console
 
 if TYPE_CHECKING:
     from hfbatch.finetune_spec import FinetuneSpec
@@ -101,5 +104,20 @@ def _built(kind: type[S], values: dict[str, Any], overrides: list[str], save: Pa
 
     spec = kind.build(apply_overrides(values, overrides))
     if save:
-        save.write_text(spec.to_yaml(), encoding="utf8")
+        _write(spec, save)
     return spec
+
+
+def _write(spec: Spec, path: Path) -> None:
+    """Writes a spec, so that it can run; nobody else may read one that holds a secret."""
+    text = spec.to_yaml(secrets=True)
+    if text == spec.to_yaml():
+        path.write_text(text, encoding="utf8")
+        return
+    with open(path, "a", encoding="utf8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate(0)
+        file.write(text)
+    console(err=True).print(
+        f"{path} holds a secret of a URL; nobody else may read it (mode 0600)", markup=False, highlight=False
+    )

@@ -22,8 +22,9 @@ from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.identity import earlier, job_identity
 from hfbatch.compute.worker import Settled, WorkOrder
 from hfbatch.data.columns import storage_type
-from hfbatch.data.filesystem import absolute, lies_in, one_line, redact
+from hfbatch.data.filesystem import absolute, lies_in, one_line, printable, real_path
 from hfbatch.data.ledger import Ledger, State, types_of
+from hfbatch.data.listing import reads
 from hfbatch.data.lock import guard_note
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
@@ -105,8 +106,6 @@ class Plan:
         """The content of job.json: no secrets, no object that is not plain."""
         parameters, stored = self.model.size()
         spec = self.spec.model_dump(mode="json")
-        for section in ("input", "output"):
-            spec[section]["path"] = redact(spec[section]["path"])
         return {
             "hfbatch": __version__,
             "spec": spec,
@@ -122,6 +121,7 @@ class Plan:
             "split_rows": split_rows(self.spec),
             "histogram": {"name": self.task.histogram.name, "edges": list(self.task.histogram.edges)},
             "schema": types_of(stored_schema(self.schema)),
+            "left_out": self.source.left_out,
             "versions": versions(),
         }
 
@@ -150,11 +150,8 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         faults += [conflict + hint for conflict in conflicts]
         schema = _output_schema(spec, source, task, inputs, keep, faults)
     faults += _output_faults(spec, ledger, overwrite, notes)
-    if lies_in(spec.output.path, spec.input.path):
-        faults.append(
-            f"output.path {redact(spec.output.path)} lies in the input's folder, where the next run would read it; "
-            "choose a folder outside"
-        )
+    with gather(faults):
+        faults += _overlap(spec)
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 
@@ -167,7 +164,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         identity, settled = earlier(ledger, identity, spec, state)
     return Plan(
         spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, notes + task.notes(),
+        identity, settled, overwrite, notes + task.notes() + left_out_notes(source),
     )  # fmt: skip
 
 
@@ -311,7 +308,7 @@ def _output_schema(
 
 def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[str]) -> list[str]:
     """What is wrong with the output; what to mind about it goes to notes."""
-    shown = redact(spec.output.path)
+    shown = spec.output.path
     fault = ledger.check_writable()
     if fault:
         return [fault]
@@ -333,6 +330,19 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[s
     return []
 
 
+def _overlap(spec: JobSpec) -> list[str]:
+    """The fault of an output that holds the input, or is held by it."""
+    source, target = spec.input.path, spec.output.path
+    if reads(source, target):
+        return [
+            f"output.path {target} lies in the input's folder, where the next run would read it; choose a folder "
+            "outside, or an input such as *.parquet that leaves it out"
+        ]
+    if lies_in(real_path(source), real_path(target)):
+        return [f"input.path {source} lies in the output {target}; choose another output"]
+    return []
+
+
 def _columns_read(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> set[str]:
     filtered = filter_columns(spec.input.filter, source.schema) if spec.input.filter else ()
     return {*inputs.values(), *keep, *filtered}
@@ -346,7 +356,12 @@ def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list
     return ReadPlan(source.root_url, source.format, columns, schema, hive, spec.input.filter)
 
 
+def left_out_notes(source: Source, section: str = "input") -> list[str]:
+    """What a listing leaves out, as notes of a plan. :param section: the part of the spec that has the path."""
+    return [f"left out of {section}: {line}" for line in source.left_out]
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """A few of the names, and how many more there are."""
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(printable, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -64,6 +64,7 @@ def build_report(
     - `rates`: `rows_per_s` and `tokens_per_s` while working, `rows_per_s_with_start_up`; None where nothing ran.
       Rows are those that came in, rejects included
     - `stages`: busy seconds of each, added up over all workers
+    - `left_out`: what lies beside the input's files and is not read, one line for each reason
     - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
     - `failed`: `part` and `error` of each failed split
     - `model`, `batch_size`, `dtype`, `devices` (the distinct workers), `versions`, `spec`, `fingerprint`
@@ -106,6 +107,7 @@ def build_report(
         "seconds": seconds,
         "rates": _rates(ran, seconds),
         "stages": _stages(done),
+        "left_out": list(job.get("left_out", ())),
         "rejects": _rejects(job, done, rows),
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
@@ -370,6 +372,8 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     add("rows", ", ".join([f"{rows['out']:,} out of {rows['in']:,}", *notes]))
     for reason, number in list(report["rejects"]["reasons"].items())[:5]:
         add("", f"{number:,} × {reason}")
+    for line in report.get("left_out", ()):
+        add("left out", line)
     failed = [f"{splits['failed']:,} failed"] if splits["failed"] else []
     left = [f"{splits['left']:,} left"] if splits["left"] else []
     now = f"{splits['done']:,} of {splits['total']:,} ({splits['this_run']:,} in this run)"

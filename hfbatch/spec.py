@@ -9,11 +9,56 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import core_schema
 
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, redact
 
 Auto = Literal["auto"]
+WITH_SECRETS = {"secrets": True}
+"""Context of a `model_dump` that is to hold the secrets of URLs: what goes to workers and nowhere else."""
+
+
+class Location(str):
+    """A path or URL. Its text is without the secrets of a URL, whichever way it becomes text.
+
+    :param path: a path or URL in full, or a Location.
+    """
+
+    unmasked: str
+    """The URL in full, to open it with."""
+
+    def __new__(cls, path: str) -> Self:
+        """Keeps the path, and shows it without secrets."""
+        full = path.unmasked if isinstance(path, Location) else path
+        self = super().__new__(cls, redact(full))
+        self.unmasked = full
+        return self
+
+    def __getnewargs__(self) -> tuple[str]:
+        """Copies and pickles keep the secrets."""
+        return (self.unmasked,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """A text in specs; as JSON it has its secrets only in the context WITH_SECRETS."""
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, read: value if isinstance(value, cls) else cls(read(value)),
+            core_schema.str_schema(min_length=1),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value, info: value.unmasked if info.context == WITH_SECRETS else str(value),
+                info_arg=True,
+                when_used="json",
+            ),
+        )
 
 
 class Section(BaseModel):
@@ -45,7 +90,7 @@ def shorthand(key: str) -> BeforeValidator:
 class ModelSpec(Section):
     """Which model, at which revision and precision."""
 
-    name: str = Field(min_length=1)
+    name: Location
     """A Hub name (org/model) or a folder with config.json and safetensors weights."""
     revision: str | None = None
     """A branch, tag or commit of the Hub; pinned to a commit before work starts."""
@@ -58,7 +103,7 @@ class ModelSpec(Section):
 class InputSpec(Section):
     """Where the rows are."""
 
-    path: str = Field(min_length=1)
+    path: Location
     """A folder, file or glob: a local path, s3://, gs://, hf:// or another fsspec URL."""
     format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
     """File format; auto goes by the file names' endings."""
@@ -75,7 +120,7 @@ class InputSpec(Section):
 class OutputSpec(Section):
     """Where the predictions go."""
 
-    path: str = Field(min_length=1)
+    path: Location
     """The output folder: one Parquet part for each split."""
     keep: tuple[str, ...] | None = None
     """Input columns to copy beside the predictions; default: all of them."""
@@ -162,11 +207,13 @@ class Spec(Section):
         """
         return cls.build(apply_overrides(read_yaml(path), overrides))
 
-    def to_yaml(self) -> str:
-        """The spec as YAML, without the fields that have their default value."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
-        )
+    def to_yaml(self, secrets: bool = False) -> str:
+        """The spec as YAML, without the fields that have their default value.
+
+        :param secrets: whether URLs keep their secrets, without which the spec may not run.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True, context={"secrets": secrets})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 class JobSpec(Spec):
@@ -282,6 +329,8 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
             return f"unknown key {name!r} (known here: {', '.join(known)}){alike}"
         case "missing":
             return f"{name} is missing; add it to the spec"
+        case "string_unicode":
+            return f"{name}: {fault['input']!r} is not UTF-8; rename it"
         case _:
             return f"{name}: {fault['msg']} (got {fault['input']!r})"
 

@@ -25,7 +25,7 @@ def read_status(out: str) -> dict[str, Any]:
     manifests = ledger.manifests()
     last = _last_report(ledger)
     return {
-        "output": out,
+        "output": ledger.out,
         "task": job["spec"]["task"],
         "model": job["model"],
         "fingerprint": job["fingerprint"],
@@ -44,6 +44,7 @@ def read_status(out: str) -> dict[str, Any]:
 def read_report(out: str) -> dict[str, Any]:
     """report.json of the last run. :raises SpecError: if there is none."""
     ledger, _ = _job(out)
+    out = ledger.out
     report = _last_report(ledger)
     if report is None:
         raise SpecError(
@@ -95,7 +96,7 @@ def _job(out: str) -> tuple[Ledger, dict[str, Any]]:
     ledger = Ledger(out)
     job = ledger.read_job()
     if job is None:
-        raise SpecError(f"{out} is no output of hfbatch: it has no _hfbatch/job.json")
+        raise SpecError(f"{ledger.out} is no output of hfbatch: it has no _hfbatch/job.json")
     return ledger, job
 
 

@@ -41,7 +41,7 @@ def escaped(text: str) -> str:
 @contextmanager
 def faults_shown(as_json: bool) -> Iterator[None]:
     """Errors as messages and exit codes; SIGTERM ends a job as Ctrl-C does."""
-    from hfbatch.errors import HfbatchError, SpecError
+    from hfbatch.errors import HfbatchError, SpecError, redact_text
 
     def on_term(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -61,7 +61,7 @@ def faults_shown(as_json: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except OSError as error:
-        console(err=True).print(f"[red]✗[/] {escaped(str(error))}", highlight=False)
+        console(err=True).print(f"[red]✗[/] {escaped(redact_text(str(error)))}", highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console(err=True).print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfbatch.errors import redact
 from hfbatch.terminal import answer, console, escaped
 
 if TYPE_CHECKING:
@@ -76,6 +77,6 @@ def training_report(out: str, as_json: bool) -> None:
 
     def show(console: Console) -> None:
         render_figures(metrics, console)
-        console.print(f"{escaped(out.rstrip('/'))}/report.html", highlight=False)
+        console.print(f"{escaped(redact(out).rstrip('/'))}/report.html", highlight=False)
 
     answer(metrics, as_json, show)

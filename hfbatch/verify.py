@@ -37,9 +37,11 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     ledger = Ledger(out)
     job = ledger.read_job()
     if job is None:
-        return [f"{out} is no output of hfbatch: it has no _hfbatch/job.json"]
+        return [f"{ledger.out} is no output of hfbatch: it has no _hfbatch/job.json"]
     if "train" in job["spec"]:
-        return [f"{out} is a training, not the output of a job; see `hfbatch status` and `hfbatch report`"]
+        return [
+            f"{ledger.out} is a training, not the output of a job; see `hfbatch status` and `hfbatch report`"
+        ]
     try:
         source = _source(job, input_path)
         splits = source.cut(job["split_rows"], job["spec"]["input"]["limit"])

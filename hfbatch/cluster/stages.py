@@ -32,7 +32,7 @@ from hfbatch.data.rejects import Reject, rejects_table
 from hfbatch.data.splits import Split
 from hfbatch.data.writer import PartWriter
 from hfbatch.engines.base import DeviceLostError
-from hfbatch.errors import LockLostError, SplitError
+from hfbatch.errors import LockLostError, SplitError, redact_text
 from hfbatch.tasks.base import Task
 
 ROW_SCHEMA = pa.schema(
@@ -277,7 +277,7 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
             manifest.fatal = manifest.fatal or isinstance(error, LockLostError)
             if "offset overflow" in cause:
                 cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
-            manifest.error = cause
+            manifest.error = redact_text(cause)
             row = {**row, "rows": None, "places": None, "features": None}
         job.tracker.end.remote(stage, manifest.part)
     row["manifest"] = manifest.to_json()

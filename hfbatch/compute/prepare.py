@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from hfbatch.compute.isolate import isolate
 from hfbatch.data.columns import convert, storage_type
 from hfbatch.data.rejects import Reject
+from hfbatch.errors import redact_text
 from hfbatch.tasks.base import Features, Task, no_embedding
 from hfbatch.tasks.parts.text import flatten, list_lengths
 
@@ -94,7 +95,7 @@ def postprocess(
 
 def reject(position: int, stage: str, error: Exception) -> Reject:
     """The reject of a row that raised."""
-    return Reject(position, stage, type(error).__name__, str(error) or repr(error))
+    return Reject(position, stage, type(error).__name__, redact_text(str(error) or repr(error)))
 
 
 def _stored(columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:

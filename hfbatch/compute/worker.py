@@ -16,7 +16,7 @@ from hfbatch.compute.machine import collector_at_rest, usable_cores
 from hfbatch.compute.precision import native_dtype
 from hfbatch.compute.predictor import BatchStats, Prediction, Predictor
 from hfbatch.data.models import Model
-from hfbatch.spec import JobSpec
+from hfbatch.spec import WITH_SECRETS, JobSpec, Location
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
@@ -41,14 +41,14 @@ class WorkOrder:
     """Folder or URL that paths in the rows are relative to."""
 
     def to_json(self) -> str:
-        """The order as text, which processes can compare."""
+        """The order as text, which processes can compare; it holds the secrets of URLs."""
         settled = asdict(self.settled) if self.settled else None
         return json.dumps(
             {
-                "spec": self.spec.model_dump(mode="json"),
+                "spec": self.spec.model_dump(mode="json", context=WITH_SECRETS),
                 "model": asdict(self.model),
                 "settled": settled,
-                "root": self.root,
+                "root": Location(self.root).unmasked,
             }
         )
 
@@ -57,7 +57,7 @@ class WorkOrder:
         """The reverse of to_json."""
         values = json.loads(text)
         settled = Settled(**values["settled"]) if values["settled"] else None
-        return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled, values["root"])
+        return cls(JobSpec.build(values["spec"]), Model(**values["model"]), settled, Location(values["root"]))
 
     @collector_at_rest()
     def task(self) -> Task:

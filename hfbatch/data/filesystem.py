@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, redact_text
+from hfbatch.errors import redact as redact
+from hfbatch.spec import Location
 
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
-_SECRET_KEY = re.compile(
-    r"([?&][^=&]*(?:secret|token|password|passwd|key|credential|sig)[^=&]*=)[^&]*", re.IGNORECASE
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z0-9+.\-]+)*://")
+_CHAIN = re.compile(r"::[A-Za-z0-9+.\-]+://")
+_OPTIONS = {
+    "s3": (
+        "region", "scheme", "endpoint_override", "allow_delayed_open", "allow_bucket_creation",
+        "allow_bucket_deletion", "tls_ca_file_path", "tls_verify_certificates", "smart_defaults",
+    ),
+    "gs": ("scheme", "endpoint_override", "retry_limit_seconds", "project_id"),
+}  # fmt: skip
+"""What pyarrow takes as options in the URL of a bucket."""
+_SECRET_QUERY = re.compile(
+    r"\?[^/]*(?:secret|token|passw|credential|signature|access_key)[^/=]*=", re.IGNORECASE
 )
 _IDENTITY_KEYS = (
     "blob_id",
@@ -50,11 +60,23 @@ def is_url(path: str) -> bool:
     return bool(_SCHEME.match(path))
 
 
-def absolute(path: str) -> str:
-    """A local path made absolute (`~` and file:// too); URLs unchanged."""
-    if path.startswith("file://"):
-        path = unquote(path[len("file://") :])
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+def absolute(path: str) -> Location:
+    """A local path made absolute; URLs unchanged.
+
+    `~` is the home folder, and a file:// URL is decoded as `Path.as_uri` encodes it. Links before a `..` are followed,
+    as the system does in opening.
+    """
+    full = Location(path).unmasked
+    full = full.removeprefix("local://")
+    if full.startswith("file://"):
+        full = unquote(full[len("file://") :].removeprefix("localhost"), errors="surrogateescape")
+    if is_url(full):
+        return Location(path)
+    full = os.path.join(os.getcwd(), os.path.expanduser(full))
+    above, dots, below = full.rpartition("/..")
+    if dots and below[:1] in ("", "/"):
+        full = os.path.realpath(above + dots) + below
+    return Location(os.path.abspath(full))
 
 
 def lies_in(path: str, folder: str) -> bool:
@@ -62,35 +84,60 @@ def lies_in(path: str, folder: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def redact(path: str) -> str:
-    """A URL without `user:secret@` and without the values of secret query keys."""
-    if not is_url(path):
-        return path
-    # abfs://container@account is an address, not a secret.
-    user = r"://[^/@?]*@" if path.partition("://")[0] in {"http", "https", "s3"} else r"://[^/@?:]*:[^/@?]*@"
-    return _SECRET_KEY.sub(r"\1***", re.sub(user, "://", path))
+def real_path(path: str) -> str:
+    """What all names of a place have in common: a local path without links, a URL without user, options and slash."""
+    full = absolute(path).unmasked
+    if not is_url(full):
+        return os.path.realpath(full)
+    scheme, _, rest = split_options(full)[0].partition("://")
+    authority, slash, key = rest.partition("/")
+    return f"{scheme.lower()}://{authority.rpartition('@')[2]}{slash}{key}".rstrip("/")
 
 
-def join(folder: str, name: str) -> str:
-    """A path below a folder; a URL's query stays at the end."""
-    head, question, query = folder.partition("?") if is_url(folder) else (folder, "", "")
-    return f"{head.rstrip('/')}/{name}{question}{query}"
+def printable(name: str) -> str:
+    """A file name, its bytes that are not UTF-8 as escapes such as `caf\\xe9`."""
+    return name.encode("utf8", "surrogateescape").decode("utf8", "backslashreplace")
+
+
+def split_options(path: str) -> tuple[str, str]:
+    """A URL, and what at its end is not part of the key, with its question mark.
+
+    That is the query of http, and for s3 and gs a query of pyarrow's own options alone, such as `?region=eu-west-1`.
+    """
+    scheme = path.partition("://")[0].lower() if is_url(path) else ""
+    found = None
+    if scheme in ("http", "https"):
+        found = re.search(r"\?[^?]*=.*$", path, re.DOTALL)
+    elif scheme in _OPTIONS:
+        option = rf"(?:{'|'.join(_OPTIONS[scheme])})=(?:https?://)?[^&/?#]*"
+        found = re.search(rf"\?{option}(?:&{option})*\Z", path)
+    return (path[: found.start()], path[found.start() :]) if found else (path, "")
+
+
+def join(folder: str, name: str) -> Location:
+    """A path below a folder; a URL's options stay at the end."""
+    head, options = split_options(Location(folder).unmasked)
+    return Location(f"{head.rstrip('/')}/{name}{options}")
 
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a path or URL, and the path on it without a slash at the end.
 
-    S3 goes to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL where one of them is set.
+    A key means itself, but for what `split_options` takes off. S3 goes to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
+    where one of them is set.
 
-    :raises SpecError: for a scheme that nothing installed can open.
+    :raises SpecError: for a scheme that nothing installed can open, or a key that it would not take as it is.
     """
-    path = absolute(path)
+    shown = absolute(path)
+    full = shown.unmasked
+    if printable(full) != full:
+        raise SpecError(f"{printable(shown)} is not UTF-8, as names of files have to be here; rename it")
     try:
-        fs, root = _open(path)
-    except (ValueError, ImportError, OSError) as error:
-        cause = one_line(error).replace(path, redact(path))
+        fs, root = _open(full)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        cause = one_line(error).replace(full, shown)
         raise SpecError(
-            f"{redact(path)} cannot be opened: {cause}; write a local path, s3://, gs://, hf:// "
+            f"{shown} cannot be opened: {cause}; write a local path, s3://, gs://, hf:// "
             "or the URL of an installed fsspec filesystem"
         ) from error
     return fs, root.rstrip("/") or "/"
@@ -100,27 +147,62 @@ def _open(path: str) -> tuple[pafs.FileSystem, str]:
     if not is_url(path):
         return pafs.LocalFileSystem(), path
     scheme = path.partition("://")[0].lower()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if scheme == "s3" and endpoint:
-        return _s3_at(endpoint, path)
-    if scheme in {"s3", "gs"}:
-        return pafs.FileSystem.from_uri(path)
+    if scheme in _OPTIONS:
+        return _open_bucket(scheme, path)
     import fsspec
 
-    fs, root = fsspec.core.url_to_fs(path)
+    if _CHAIN.search(path):
+        fs, root = fsspec.core.url_to_fs(path)
+    else:
+        # Not by url_to_fs, to which every `::` in a key is a chain of filesystems.
+        cls = fsspec.get_filesystem_class(scheme)
+        root = cls._strip_protocol(path)
+        _check_key(scheme, path, root)
+        fs = cls(**cls._get_kwargs_from_urls(path))
     return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), root
 
 
-def _s3_at(endpoint: str, path: str) -> tuple[pafs.FileSystem, str]:
-    url, server = urlsplit(path), urlsplit(endpoint)
-    keys: dict[str, Any] = {}
-    if url.username:
-        keys = {"access_key": unquote(url.username), "secret_key": unquote(url.password or "")}
+def _open_bucket(scheme: str, path: str) -> tuple[pafs.FileSystem, str]:
+    """A bucket, opened by its URL without the key: pyarrow would decode and cut that as a part of the URL."""
+    url, options = split_options(path)
+    authority, _, key = url.partition("://")[2].partition("/")
+    user, at, bucket = authority.rpartition("@")
+    if ":" in bucket or _SECRET_QUERY.search(url):
+        raise ValueError(
+            "it holds a secret where none is read; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write "
+            f"{scheme}://KEY:SECRET@bucket with %2F for each slash in the secret"
+        )
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    query = dict(parse_qsl(options[1:]))
+    if scheme == "s3" and endpoint and "endpoint_override" not in query:
+        fs = _s3_at(endpoint, user, query)
+    else:
+        fs, _ = pafs.FileSystem.from_uri(f"{scheme}://{user}{at}{bucket}{options}")
+    return fs, f"{bucket}/{key}"
+
+
+def _s3_at(endpoint: str, user: str, options: dict[str, str]) -> pafs.FileSystem:
+    server = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    name, _, secret = user.partition(":")
+    keys = {"access_key": unquote(name), "secret_key": unquote(secret)} if name else {}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    fs = pafs.S3FileSystem(
-        endpoint_override=server.netloc, scheme=server.scheme or "https", region=region, **keys
-    )
-    return fs, url.netloc.rpartition("@")[2] + url.path
+    chosen: dict[str, Any] = {"scheme": server.scheme or "https", "region": region, **keys, **options}
+    flags = {name: text == "true" for name, text in options.items() if text in ("true", "false")}
+    return pafs.S3FileSystem(endpoint_override=server.netloc, **chosen | flags)
+
+
+def _check_key(scheme: str, path: str, root: str) -> None:
+    """:raises ValueError: if a filesystem would take a key for something else than itself."""
+    if scheme in ("http", "https"):
+        if "#" in path:
+            raise ValueError(
+                "# ends the address of a file on the web; write %23 where it is part of the name"
+            )
+        return
+    key = path.partition("://")[2].partition("/")[2]
+    lost = [mark for mark in "#?%" if key.count(mark) > root.count(mark)]
+    if lost:
+        raise ValueError(f"{' and '.join(lost)} would not be part of the name there; rename it")
 
 
 def is_local(fs: pafs.FileSystem) -> bool:
@@ -150,30 +232,9 @@ def stat_file(fs: pafs.FileSystem, path: str) -> tuple[int, int] | None:
             info = inner.info(path)
         except FileNotFoundError:
             return None
-        return (int(info["size"] or 0), _identity(info)) if info["type"] == "file" else None
+        return (int(info["size"] or 0), identity(info)) if info["type"] == "file" else None
     info = fs.get_file_info(path)
     return (info.size, info.mtime_ns or 0) if info.type == pafs.FileType.File else None
-
-
-def list_files(fs: pafs.FileSystem, root: str) -> list[SourceFile]:
-    """Every file below a folder, sorted by path, but for those below a name that begins with `_` or `.`.
-
-    Names such as `_year=2020` are partitions and stay.
-    """
-    files = [file for file in _walk(fs, root) if not any(map(_hidden, file.path.split("/")))]
-    return sorted(files, key=lambda file: file.path)
-
-
-def _walk(fs: pafs.FileSystem, root: str) -> Iterator[SourceFile]:
-    inner = fsspec_of(fs)
-    if inner is not None:
-        for path, info in inner.find(root, detail=True).items():
-            if info["type"] == "file":
-                yield SourceFile(_below(root, path), int(info["size"] or 0), _identity(info))
-        return
-    for info in fs.get_file_info(pafs.FileSelector(root, recursive=True)):
-        if info.type == pafs.FileType.File:
-            yield SourceFile(_below(root, info.path), info.size, info.mtime_ns or 0)
 
 
 def list_names(fs: pafs.FileSystem, root: str) -> dict[str, bool]:
@@ -211,8 +272,8 @@ def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message, or its type where it has none, on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception's message, or its type where it has none: one line of at most 300 characters, without secrets."""
+    text = redact_text(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
 
 
@@ -220,15 +281,7 @@ READ_ERRORS = (OSError, ValueError, pa.ArrowException)
 """What pyarrow and fsspec raise for a file that is absent, forbidden, cut off or not of its format."""
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or (name.startswith("_") and "=" not in name)
-
-
-def _below(root: str, path: str) -> str:
-    return path[len(root) :].lstrip("/") if path.startswith(root) else path.lstrip("/")
-
-
-def _identity(info: dict[str, Any]) -> int:
+def identity(info: dict[str, Any]) -> int:
     """A number that changes when the file does, from what the filesystem tells of it; 0 where it tells nothing.
 
     The content's own ids come first: listings and single look-ups agree on them more often than on times.

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import (
+    Location,
     is_local,
     kind_of,
     list_names,
@@ -58,7 +59,7 @@ class Ledger:
     """
 
     def __init__(self, out: str) -> None:
-        self.out = out
+        self.out = Location(out)
         self.fs, self.root = open_filesystem(out)
         self.claim: Claim | None = None
         """The hold on the output that each change is checked against; None to change it without."""

@@ -1,31 +1,39 @@
-"""Which files an input path stands for, their format and their partitions. Opens none of them."""
+"""Which files an input path stands for, their format and their partitions. Opens only those without an ending."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from fsspec.utils import glob_translate
 
 from hfbatch.data.filesystem import (
+    READ_ERRORS,
+    Location,
     SourceFile,
     absolute,
-    is_url,
     kind_of,
-    list_files,
+    lies_in,
     list_names,
     one_line,
     open_filesystem,
+    printable,
+    real_path,
     redact,
+    split_options,
     stat_file,
 )
+from hfbatch.data.globs import MARKS, Glob
+from hfbatch.data.walk import Listing, list_files
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
 
+THREADS = 16
 PACKED = ("gz", "bz2", "xz", "zst", "lz4", "zip")
 ENDINGS = {
     ".parquet": "parquet",
@@ -38,88 +46,125 @@ ENDINGS = {
     ".tsv": "csv",
 }
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+OTHER_FORMAT = "of another format"
+UNKNOWN_FORMAT = "of no format that is read, by their names"
+_NO_ENDING = re.compile(r"[^.]*(\.[0-9][^.]*)*")
 
 
 class Found(NamedTuple):
     """What an input path stands for."""
 
-    root_url: str
+    root_url: Location
     """The folder that file names are relative to, as a URL or absolute path."""
     fs: pafs.FileSystem
     root: str
     """The same folder as a path on fs."""
-    files: list[SourceFile]
+    listing: Listing
 
 
 def partition_keys(file: str) -> dict[str, str | None]:
     """The `key=value` folders of a relative path, URL-decoded; None where the value is hive's null."""
     pairs = [folder.partition("=") for folder in file.split("/")[:-1] if "=" in folder]
-    return {unquote(key): None if value == NO_PARTITION else unquote(value) for key, _, value in pairs if key}
+    return {
+        _decoded(key): None if value == NO_PARTITION else _decoded(value) for key, _, value in pairs if key
+    }
+
+
+def _decoded(text: str) -> str:
+    """A part of a folder's name without percent signs, or as it is where these stand for no text."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
 
 
 def find_files(path: str) -> Found:
-    """The files that a folder, file or glob stands for, sorted.
+    """The files that a folder, file or glob stands for, sorted, each once. What is there as it is written is no glob.
 
     :raises SpecError: when there is no such path or it cannot be listed.
     """
-    path = absolute(path)
-    head, query = _split_query(path)
+    shown = absolute(path)
     try:
-        fs, root = open_filesystem(path)
+        fs, root = open_filesystem(shown)
         kind = kind_of(fs, root)
         if kind == "folder":
-            return Found(path, fs, root, list_files(fs, root))
+            return Found(shown, fs, root, list_files(fs, root))
         if kind == "file":
-            if "?" in root and redact(path) != path:
-                raise SpecError(
-                    f"input.path {redact(path)} holds a secret that would be written beside every row; download the "
-                    "file, or name it in its bucket (s3://...)"
-                )
-            folder, _, name = root.rpartition("/")
-            size, mtime_ns = stat_file(fs, root) or (0, 0)
-            return Found(
-                (head.rpartition("/")[0] or "/") + query,
-                fs,
-                folder or "/",
-                [SourceFile(name, size, mtime_ns)],
-            )
-        if any(mark in head for mark in "*?["):
-            return _find_glob(head, query)
-        raise SpecError(f"input.path {redact(path)} does not exist{_neighbours(fs, root)}")
+            return _single(shown, fs, root)
+        if _has_marks(shown):
+            return _find_glob(shown)
+        raise SpecError(f"input.path {shown} does not exist{_neighbours(fs, root)}")
     except OSError as error:
-        raise SpecError(f"input.path {redact(path)} cannot be listed: {one_line(error)}") from error
+        raise SpecError(f"input.path {shown} cannot be listed: {one_line(error)}") from error
 
 
-def _find_glob(head: str, query: str) -> Found:
-    parts = head.split("/")
-    fixed = next(at for at, part in enumerate(parts) if any(mark in part for mark in "*?["))
-    base = "/".join(parts[:fixed]) or "/"
-    fs, root = open_filesystem(base + query)
+def _single(shown: Location, fs: pafs.FileSystem, root: str) -> Found:
+    head, options = split_options(shown.unmasked)
+    query = options if root.endswith(options) else ""
+    if redact(f"http://{query}") != f"http://{query}":
+        raise SpecError(
+            f"input.path {shown} holds a secret that would be written beside every row; download the "
+            "file, or name it in its bucket (s3://...)"
+        )
+    folder, _, name = root.removesuffix(query).rpartition("/")
+    size, mtime_ns = stat_file(fs, root) or (0, 0)
+    above = _folder(head.split("/")[:-1], options)
+    return Found(above, fs, folder or "/", Listing([SourceFile(name + query, size, mtime_ns)]))
+
+
+def _find_glob(shown: Location) -> Found:
+    base, glob = _fixed(shown)
+    fs, root = open_filesystem(base)
     if kind_of(fs, root) != "folder":
+        raise SpecError(f"input.path {shown}: there is no folder {base}{_neighbours(fs, root)}")
+    listing = list_files(fs, root, glob)
+    if not listing.files:
+        files = [file.path for file in list_files(fs, root).files]
         raise SpecError(
-            f"input.path {redact(head)}: there is no folder {redact(base)}{_neighbours(fs, root)}"
+            f"input.path {shown} matches none of the {len(files)} files below {base}{_some(files)}"
+            f"{_without(listing.left_out)}"
         )
-    pattern = re.compile(glob_translate("/".join(parts[fixed:])))
-    files = list_files(fs, root)
-    chosen = [file for file in files if _matches(pattern, file.path)]
-    if not chosen:
-        raise SpecError(
-            f"input.path {redact(head)} matches none of the {len(files)} files below {redact(base)}"
-            f"{_some([file.path for file in files])}"
-        )
-    return Found(base + query, fs, root, chosen)
+    return Found(base, fs, root, listing)
 
 
-def _matches(pattern: re.Pattern[str], path: str) -> bool:
-    """Whether a glob matches a file or one of the folders that it lies in."""
-    parts = path.split("/")
-    return any(pattern.match("/".join(parts[:count])) for count in range(len(parts), 0, -1))
+def _has_marks(path: Location) -> bool:
+    return any(mark in split_options(path.unmasked)[0] for mark in MARKS)
 
 
-def _split_query(path: str) -> tuple[str, str]:
-    """A URL and its query with the question mark; a question mark before no key is part of a glob."""
-    found = re.search(r"\?[A-Za-z_]+=.*$", path) if is_url(path) else None
-    return (path[: found.start()], path[found.start() :]) if found else (path, "")
+def _fixed(path: Location) -> tuple[Location, Glob]:
+    """The folder that a glob begins in, and the parts from there on; a part that is there as it is written is no glob.
+
+    :raises OSError: when an object store does not tell what is there.
+    """
+    head, options = split_options(path.unmasked)
+    parts = head.rstrip("/").split("/")
+    for at, part in enumerate(parts):
+        if any(mark in part for mark in MARKS):
+            below = _folder(parts[: at + 1], options)
+            if kind_of(*open_filesystem(below)) == "nothing":
+                return _folder(parts[:at], options), Glob("/".join(parts[at:]))
+    return path, Glob()
+
+
+def _folder(parts: list[str], options: str) -> Location:
+    """A path's first parts. A slash keeps a name that looks like options from being taken for these."""
+    path = "/".join(parts) or "/"
+    return Location(path + (options or "/" * bool(split_options(path)[1])))
+
+
+def reads(path: str, output: str) -> bool:
+    """Whether an input would be read from an output: where it leads, and what a glob can match, lies in it.
+
+    :raises SpecError: for a path that cannot be opened.
+    """
+    base, glob = absolute(path), Glob()
+    try:
+        if _has_marks(base):
+            base, glob = _fixed(base)
+    except OSError as error:
+        raise SpecError(f"input.path {base} cannot be listed: {one_line(error)}") from error
+    source, target = real_path(base), real_path(output)
+    return lies_in(target, source) and bool(glob.walk(target[len(source) :]))
 
 
 def _neighbours(fs: pafs.FileSystem, root: str) -> str:
@@ -128,21 +173,52 @@ def _neighbours(fs: pafs.FileSystem, root: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return f" (there is: {', '.join(names[:8])}{', …' if len(names) > 8 else ''})" if names else ""
+    shown = ", ".join(map(printable, names[:8]))
+    return f" (there is: {shown}{', …' if len(names) > 8 else ''})" if names else ""
 
 
-def choose_format(spec: InputSpec, files: list[SourceFile]) -> tuple[str, list[SourceFile]]:
-    """The format to read, and the files that have it.
+def _without(left_out: dict[str, str]) -> str:
+    return f"; left out: {'; '.join(tell(left_out))}" if left_out else ""
+
+
+def tell(left_out: Mapping[str, str]) -> list[str]:
+    """What was left out, one line for each reason with a few of the paths."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in sorted(left_out.items()):
+        reasons.setdefault(reason, []).append(path)
+    return [
+        f"{', '.join(paths[:3])}{f' and {len(paths) - 3:,} more' if len(paths) > 3 else ''} ({reason})"
+        for reason, paths in reasons.items()
+    ]
+
+
+def choose_format(spec: InputSpec, found: Found) -> tuple[str, list[SourceFile]]:
+    """The format to read, and the files that have it; the others are added to what the listing leaves out.
+
+    A file whose name has no ending, as Hive writes them, is Parquet if it begins as such.
 
     :raises SpecError: when there are no files, or the format is unknown or not the same for all.
     """
-    shown = redact(absolute(spec.path))
-    if not files:
-        raise SpecError(f"input.path {shown} holds no files (names that begin with _ or . do not count)")
-    formats = {file.path: _format_of(file.path) for file in files}
-    if spec.format != "auto":
-        chosen = [file for file in files if formats[file.path] == spec.format]
-        return spec.format, chosen or files
+    shown, listing = absolute(spec.path), found.listing
+    if not listing.files:
+        raise SpecError(
+            f"input.path {shown} holds no files (names that begin with _ or . do not count)"
+            f"{_without(listing.left_out)}"
+        )
+    formats = {file.path: _format_of(file.path) for file in listing.files}
+    if spec.format in ("auto", "parquet"):
+        formats |= dict.fromkeys(_nameless_parquet(found), "parquet")
+    file_format = _one_format(shown, formats) if spec.format == "auto" else spec.format
+    chosen = [file for file in listing.files if formats[file.path] == file_format]
+    if not chosen:  # the spec names the format of files whose endings say nothing
+        return file_format, listing.files
+    for path, kind in formats.items():
+        if kind != file_format:
+            listing.left_out[path] = OTHER_FORMAT if kind else UNKNOWN_FORMAT
+    return file_format, chosen
+
+
+def _one_format(shown: Location, formats: dict[str, str | None]) -> str:
     counts = Counter(kind for kind in formats.values() if kind)
     if not counts:
         raise SpecError(
@@ -154,14 +230,33 @@ def choose_format(spec: InputSpec, files: list[SourceFile]) -> tuple[str, list[S
         raise SpecError(
             f"input.path {shown} holds files of several formats ({found}); choose one with input.format"
         )
-    packed = [file.path for file in files if _is_packed(file.path)]
+    packed = [path for path in formats if _is_packed(path)]
     if packed:
         raise SpecError(
             f"input.path {shown} holds compressed files, which are not read{_some(packed)}; unpack them, or leave them "
             "out with a glob such as *.jsonl"
         )
     (file_format,) = counts
-    return file_format, [file for file in files if formats[file.path]]
+    return file_format
+
+
+def _nameless_parquet(found: Found) -> list[str]:
+    """Files without an ending that begin as Parquet does; one that cannot be read is taken for one, to be told."""
+    nameless = [
+        file.path for file in found.listing.files if _NO_ENDING.fullmatch(file.path.rpartition("/")[2])
+    ]
+
+    def is_parquet(path: str) -> bool:
+        if path in found.listing.unreadable:
+            return True
+        try:
+            with found.fs.open_input_stream(f"{found.root}/{path}") as stream:
+                return stream.read(4) in (b"PAR1", b"PARE")
+        except READ_ERRORS:
+            return True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [path for path, yes in zip(nameless, pool.map(is_parquet, nameless), strict=True) if yes]
 
 
 def _is_packed(path: str) -> bool:
@@ -182,6 +277,6 @@ def partition_types(files: list[SourceFile]) -> dict[str, pa.DataType]:
             values.setdefault(key, set()).add(value)
     # Sorted, since the set of folders has no order of its own.
     return {
-        key: pa.int64() if all(v is None or re.fullmatch(r"-?\d{1,18}", v) for v in found) else pa.string()
+        key: pa.int64() if all(v is None or re.fullmatch(r"-?[0-9]{1,18}", v) for v in found) else pa.string()
         for key, found in sorted(values.items())
     }

@@ -15,8 +15,8 @@ import pyarrow.fs as pafs
 
 from hfbatch.data import textfiles
 from hfbatch.data.columns import common_type, open_parquet, plain_type
-from hfbatch.data.filesystem import READ_ERRORS, SourceFile, absolute, one_line
-from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types
+from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
+from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types, tell
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
@@ -41,9 +41,9 @@ class Footer:
 class Source:
     """An input that was listed and whose schema is known."""
 
-    path: str
+    path: Location
     """What the spec names, made absolute."""
-    root_url: str
+    root_url: Location
     """The folder that file names are relative to, as a URL or absolute path."""
     fs: pafs.FileSystem
     root: str
@@ -60,6 +60,8 @@ class Source:
     footers: dict[str, Footer] = field(default_factory=dict, repr=False)
     conflicts: dict[str, str] = field(default_factory=dict)
     """Columns that have types in different files which no type holds exactly, or that occur twice: a sentence each."""
+    left_out: list[str] = field(default_factory=list)
+    """What lies there and is not read: one line for each reason."""
 
     def faults_of(self, columns: Iterable[str]) -> list[str]:
         """What is wrong with the columns that are read; what nobody reads may be as it likes."""
@@ -172,9 +174,15 @@ def open_source(spec: InputSpec) -> Source:
     :raises SpecError: when there is nothing to read or the format is unknown. Files that contradict each other are
         no error before somebody reads the columns in question: see Source.faults_of.
     """
-    root_url, fs, root, files = find_files(spec.path)
-    file_format, files = choose_format(spec, files)
-    footers, broken = _read_footers(fs, root, files, file_format)
+    found = find_files(spec.path)
+    root_url, fs, root, listing = found
+    file_format, files = choose_format(spec, found)
+    unreadable = {
+        file.path: listing.unreadable[file.path] for file in files if file.path in listing.unreadable
+    }
+    readable = [file for file in files if file.path not in unreadable]
+    footers, broken = _read_footers(fs, root, readable, file_format) if readable else ({}, {})
+    broken |= unreadable
     if not footers:
         first, reason = next(iter(broken.items()))
         raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
@@ -183,8 +191,20 @@ def open_source(spec: InputSpec) -> Source:
     columns = [(name, kind) for name, kind in union.types.items() if name not in hive]
     conflicts = {name: fault for name, fault in union.conflicts.items() if name not in hive}
     schema = pa.schema([*columns, *hive.items()])
+    left_out = tell(listing.left_out)
     return Source(
-        absolute(spec.path), root_url, fs, root, files, file_format, schema, hive, broken, footers, conflicts
+        absolute(spec.path),
+        root_url,
+        fs,
+        root,
+        files,
+        file_format,
+        schema,
+        hive,
+        broken,
+        footers,
+        conflicts,
+        left_out,
     )
 
 

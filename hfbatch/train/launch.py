@@ -137,7 +137,8 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     elastic = team.at_least < team.workers
     trainer = Trainer(
         _process,
-        train_loop_config={"order": order.to_json(), "board": board, "cpus": team.cpus},
+        # The order itself: Ray shows texts of this in its dashboard, and as text it has no secrets.
+        train_loop_config={"order": order, "board": board, "cpus": team.cpus},
         torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(team.at_least, team.workers) if elastic else team.workers,
@@ -227,7 +228,7 @@ def _process(config: dict[str, Any]) -> None:
     local = Path(tempfile.mkdtemp(prefix="hfbatch-train-"))
     try:
         train(
-            TrainOrder.from_json(config["order"]), local, context.get_world_rank(), context.get_world_size(),
+            config["order"], local, context.get_world_rank(), context.get_world_size(),
             lambda news: board.tell.remote(news), lambda: get_preemption_info() is not None,
         )  # fmt: skip
     except HfbatchError as error:

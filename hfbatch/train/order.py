@@ -13,6 +13,7 @@ from hfbatch.data.lock import TAKEOVER_S, Claim
 from hfbatch.data.models import Model
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
@@ -35,12 +36,13 @@ class TrainOrder:
     """The training's hold on the output, which every checkpoint checks."""
 
     def to_json(self) -> str:
-        """The order as text, for `from_json`."""
+        """The order as text, for `from_json`; it holds the secrets of URLs."""
         return json.dumps(
             {
                 **vars(self),
-                "spec": self.spec.model_dump(mode="json"),
+                "spec": self.spec.model_dump(mode="json", context=WITH_SECRETS),
                 "model": asdict(self.model),
+                "features": Location(self.features).unmasked,
                 "claim": self.claim and asdict(self.claim),
             }
         )
@@ -50,8 +52,8 @@ class TrainOrder:
         """The order that `to_json` wrote."""
         values = json.loads(text)
         spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
-        claim = values.pop("claim")
-        return cls(spec, model, **values, claim=claim and Claim(**claim))
+        claim = values["claim"] and Claim(**values["claim"])
+        return cls(spec, model, values["settled"], Location(values["features"]), claim)
 
     def check(self) -> None:
         """Says whether the training still holds the output. :raises LockLostError: when it does not."""

@@ -17,15 +17,16 @@ from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
 from hfbatch.data import results_version
 from hfbatch.data.columns import storage_type
-from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, redact
+from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, real_path
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.listing import reads
 from hfbatch.data.lock import guard_note
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.plan import bind_columns, gather, versions
+from hfbatch.plan import bind_columns, gather, left_out_notes, versions
 from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
@@ -68,8 +69,8 @@ class FinetunePlan:
     """What changes results."""
     finished: bool = False
     """Whether the output holds this training, done."""
-    guard: tuple[str, ...] = ()
-    """A note where nothing keeps two writers of the output apart."""
+    remarks: tuple[str, ...] = ()
+    """Notes on the output and on files beside the rows that are not read."""
     repeats: list[str] = field(default_factory=list)
     """What to mind about rows that hold the same, once all were looked at."""
 
@@ -99,11 +100,11 @@ class FinetunePlan:
         ]
         both = sorted(files[0] & files[1])
         if not both or self.eval.aside or (train.filter and eval_.filter and train.filter != eval_.filter):
-            return [*self.recipe.notes, *self.guard, *self.repeats]
+            return [*self.recipe.notes, *self.remarks, *self.repeats]
         return [
             *self.recipe.notes,
-            *self.guard,
-            f"eval holds rows that train holds too, of {redact(both[0])}{' and others' if len(both) > 1 else ''}: a model "
+            *self.remarks,
+            f"eval holds rows that train holds too, of {both[0]}{' and others' if len(both) > 1 else ''}: a model "
             "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train",
         ]
 
@@ -115,10 +116,6 @@ class FinetunePlan:
     def job(self) -> dict[str, Any]:
         """The content of job.json: no secrets, plain values."""
         spec = self.spec.model_dump(mode="json")
-        for section in ("train", "eval"):
-            if spec[section]:
-                spec[section]["path"] = redact(spec[section]["path"])
-        spec["output"] = redact(spec["output"])
         return {
             "hfbatch": __version__,
             "spec": spec,
@@ -173,13 +170,17 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     try:
         guard = None if more else guard_note(spec.output)
     except OSError as error:
-        more = [f"output {redact(spec.output)} cannot be locked: {one_line(error)}; give access to it"]
-    faults += more + _inside(spec)
+        more = [f"output {spec.output} cannot be locked: {one_line(error)}; give access to it"]
+    faults += more
+    with gather(faults):
+        faults += _inside(spec)
     if faults or model is None or recipe is None:
         raise SpecError(list(dict.fromkeys(faults)))
     parts = _parts(spec, sources, bound, recipe.task.split_rows)
-    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], _identity(spec, model, parts))
-    plan.guard = (guard,) if guard else ()
+    left_out = [note for name, source in sources.items() for note in left_out_notes(source, name)]
+    remarks = (*([guard] if guard else []), *left_out)
+    identity = _identity(spec, model, parts)
+    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], identity, remarks=remarks)
     if state and not overwrite:
         plan.finished = _same(state, plan)
     return plan
@@ -322,7 +323,7 @@ def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
 
     Names that a training writes to are its own only where its job.json is; what else they hold is not replaced.
     """
-    ledger, shown = Ledger(spec.output), redact(spec.output)
+    ledger, shown = Ledger(spec.output), spec.output
     fault = ledger.check_writable()
     if fault:
         return None, [fault]
@@ -345,17 +346,17 @@ def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
 
 def _inside(spec: FinetuneSpec) -> list[str]:
     """The fault of an output that holds the model to begin with, or lies among the rows, which the next run would read."""
-    if Path(spec.model.name).is_dir() and lies_in(absolute(spec.model.name), spec.output):
+    if Path(spec.model.name).is_dir() and lies_in(real_path(spec.model.name), real_path(spec.output)):
         return [
             f"model {spec.model.name} lies in the output {spec.output}, where the new model takes its place; choose "
             "another output"
         ]
     given = {"train": spec.train, "eval": spec.eval}
     return [
-        f"output {redact(spec.output)} lies in the folder of {name}.path, where the next run would read it; "
+        f"output {spec.output} lies in the folder of {name}.path, where the next run would read it; "
         "choose a folder outside"
         for name, one in given.items()
-        if one and lies_in(spec.output, one.path)
+        if one and reads(one.path, spec.output)
     ]
 
 
@@ -369,7 +370,9 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
         leaves.setdefault("workers.strategy", "ddp")
         leaves.pop(results_version.KEY, None)
     if "held_out" not in old:
-        new.pop("held_out", None)  # an older version chose other rows to measure with, as the version's fault says
+        new.pop(
+            "held_out", None
+        )  # an older version chose other rows to measure with, as the version's fault says
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
     done = fs.get_file_info(root).is_file
@@ -378,10 +381,10 @@ def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
         )
         raise SpecError(
-            f"output {redact(plan.spec.output)} holds another training; it differs in {shown}. Choose another "
+            f"output {plan.spec.output} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
         )
-    fault = results_version.version_fault(redact(plan.spec.output), state)
+    fault = results_version.version_fault(plan.spec.output, state)
     if fault and not done:
         raise SpecError(fault)
     return done

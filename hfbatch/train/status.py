@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hfbatch.data.filesystem import READ_ERRORS, join, kind_of, open_filesystem, redact
+from hfbatch.data.filesystem import READ_ERRORS, Location, join, kind_of, open_filesystem, redact
 from hfbatch.data.lock import describe_holder
 from hfbatch.errors import SpecError
 from hfbatch.train.checkpoints import Checkpoints
@@ -21,7 +21,7 @@ def read_training(out: str) -> dict[str, Any]:
     metrics = _read(out, "metrics.json") if _done(out) else None
     state = {} if metrics else _newest_state(out)
     return {
-        "output": out,
+        "output": Location(out),
         "task": job["spec"]["task"],
         "method": job["spec"]["method"]["name"],
         "model": job["spec"]["model"]["name"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
+import pickle
 
 import boto3
 import pyarrow as pa
@@ -14,7 +17,8 @@ from hfbatch.data.ledger import Ledger
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.reader import read_split
 from hfbatch.data.writer import PartWriter, reject_schema, write_file
-from hfbatch.errors import SplitError
+from hfbatch.errors import SpecError, SplitError, WorkerError
+from hfbatch.spec import WITH_SECRETS, JobSpec, Location
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
 
 
@@ -24,6 +28,11 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch, tmp_path):
     assert absolute("file:///a/b%20c") == "/a/b c"
     assert absolute("~/x") == os.path.expanduser("~/x")
     assert absolute("s3://bucket/key") == "s3://bucket/key"
+    for name in ("run#2", "50%", "a b", "é?"):
+        assert absolute((tmp_path / name).as_uri()) == str(tmp_path / name)
+    (tmp_path / "else" / "where").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("else/where")
+    assert absolute("link/../x") == f"{tmp_path}/else/x"
 
 
 @pytest.mark.parametrize(
@@ -35,10 +44,45 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch, tmp_path):
         ("abfs://container@account.dfs/x", "abfs://container@account.dfs/x"),
         ("sftp://me:secret@host/x", "sftp://host/x"),
         ("/data/a@b?token=1", "/data/a@b?token=1"),
+        (
+            "https://host:8080/x/a@b?sig=abc&X-Amz-Credential=me&y=1",
+            "https://host:8080/x/a@b?sig=***&X-Amz-Credential=***&y=1",
+        ),
+        ("s3://key:se/cr@et@bucket/x", "s3://bucket/x"),
+        ("simplecache::s3://key:secret@bucket/x", "simplecache::s3://bucket/x"),
+        ("zip://a.csv::http://me:secret@host/a.zip", "zip://a.csv::http://host/a.zip"),
     ],
 )
 def test_secrets_are_not_shown(path, shown):
     assert redact(path) == shown
+
+
+def test_a_location_tells_its_secret_only_where_it_is_asked_for():
+    full = "s3://key:secret@bucket/x?region=eu"
+    shown, location = "s3://bucket/x?region=eu", Location(full)
+    for text in (
+        str(location),
+        f"{location}",
+        repr(location),
+        json.dumps([location]),
+        "".join([location]),
+    ):
+        assert shown in text
+        assert "secret" not in text
+    spec = JobSpec.build({"task": "embedding", "model": full, "input": full, "output": {"path": full}})
+    for text in (repr(spec), spec.to_yaml(), spec.model_dump_json(), str(spec.model_dump())):
+        assert "secret" not in text
+    for same in (
+        spec,
+        copy.deepcopy(spec),
+        pickle.loads(pickle.dumps(spec)),
+        JobSpec.build(spec.model_dump()),
+    ):
+        assert same.input.path.unmasked == same.output.path.unmasked == same.model.name.unmasked == full
+    assert JobSpec.build(spec.model_dump(mode="json", context=WITH_SECRETS)).input.path.unmasked == full
+    assert join(location, "a").unmasked == "s3://key:secret@bucket/x/a?region=eu"
+    for error in (SpecError([f"{full} is gone", full]), SplitError(f"no {full}"), WorkerError(full)):
+        assert "secret" not in f"{error} {error!r} {error.args}"
 
 
 def test_names_are_joined_before_a_query():
@@ -68,6 +112,81 @@ def test_globs_and_single_files_on_s3(lake, below):
     source = source_of(lake + below)
     rows = read_all(source, source.cut(100))
     assert rows.table["id"].to_pylist() == [10, 11, 12, 20, 21, 22][: 3 if "=1" in below else 6]
+
+
+AWKWARD = [
+    "run#2",
+    "run?2",
+    "run%23",
+    "50%",
+    "a b",
+    "a+b",
+    "é",
+    "a::b",
+    "[x]",
+    "?k=v&l=w",
+    "c@d",
+    "x?region=eu",
+]
+"""Keys that would be something else in a URL, in a chain of filesystems or in a glob."""
+
+
+def test_a_key_means_itself_as_input_and_as_output(s3, tmp_path):
+    client = boto3.client("s3", endpoint_url=s3["endpoint"])
+    for number, key in enumerate([*AWKWARD, "run", "scores", "scores#1"]):
+        write_groups(tmp_path / "a.parquet", [[number]])
+        client.upload_file(str(tmp_path / "a.parquet"), s3["bucket"], f"{key}/a.parquet")
+    for number, key in enumerate(AWKWARD):
+        folder = f"s3://{s3['bucket']}/{key}"
+        for path in (f"{folder}/", f"{folder}/a.parquet", f"{folder}/*.parquet"):
+            source = source_of(path)
+            assert read_all(source, source.cut(10)).table["id"].to_pylist() == [number], path
+        ledger = Ledger(f"{folder}/out")
+        assert ledger.check_writable() is None
+        ledger.write_job({"number": number})
+        stored = client.get_object(Bucket=s3["bucket"], Key=f"{key}/out/_hfbatch/job.json")
+        assert json.loads(stored["Body"].read()) == {"number": number}
+    assert Ledger(f"s3://{s3['bucket']}/scores#1").root == f"{s3['bucket']}/scores#1"
+
+
+@pytest.mark.parametrize("key", AWKWARD[:-1])
+def test_a_key_means_itself_without_an_endpoint(monkeypatch, key):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    options = "?region=eu-west-1&endpoint_override=https://127.0.0.1:9"
+    fs, root = open_filesystem(f"s3://me:a%2Fb@bucket/{key}/{options}")
+    assert root == f"bucket/{key}"
+    (kept,) = (value for value in fs.__reduce__()[1] if isinstance(value, dict))
+    assert (kept["region"], kept["access_key"], kept["secret_key"]) == ("eu-west-1", "me", "a/b")
+    assert join(f"s3://bucket/{key}/{options}", "x") == f"s3://bucket/{key}/x{options}"
+    assert open_filesystem(f"gs://anonymous@bucket/{key}")[1] == f"bucket/{key}"
+    assert open_filesystem(f"memory://lake/{key}")[1].lstrip("/") == f"lake/{key}"
+    assert open_filesystem(f"/lake/{key}")[1] == f"/lake/{key}"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("s3://bucket/x?secret_key=abc", "holds a secret where none is read; set AWS_ACCESS_KEY_ID"),
+        ("s3://me:a/b@bucket/x", "with %2F for each slash in the secret"),
+        ("http://host/run#2/a.parquet", "# ends the address of a file on the web; write %23"),
+        ("ftp://host/dir/a?b", r"\? would not be part of the name there; rename it"),
+    ],
+)
+def test_a_path_that_would_be_taken_for_another_is_refused(path, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        open_filesystem(path)
+    assert "abc" not in str(caught.value)
+    assert "a/b" not in str(caught.value)
+
+
+def test_options_of_a_bucket_hold_beside_an_endpoint(s3, monkeypatch):
+    fs, root = open_filesystem("s3://me:a%2Fb@bucket/x?region=eu-west-1&allow_bucket_creation=true")
+    (kept,) = (value for value in fs.__reduce__()[1] if isinstance(value, dict))
+    chosen = {"region": "eu-west-1", "allow_bucket_creation": True, "access_key": "me", "secret_key": "a/b"}
+    assert root == "bucket/x"
+    assert {name: kept[name] for name in chosen} == chosen
+    assert s3["endpoint"].endswith(kept["endpoint_override"])
 
 
 def test_a_vanished_object_is_named(lake):

@@ -17,6 +17,7 @@ import hfbatch
 from hfbatch import SpecError
 from hfbatch.describe import sample_lengths
 from hfbatch.plan import make_plan
+from hfbatch.report import build_report, render_html
 from hfbatch.spec import RejectsSpec
 from hfbatch.verify import verify_output
 from tests.jobs.poison import poison_model
@@ -108,6 +109,32 @@ def test_an_empty_folder_and_an_absent_one(tmp_path: Path, encoder: str) -> None
 
 
 @cluster
+def test_an_output_is_never_read_as_input_and_the_plan_and_the_report_say_so(
+    tmp_path: Path, encoder: str
+) -> None:
+    data = write_shards(tmp_path / "data", sentences(10))
+    for source in (f"{data}/*", f"{data}/**/*.parquet", data):
+        with pytest.raises(
+            SpecError, match=r"/out lies in the input's folder, where the next run would read it"
+        ):
+            make_plan(make_spec("embedding", encoder, source, data / "out"))
+    shutil.copytree(data, data / "_hfbatch" / "rejects")
+    with pytest.raises(SpecError, match="data/_hfbatch/rejects lies in the output"):
+        make_plan(make_spec("embedding", encoder, data / "_hfbatch" / "rejects", data))
+    (data / "elsewhere").symlink_to(tmp_path / "far")
+    first = make_plan(make_spec("embedding", encoder, data, tmp_path / "far" / "out"))
+    assert first.source.left_out == ["elsewhere (links that lead nowhere)"]
+    first.ledger.write_job(first.job())
+    shutil.copy(data / "shard-00000-000.parquet", tmp_path / "far" / "out" / first.splits[0].part)
+    plan = make_plan(first.spec)
+    assert plan.rows == 10
+    line = "elsewhere/out (outputs of hfbatch, which are read only where they are input.path themselves)"
+    assert f"left out of input: {line}" in plan.notes
+    report = build_report(plan.job(), [], set(), {}, None)
+    assert report["left_out"] == [line]
+    assert "elsewhere/out (outputs of hfbatch" in render_html(report)
+
+
 def test_zero_row_files_and_differing_schemas(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(6, most=1), shards=1)
     pq.write_table(

@@ -80,7 +80,7 @@ def call(*arguments: str, **env: str) -> Result:
 def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> subprocess.Popen[str]:
     """`hfbatch run` as a process of its own."""
     path = folder / "spec.yaml"
-    path.write_text(spec.to_yaml(), encoding="utf8")
+    path.write_text(spec.to_yaml(secrets=True), encoding="utf8")
     command = [*HFBATCH, "run", str(path), "--address", address, *flags]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}

@@ -255,6 +255,11 @@ def test_faults_of_files_have_the_names_of_this_spec(values: dict[str, Any]) -> 
         f"output {values['train']} lies in the folder of train.path, where the next run would read it; "
         "choose a folder outside",
     ]
+    for part in ("train", "eval"):
+        with pytest.raises(
+            SpecError, match=rf"lies in the folder of {part}\.path, where the next run would read"
+        ):
+            plan_of(values, **{part: f"{values[part]}/*"}, output=f"{values[part]}/out")
     with pytest.raises(SpecError) as caught:
         FinetuneSpec.build({**values, "schedule": {"learning_rate": "fast"}})
     (several,) = caught.value.faults
