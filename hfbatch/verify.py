@@ -66,7 +66,7 @@ def describe(split: Split) -> str:
 def _splits(job: dict[str, Any], input_path: str | None) -> list[Split]:
     spec = JobSpec.build(job["spec"])
     source = spec.input.model_copy(update={"path": input_path}) if input_path else spec.input
-    return open_source(source).cut(job["split_rows"], spec.input.limit)
+    return open_source(source, job.get("types")).cut(job["split_rows"], spec.input.limit)
 
 
 def _orphans(orphans: list[str], expected: dict[str, Split]) -> list[str]:

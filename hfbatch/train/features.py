@@ -21,7 +21,7 @@ from hfbatch.errors import SplitError, WorkerError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks.parts.text import flatten
 from hfbatch.train.order import build_recipe
-from hfbatch.train.recipes.base import Recipe, Survey
+from hfbatch.train.recipes.base import MOST_FAULTS, Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
 
 MOST_LETTERS = 400
@@ -57,8 +57,7 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
     """Looks at all rows. :raises SplitError: when some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
-        columns, places = read_rows(number, split, part)
-        return vars(recipe_of(spec, model, part).examine(columns, places))
+        return vars(look_at(recipe_of(spec, model, part), number, split, part))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
@@ -111,16 +110,43 @@ def make_features(
     return table.append_column(LENGTH, pa.array(lengths)), made.truncated
 
 
+def look_at(recipe: Recipe, number: int, split: Split, part: Part) -> Survey:
+    """What a split's rows hold; one that cannot be read is a fault."""
+    columns, places, unreadable = _read(number, split, part)
+    survey = recipe.examine(columns, places)
+    survey.faults = [*unreadable[:MOST_FAULTS], *survey.faults]
+    if len(unreadable) > MOST_FAULTS:
+        survey.faults.append(f"… and {len(unreadable) - MOST_FAULTS:,} more rows that cannot be read")
+    return survey
+
+
 def read_rows(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
-    """The recipe's columns of a split, and where each row is from."""
+    """The recipe's columns of a split, and where each row is from. :raises SplitError: when one cannot be read."""
+    columns, places, unreadable = _read(number, split, part)
+    if unreadable:
+        raise SplitError(unreadable[0])
+    return columns, places
+
+
+def _read(number: int, split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table, list[str]]:
+    """The same without the rows that cannot be read, and what is wrong with each of these."""
     rows = read_split(split, part.read)
-    table, places = rows.table, rows.places
+    kept = np.ones(len(rows.table), bool)
     if part.share is not None:
         fraction, seed = part.share
-        aside = np.random.default_rng([seed, number]).random(len(table)) < fraction
-        kept = pa.array(aside if part.aside else ~aside)
-        table, places = table.filter(kept), places.filter(kept)
-    return {name: flatten(table[column]) for name, column in part.columns.items()}, places.combine_chunks()
+        aside = np.random.default_rng([seed, number]).random(len(kept)) < fraction
+        kept = aside if part.aside else ~aside
+    unreadable = []
+    for bad in rows.bad:
+        if kept[bad.position]:
+            place = rows.places.slice(bad.position, 1).to_pylist()[0]
+            unreadable.append(f"{place['file']} row {place['row']}: {bad.message}")
+            kept[bad.position] = False
+    table, places = rows.table, rows.places
+    if not kept.all():
+        table, places = table.filter(pa.array(kept)), places.filter(pa.array(kept))
+    columns = {name: flatten(table[column]) for name, column in part.columns.items()}
+    return columns, places.combine_chunks(), unreadable
 
 
 def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
