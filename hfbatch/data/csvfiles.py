@@ -58,13 +58,20 @@ def ends_of_rows(view: np.ndarray, delimiter: str, final: bool) -> np.ndarray:
         closed = ends[np.searchsorted(quotes, ends) % 2 == 0]
         if len(closed) or len(view) <= MOST_OPEN_BYTES:
             return closed
+    closed_row, any_row = _row_patterns(delimiter)
+    data, at = view.tobytes(), 0
     found: list[int] = []
-    for row in _row_pattern(delimiter).finditer(view.tobytes()):
-        is_last_chance = not found and len(view) > MOST_OPEN_BYTES
-        if row.lastindex is not None and not final and not is_last_chance:
-            break  # the quote may be closed in the bytes that follow
-        if row.end() > row.start() and view[row.end() - 1] == NEWLINE:
-            found.append(row.end() - 1)
+    while at < len(data):
+        row = closed_row.match(data, at)
+        if row is None:
+            is_last_chance = not found and len(data) > MOST_OPEN_BYTES
+            if not final and not is_last_chance:
+                break  # the quote may be closed in the bytes that follow
+            row = any_row.match(data, at)
+        assert row is not None  # noqa: S101 - any_row matches anything
+        at = row.end()
+        if data[at - 1] == NEWLINE:
+            found.append(at - 1)
     return np.array(found, np.int64)
 
 
@@ -82,19 +89,18 @@ def _is_regular(view: np.ndarray, quotes: np.ndarray, delimiter: str, final: boo
     return bool(is_edge[before].all() and (is_edge[after] | (after == RETURN)).all())
 
 
-@lru_cache
-def _row_pattern(delimiter: str) -> re.Pattern[bytes]:
-    """A row with its line feed; a group matches where a quote is left open."""
-    mark = re.escape(delimiter).encode()
-    field = rb'(?>"(?:[^"]++|"")*+"[^%b\n]*+|(")[^%b\n]*+|[^%b\n]*+)' % (mark, mark, mark)
-    return re.compile(rb"(?>(?:%b%b)*+%b)(?:\n|\Z)" % (field, mark, field))
+_QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
+"""From a quote to the one that closes it. Patterns here have no groups: Python's possessive ones mistake these."""
 
 
 @lru_cache
-def _field_pattern(delimiter: str) -> re.Pattern[bytes]:
-    """A field with its delimiter: what is quoted, what follows on the closing quote, what is not quoted, delimiter."""
+def _row_patterns(delimiter: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """A row with its line feed, where each quote that begins a field is closed; and the same where one is not."""
     mark = re.escape(delimiter).encode()
-    return re.compile(rb'(?>"((?:[^"]++|"")*+)"([^%b\n]*+)|([^%b\n]*+))(%b?)' % (mark, mark, mark))
+    quoted, plain = rb'"(?:[^"]++|"")*+"[^%b\n]*+' % mark, rb"[^%b\n]*+" % mark
+    fields = (rb'(?>%b|(?!")%b)' % (quoted, plain), rb"(?>%b|%b)" % (quoted, plain))
+    closed, anything = (re.compile(rb"(?>(?:%b%b)*+%b)(?:\n|\Z)" % (f, mark, f)) for f in fields)
+    return closed, anything
 
 
 def starts_of_rows(view: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -224,25 +230,23 @@ def _row_by_row(lines: _Lines, delimiter: str, names: list[str], wanted: Wanted)
 def _fields(line: bytes, delimiter: str, count: int) -> list[bytes]:
     """The fields of a row. :raises ValueError: with the reason, where they are not as many as the header's."""
     line = line.removesuffix(b"\r")
-    pattern, at = _field_pattern(delimiter), 0
+    at = 0
     fields: list[bytes] = []
-    while True:
-        field = pattern.match(line, at)
-        assert field is not None  # noqa: S101 - a field may be empty
-        quoted, after, plain, mark = field.groups()
-        if after:
+    while at <= len(line):
+        quoted = _QUOTED.match(line, at)
+        end = line.find(delimiter.encode(), quoted.end() if quoted else at)
+        end = len(line) if end < 0 else end
+        if quoted and quoted.end() < end:
+            after = line[quoted.end() : end][:20].decode("utf8", "backslashreplace")
             raise ValueError(
-                f"field {len(fields) + 1} has {after[:20].decode('utf8', 'backslashreplace')!r} after its closing quote; "
-                "write a quote within quotes twice"
+                f"field {len(fields) + 1} has {after!r} after its closing quote; write a quote within quotes twice"
             )
-        if quoted is None and plain.startswith(b'"'):
+        if not quoted and line.startswith(b'"', at):
             raise ValueError(
                 f"a quote is left open in field {len(fields) + 1}; close it, or write a quote within quotes twice"
             )
-        fields.append(plain if quoted is None else quoted.replace(b'""', b'"'))
-        at = field.end()
-        if not mark:
-            break
+        fields.append(line[at + 1 : end - 1].replace(b'""', b'"') if quoted else line[at:end])
+        at = end + 1
     if len(fields) != count:
         raise ValueError(
             f"the row has {len(fields)} field{'s' * (len(fields) > 1)}, but the header has {count}; put a value with {delimiter!r} in quotes"

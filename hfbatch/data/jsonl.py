@@ -62,7 +62,6 @@ def split_lines(data: bytes) -> list[bytes]:
 
 def parse(data: bytes, wanted: Wanted) -> Parsed:
     """The rows in some lines."""
-    data = data.removeprefix(BOM)
     if not data.strip(b"\t\r\n "):
         return Parsed(wanted.schema.empty_table())
     data = data if data.endswith(b"\n") else data + b"\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from hfbatch.data import csvfiles, jsonl
-from hfbatch.data.lines import MOST_ROW_BYTES, Parsed, Wanted, newlines
+from hfbatch.data.lines import BOM, MOST_ROW_BYTES, Parsed, Wanted, newlines
 
 CHUNK_BYTES = 16 << 20
 
@@ -89,7 +89,10 @@ def _without_header(chunks: Iterator[np.ndarray], file_format: str) -> Iterator[
 
 def _line_starts(stream: Any, path: str, file_format: str, end: _End) -> Iterator[np.ndarray]:
     tail, base = b"", 0
-    while chunk := stream.read(CHUNK_BYTES):
+    while chunk := stream.read(max(CHUNK_BYTES, len(BOM))):
+        if not end.bytes and file_format == "jsonl" and chunk.startswith(BOM):
+            end.bytes = base = len(BOM)
+            chunk = chunk[base:]
         end.bytes += len(chunk)
         data = tail + chunk
         view = np.frombuffer(data, np.uint8)

@@ -136,6 +136,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"id": 1}\n')
     source = source_of(tmp_path / "b.jsonl")
     assert read_all(source, source.cut(10)).table["id"].to_pylist() == [1]
+    (tmp_path / "c.jsonl").write_bytes(b"\xef\xbb\xbf")
+    assert sum(split.rows for split in source_of(tmp_path / "*.jsonl").cut(10)) == 1
 
 
 def test_tab_separated_files_are_csv(tmp_path):
