@@ -319,7 +319,19 @@ def _outcome(
         )
     begun = "Done" if splits["this_run"] else "Nothing was left to do"
     done = f"{count(rows['out'], 'row')} in {count(splits['total'], 'part')}, {count(rows['rejected'], 'reject')}"
-    return DONE, f"{begun}: {done}."
+    return DONE, f"{begun}: {done}.{_left_out(report['unplanned'])}"
+
+
+def _left_out(unplanned: dict[str, int]) -> str:
+    """The sentence on columns that came up too late to be in the parts; nothing without any."""
+    if not unplanned:
+        return ""
+    columns = ", ".join(f"{name} ({count(rows, 'row')})" for name, rows in list(unplanned.items())[:5])
+    more = f" and {len(unplanned) - 5} more" if len(unplanned) > 5 else ""
+    return (
+        f" Not in the output are columns that no row had which the plan looked at: {columns}{more}; to keep them, give "
+        "their types in input.types and start anew with --overwrite."
+    )
 
 
 def _share_above(fraction: float) -> str:

@@ -32,7 +32,7 @@ from hfbatch.data.rejects import reject_schema
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
 from hfbatch.data.writer import stored_schema
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, SplitError
 from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import InputColumn, Task
@@ -100,7 +100,7 @@ class Plan:
     @property
     def rejects_schema(self) -> pa.Schema:
         """Schema of the reject files."""
-        return reject_schema(self.read.schema)
+        return reject_schema(self.read.schema, lines=self.read.format != "parquet")
 
     def job(self) -> dict[str, Any]:
         """The content of job.json: no secrets, no object that is not plain."""
@@ -122,6 +122,7 @@ class Plan:
             "histogram": {"name": self.task.histogram.name, "edges": list(self.task.histogram.edges)},
             "schema": types_of(stored_schema(self.schema)),
             "left_out": self.source.left_out,
+            "types": self.source.types,
             "versions": versions(),
         }
 
@@ -132,14 +133,15 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     spec = _with_absolute_paths(spec)
     model = task = source = None
     notes: list[str] = []
+    ledger = Ledger(spec.output.path)
     with gather(faults):
-        source = open_source(spec.input)
+        source = open_source(spec.input, None if overwrite else _types_kept(ledger))
+        notes += source.notes
     with gather(faults):
         model = pin(spec.model)
     with gather(faults):
         spec = name_task(spec, model, notes)
         task = check_task(spec, model, faults, notes)
-    ledger = Ledger(spec.output.path)
     inputs, keep = {}, []
     if source and task:
         inputs = _bind_inputs(spec, source, task, faults)
@@ -348,12 +350,23 @@ def _columns_read(spec: JobSpec, source: Source, inputs: dict[str, str], keep: l
     return {*inputs.values(), *keep, *filtered}
 
 
+def _types_kept(ledger: Ledger) -> dict[str, Any]:
+    """Types of the input's columns in an earlier run: the same values have the same types in every part."""
+    try:
+        return (ledger.read_job() or {}).get("types", {})
+    except (OSError, SplitError):
+        return {}  # told where the output is checked
+
+
 def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> ReadPlan:
     wanted = _columns_read(spec, source, inputs, keep)
     columns = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in columns])
     hive = {name: kind for name, kind in source.hive.items() if name in columns}
-    return ReadPlan(source.root_url, source.format, columns, schema, hive, spec.input.filter)
+    return ReadPlan(
+        source.root_url, source.format, columns, schema, hive, spec.input.filter,
+        given=source.given & set(columns), whole=spec.output.keep is None,
+    )  # fmt: skip
 
 
 def left_out_notes(source: Source, section: str = "input") -> list[str]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hfbatch import charts
-from hfbatch.data.manifest import LENGTH_EDGES, Manifest
+from hfbatch.data.manifest import LENGTH_EDGES, Manifest, unplanned_columns
 from hfbatch.errors import HfbatchError
 from hfbatch.progress import compact
 
@@ -66,6 +66,7 @@ def build_report(
     - `stages`: busy seconds of each, added up over all workers
     - `left_out`: what lies beside the input's files and is not read, one line for each reason
     - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
+    - `unplanned`: columns of JSONL that the plan did not see and that are in no part, to rows that have them
     - `failed`: `part` and `error` of each failed split
     - `model`, `batch_size`, `dtype`, `devices` (the distinct workers), `versions`, `spec`, `fingerprint`
     - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
@@ -109,6 +110,7 @@ def build_report(
         "stages": _stages(done),
         "left_out": list(job.get("left_out", ())),
         "rejects": _rejects(job, done, rows),
+        "unplanned": unplanned_columns(done),
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
         "dtype": settled.get("dtype"),

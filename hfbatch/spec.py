@@ -109,6 +109,8 @@ class InputSpec(Section):
     """File format; auto goes by the file names' endings."""
     columns: dict[str, str] = {}
     """Task input to dataset column, where the names differ, such as {text: body}."""
+    types: dict[str, str | list[Any] | dict[str, Any]] = {}
+    """Types of columns in JSONL, CSV and key=value folders, such as {zip: string}; the others' are found by a sample."""
     filter: str | None = None
     """A SQL condition; rows for which it is not true are left out, such as "lang = 'en'"."""
     limit: int | None = Field(default=None, ge=1)

@@ -125,7 +125,8 @@ def _pieces(ledger: Ledger, part: str) -> Sequence[Piece]:
 
 def _source(job: dict[str, Any], input_path: str | None) -> Source:
     spec = JobSpec.build(job["spec"])
-    return open_source(spec.input.model_copy(update={"path": input_path}) if input_path else spec.input)
+    source = spec.input.model_copy(update={"path": input_path}) if input_path else spec.input
+    return open_source(source, job.get("types"))
 
 
 def _orphans(orphans: list[str], expected: dict[str, Split]) -> list[str]:

@@ -99,11 +99,12 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     manifest.started = time.time()
     begun = time.perf_counter()
     rows = read_split(Split.from_dict(json.loads(row["split"])), job.read)
-    manifest.rows_read, manifest.rows_in = rows.read, len(rows.table)
+    manifest.rows_read, manifest.rows_in, manifest.unplanned = rows.read, len(rows.table), rows.unplanned
+    unreadable = [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
     manifest.seconds["read"] = time.perf_counter() - begun
     begun = time.perf_counter()
     task = task_of(job.order)
-    prepared = preprocess(task, _inputs(rows.table, job), rows.places)
+    prepared = preprocess(task, _inputs(rows.table, job), rows.places, unreadable)
     manifest.rows_truncated = int(prepared.cut.sum())
     if len(prepared.features):
         lengths = np.minimum(task.lengths(prepared.features), LENGTH_EDGES[-1])

@@ -31,16 +31,20 @@ class Prepared:
     """Which rows of the split were cut to the length limit, bool [rows]."""
 
 
-def preprocess(task: Task, columns: Mapping[str, pa.Array], places: pa.Table) -> Prepared:
+def preprocess(
+    task: Task, columns: Mapping[str, pa.Array], places: pa.Table, unreadable: Sequence[Reject] = ()
+) -> Prepared:
     """Turns a split's columns into features; a null or a row that raises becomes a reject.
 
     :param columns: task input to array, as read.
     :param places: `file` and `row` of each row.
+    :param unreadable: rejects of reading, which come first among the rejects.
     """
     columns = _stored(columns)
     nullable = {column.name for column in task.inputs if column.nullable}
     needed = {name: array for name, array in columns.items() if name not in nullable}
-    rows, rejects = _without_nulls(needed, len(places))
+    rows, nulls = _without_nulls(needed, len(places), [reject.position for reject in unreadable])
+    rejects = [*unreadable, *nulls]
 
     def run(rows: np.ndarray) -> Features:
         index = pa.array(rows)
@@ -103,8 +107,12 @@ def _stored(columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
     return {name: convert(array, storage_type(array.type)) for name, array in columns.items()}
 
 
-def _without_nulls(columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarray, list[Reject]]:
+def _without_nulls(
+    columns: Mapping[str, pa.Array], rows: int, gone: Sequence[int]
+) -> tuple[np.ndarray, list[Reject]]:
+    """Positions of the rows that are neither gone nor null, and rejects of those that are null."""
     usable = np.ones(rows, bool)
+    usable[np.asarray(gone, np.int64)] = False
     rejects = []
     for name, array in columns.items():
         if array.null_count:

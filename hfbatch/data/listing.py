@@ -29,6 +29,7 @@ from hfbatch.data.filesystem import (
     stat_file,
 )
 from hfbatch.data.globs import MARKS, Glob
+from hfbatch.data.texttypes import found_type, texts_note
 from hfbatch.data.walk import Listing, list_files
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
@@ -269,14 +270,27 @@ def _format_of(path: str) -> str | None:
     return ENDINGS.get("." + path.rpartition(".")[2].lower())
 
 
-def partition_types(files: list[SourceFile]) -> dict[str, pa.DataType]:
-    """Columns that come from `key=value` folders: int64 where every value is a whole number, else string."""
+def partition_types(
+    files: list[SourceFile], known: Mapping[str, pa.DataType] | None = None, notes: list[str] | None = None
+) -> dict[str, pa.DataType]:
+    """Columns that come from `key=value` folders: int64 where every value is written as int64 is, else string.
+
+    So `zip=01234` and `n=٣` stay texts.
+
+    :param known: types that are taken as they are.
+    :param notes: gets what to mind about columns that look like numbers and stay texts.
+    """
     values: dict[str, set[str | None]] = {}
     for folder in {file.path.rpartition("/")[0] for file in files}:
         for key, value in partition_keys(folder + "/").items():
             values.setdefault(key, set()).add(value)
     # Sorted, since the set of folders has no order of its own.
-    return {
-        key: pa.int64() if all(v is None or re.fullmatch(r"-?[0-9]{1,18}", v) for v in found) else pa.string()
-        for key, found in sorted(values.items())
-    }
+    types = dict.fromkeys(sorted(values), pa.string()) | dict(known or {})
+    stayed = []
+    for key in values.keys() - (known or {}).keys():
+        found, why = found_type(pa.array(sorted(filter(None, values[key])), pa.string()))
+        types[key] = pa.int64() if found.equals(pa.int64()) else pa.string()
+        stayed += [f"{key} ({why})"] if why else []
+    if notes is not None:
+        notes += texts_note(sorted(stayed))
+    return {key: types[key] for key in sorted(values)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,8 @@ class Manifest:
     """Busy seconds of each stage: read, preprocess, forward, postprocess, write."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows by `stage: error type`."""
+    unplanned: dict[str, int] = field(default_factory=dict)
+    """Columns that the plan did not see, and in how many rows they hold a value."""
     lengths: list[int] = field(default_factory=list)
     """Rows in each bin of LENGTH_EDGES."""
     histogram: list[int] = field(default_factory=list)
@@ -55,3 +59,11 @@ class Manifest:
         """The reverse of to_json."""
         values: dict[str, Any] = json.loads(text)
         return cls(**values)
+
+
+def unplanned_columns(manifests: Iterable[Manifest]) -> dict[str, int]:
+    """Columns that the plan did not see, and in how many rows of these splits they hold a value."""
+    found: Counter[str] = Counter()
+    for manifest in manifests:
+        found.update(manifest.unplanned)
+    return dict(found.most_common())

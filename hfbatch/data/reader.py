@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,11 @@ from hfbatch.data import textfiles
 from hfbatch.data.columns import convert, empty_table, open_parquet
 from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, redact, stat_file
 from hfbatch.data.filter import filter_columns, filter_faults, matching_rows
+from hfbatch.data.lines import BadRow, Parsed, Wanted, misfit
 from hfbatch.data.listing import partition_keys
 from hfbatch.data.splits import Piece, Split
+from hfbatch.data.texttypes import convert as convert_text
+from hfbatch.data.texttypes import fits
 from hfbatch.errors import SplitError
 
 __all__ = ["PLACES", "ReadPlan", "Rows", "filter_columns", "filter_faults", "read_split"]
@@ -39,6 +43,10 @@ class ReadPlan:
     """A SQL condition; rows for which it is not true are left out."""
     section: str = "input"
     """The part of the spec that asks for it, to name in errors."""
+    given: frozenset[str] = frozenset()
+    """Columns whose type the spec gives."""
+    whole: bool = False
+    """Whether columns of JSONL that are not among these are to be told."""
 
 
 @dataclass
@@ -51,6 +59,10 @@ class Rows:
     """`file` (string) and `row` (int64) of each row: where it comes from."""
     read: int
     """Rows before the filter."""
+    bad: list[BadRow] = field(default_factory=list)
+    """Those that cannot be read, whatever the filter says; by their positions in the table."""
+    unplanned: dict[str, int] = field(default_factory=dict)
+    """Columns that the plan did not see, and in how many rows they hold a value."""
 
 
 def read_split(split: Split, plan: ReadPlan) -> Rows:
@@ -61,13 +73,24 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
     if split.fault is not None:
         raise SplitError(split.fault)
     fs, root = open_filesystem(plan.path)
-    tables = [_read_piece(fs, root, piece, plan) for piece in split.pieces]
-    table = pa.concat_tables([empty_table(plan.schema), *tables])
+    pieces = [_read_piece(fs, root, piece, plan) for piece in split.pieces]
+    table = pa.concat_tables([empty_table(plan.schema), *(piece.table for piece in pieces)])
     places = pa.concat_tables([PLACES.empty_table(), *(_places(piece) for piece in split.pieces)])
+    firsts = np.cumsum([0, *(len(piece.table) for piece in pieces)]).tolist()
+    bad = [
+        replace(row, position=first + row.position)
+        for first, piece in zip(firsts, pieces, strict=False)
+        for row in piece.bad
+    ]
+    unplanned = Counter[str]()
+    for piece in pieces:
+        unplanned.update(piece.unplanned)
     if not plan.filter:
-        return Rows(table, places, split.rows)
-    kept = matching_rows(table, plan.filter, split.pieces[0].file, plan.section)
-    return Rows(table.take(kept), places.take(kept), split.rows)
+        return Rows(table, places, split.rows, bad, dict(unplanned))
+    found = np.array([row.position for row in bad], np.int64)
+    kept = np.union1d(matching_rows(table, plan.filter, split.pieces[0].file, plan.section), found)
+    bad = [replace(row, position=int(np.searchsorted(kept, row.position))) for row in bad]
+    return Rows(table.take(kept), places.take(kept), split.rows, bad, dict(unplanned))
 
 
 def _places(piece: Piece) -> pa.Table:
@@ -77,24 +100,33 @@ def _places(piece: Piece) -> pa.Table:
     )
 
 
-def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan) -> pa.Table:
+def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan) -> Parsed:
     path = f"{root}/{piece.file}"
     count = piece.stop - piece.start
     try:
         _check_unchanged(fs, path, piece, plan)
         if plan.format == "parquet":
-            found = _read_parquet(fs, path, piece, plan)
+            found = Parsed(_read_parquet(fs, path, piece, plan))
         else:
-            names = [name for name in plan.columns if name not in plan.hive]
-            schema = pa.schema([plan.schema.field(name) for name in names])
-            found = _read_text(fs, path, piece, plan, schema)
+            found = _read_text(fs, path, piece, plan)
         keys = partition_keys(piece.file)
-        columns = [_column(name, found, keys, count, plan) for name in plan.columns]
-        return pa.Table.from_arrays(columns, schema=plan.schema)
+        columns = [_column(name, found.table, keys, count, plan) for name in plan.columns]
+        bad = _bad_partitions(keys, count, plan) or found.bad
+        return Parsed(pa.Table.from_arrays(columns, schema=plan.schema), bad, found.unplanned)
     except READ_ERRORS as error:
         raise SplitError(
             f"{piece.file} (rows {piece.start}-{piece.stop}) cannot be read: {one_line(error)}"
         ) from error
+
+
+def _bad_partitions(keys: Mapping[str, str | None], count: int, plan: ReadPlan) -> list[BadRow]:
+    """All rows of a file, where one of its `key=value` folders does not fit the type of its column."""
+    for name, kind in plan.hive.items():
+        value = keys.get(name)
+        if value is not None and not fits(value, kind, exact=name not in plan.given):
+            message = misfit(name, kind, f"{value!r} in the name of its folder", plan.section)
+            return [BadRow(position, "Misfit", message) for position in range(count)]
+    return []
 
 
 def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> None:
@@ -131,15 +163,18 @@ def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) 
     return table
 
 
-def _read_text(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan, schema: pa.Schema) -> pa.Table:
+def _read_text(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> Parsed:
     span = piece.bytes_range or (0, piece.size)
-    table = textfiles.read_range(fs, path, plan.format, span, schema)
-    if schema.names and table.num_rows != piece.stop - piece.start:
+    names = [name for name in plan.columns if name not in plan.hive]
+    schema = pa.schema([plan.schema.field(name) for name in names])
+    wanted = Wanted(schema, plan.given & set(names), plan.whole, plan.section)
+    found = textfiles.read_range(fs, path, plan.format, span, wanted)
+    if names and len(found.table) != piece.stop - piece.start:
         raise SplitError(
-            f"{piece.file} has {table.num_rows} rows in bytes {span[0]}-{span[1]}, "
-            f"but {piece.stop - piece.start} lines that hold rows; it is not well-formed {plan.format.upper()} there"
+            f"{piece.file} has {len(found.table)} rows in bytes {span[0]}-{span[1]}, "
+            f"but {piece.stop - piece.start} were counted there; run again"
         )
-    return table
+    return found
 
 
 def _column(
@@ -147,8 +182,8 @@ def _column(
 ) -> pa.Array | pa.ChunkedArray:
     kind = plan.schema.field(name).type
     if name in plan.hive:
-        value = keys.get(name)
-        return pa.repeat(pa.scalar(value, pa.string()).cast(kind), count)
+        values, _ = convert_text(pa.array([keys.get(name)], pa.string()), kind, exact=name not in plan.given)
+        return pa.repeat(values[0], count)
     if name not in found.column_names:
         return pa.nulls(count, kind)
     column = found[name]

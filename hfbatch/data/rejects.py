@@ -21,6 +21,8 @@ _REASON = pa.schema(
         ("hfbatch_message", pa.string()),
     ]
 )
+_LINE = pa.field("hfbatch_line", pa.string())
+"""The row as a text file has it, where it could not be read; else null."""
 
 
 @dataclass
@@ -34,12 +36,18 @@ class Reject:
     error: str
     """Type of the exception, or a word such as `null`."""
     message: str
+    line: str | None = None
+    """The row as its file has it, where it could not be read."""
 
 
-def reject_schema(input_schema: pa.Schema) -> pa.Schema:
-    """The input's columns, then source file, row number, stage, error type and message."""
-    columns = [column for column in input_schema if column.name not in _REASON.names]
-    return pa.schema([*columns, *_REASON])
+def reject_schema(input_schema: pa.Schema, lines: bool = False) -> pa.Schema:
+    """The input's columns, then source file, row number, stage, error type and message.
+
+    :param lines: whether a column follows for rows that could not be read, as JSONL and CSV have them.
+    """
+    about = [*_REASON, *([_LINE] if lines else [])]
+    columns = [column for column in input_schema if column.name not in [field.name for field in about]]
+    return pa.schema([*columns, *about])
 
 
 def rejects_table(rows: Rows, rejects: Sequence[Reject], schema: pa.Schema) -> pa.Table:
@@ -56,6 +64,7 @@ def rejects_table(rows: Rows, rejects: Sequence[Reject], schema: pa.Schema) -> p
         "hfbatch_stage": pa.array([reject.stage for reject in ordered], pa.string()),
         "hfbatch_error": pa.array([reject.error for reject in ordered], pa.string()),
         "hfbatch_message": pa.array([_short(reject.message) for reject in ordered], pa.string()),
+        "hfbatch_line": pa.array([reject.line for reject in ordered], pa.string()),
     }
     columns = []
     for column in schema:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,8 @@ from hfbatch.data.columns import common_type, open_parquet, plain_type
 from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
 from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types, tell
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
+from hfbatch.data.textschema import TextSchemas, Types, csv_schemas, jsonl_schemas
+from hfbatch.data.texttypes import KNOWN, name_of, type_of
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
 
@@ -62,11 +64,21 @@ class Source:
     """Columns that have types in different files which no type holds exactly, or that occur twice: a sentence each."""
     left_out: list[str] = field(default_factory=list)
     """What lies there and is not read: one line for each reason."""
+    given: frozenset[str] = frozenset()
+    """Columns whose type the spec gives."""
+    notes: list[str] = field(default_factory=list)
+    """What to mind about rows and types, one sentence each."""
 
     def faults_of(self, columns: Iterable[str]) -> list[str]:
         """What is wrong with the columns that are read; what nobody reads may be as it likes."""
         wanted = set(columns)
         return [fault for name, fault in self.conflicts.items() if name in wanted]
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Types that a later run keeps to, in plain values: of text files' columns and of partitions."""
+        names = self.hive if self.format == "parquet" else self.schema.names
+        return {name: name_of(self.schema.field(name).type) for name in names}
 
     @property
     def size(self) -> int:
@@ -168,50 +180,78 @@ class Source:
             limit -= sum(piece.stop - piece.start for piece in pieces)
 
 
-def open_source(spec: InputSpec) -> Source:
-    """Lists the input and reads what tells its schema: Parquet footers, or a first block of text.
+def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Source:
+    """Lists the input and reads what tells its schema: Parquet footers, or a sample of text.
 
+    :param kept: the types of an earlier run, as `Source.types` gave them.
     :raises SpecError: when there is nothing to read or the format is unknown. Files that contradict each other are
         no error before somebody reads the columns in question: see Source.faults_of.
     """
+    types = Types(_types_given(spec), {name: type_of(value) for name, value in (kept or {}).items()})
     found = find_files(spec.path)
-    root_url, fs, root, listing = found
+    listing = found.listing
     file_format, files = choose_format(spec, found)
     unreadable = {
         file.path: listing.unreadable[file.path] for file in files if file.path in listing.unreadable
     }
     readable = [file for file in files if file.path not in unreadable]
-    footers, broken = _read_footers(fs, root, readable, file_format) if readable else ({}, {})
-    broken |= unreadable
+    notes: list[str] = []
+    hive = partition_types(readable, types.known, notes)
+    footers: dict[str, Footer] = {}
+    broken = unreadable
+    if readable:
+        footers, more = _read_footers(found.fs, found.root, readable, file_format, types.without(hive), notes)
+        broken = broken | more
     if not footers:
         first, reason = next(iter(broken.items()))
         raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
-    hive = partition_types(files)
     union = _unite(footers)
     columns = [(name, kind) for name, kind in union.types.items() if name not in hive]
     conflicts = {name: fault for name, fault in union.conflicts.items() if name not in hive}
     schema = pa.schema([*columns, *hive.items()])
-    left_out = tell(listing.left_out)
+    _check_given(spec, file_format, schema, hive)
     return Source(
-        absolute(spec.path),
-        root_url,
-        fs,
-        root,
-        files,
-        file_format,
-        schema,
-        hive,
-        broken,
-        footers,
-        conflicts,
-        left_out,
-    )
+        absolute(spec.path), found.root_url, found.fs, found.root, files, file_format, schema, hive, broken, footers,
+        conflicts, tell(listing.left_out), frozenset(spec.types), notes,
+    )  # fmt: skip
+
+
+def _types_given(spec: InputSpec) -> dict[str, pa.DataType]:
+    """The types that the spec gives. :raises SpecError: with all that are none."""
+    found, faults = {}, []
+    for name, value in spec.types.items():
+        try:
+            found[name] = type_of(value)
+        except ValueError:
+            faults.append(f"input.types: {value!r} of column {name!r} is no type; use one of: {KNOWN}")
+    if faults:
+        raise SpecError(faults)
+    return found
+
+
+def _check_given(spec: InputSpec, file_format: str, schema: pa.Schema, hive: dict[str, pa.DataType]) -> None:
+    """:raises SpecError: for columns that the spec gives a type which they cannot have."""
+    faults = []
+    for name in spec.types:
+        if name not in schema.names:
+            faults.append(f"input.types: column {name!r} not in input (has: {', '.join(schema.names)})")
+        elif name not in hive and file_format == "parquet":
+            faults.append(
+                f"input.types: column {name!r} has its type in the Parquet files; types are given for JSONL, CSV and "
+                "key=value folders alone"
+            )
+        elif pa.types.is_nested(schema.field(name).type) and (file_format == "csv" or name in hive):
+            faults.append(
+                f"input.types: column {name!r} cannot be {schema.field(name).type}, since its values are plain texts; use string"
+            )
+    if faults:
+        raise SpecError(faults)
 
 
 def _read_footers(
-    fs: pafs.FileSystem, root: str, files: list[SourceFile], file_format: str
+    fs: pafs.FileSystem, root: str, files: list[SourceFile], file_format: str, types: Types, notes: list[str]
 ) -> tuple[dict[str, Footer], dict[str, str]]:
-    """Footers of the files that have one, and the reasons of those that should."""
+    """Footers of the files that have one, and the reasons of those that should; what to mind goes to notes."""
 
     def read(file: SourceFile) -> Footer | str:
         try:
@@ -219,10 +259,10 @@ def _read_footers(
         except READ_ERRORS as error:
             return one_line(error)
 
-    if file_format == "jsonl":
-        return _first_schema(fs, root, files)
-    if file_format == "csv":
-        return _csv_footers(fs, root, files)
+    if file_format != "parquet":
+        made = (jsonl_schemas if file_format == "jsonl" else csv_schemas)(fs, root, files, types)
+        notes += made.notes
+        return _text_footers(made)
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(read, files))
     pairs = [(file.path, result) for file, result in zip(files, results, strict=True)]
@@ -267,58 +307,10 @@ def _class_label(feature: Any) -> tuple[str, ...]:
 _NO_GROUPS = np.zeros(0, np.int64)
 
 
-def _first_schema(
-    fs: pafs.FileSystem, root: str, files: list[SourceFile]
-) -> tuple[dict[str, Footer], dict[str, str]]:
-    """The schema of the first file that has rows; JSONL has no other place that tells its columns."""
-    broken: dict[str, str] = {}
-    for file in files:
-        try:
-            schema = (
-                textfiles.infer_schema(fs, f"{root}/{file.path}", "jsonl") if file.size else pa.schema([])
-            )
-        except READ_ERRORS as error:
-            several = "Column(/" in str(error)  # a JSON path: `changed from string to number`
-            wrong = "a column has values of several types" if several else "not one JSON object a line"
-            broken[file.path] = f"{wrong}: {one_line(error)}"
-            continue
-        if schema.names:
-            return {file.path: Footer(schema, _NO_GROUPS, _NO_GROUPS)}, broken
-    return {}, broken or {files[0].path: "no file has a row, so that the columns are unknown"}
-
-
-def _csv_footers(
-    fs: pafs.FileSystem, root: str, files: list[SourceFile]
-) -> tuple[dict[str, Footer], dict[str, str]]:
-    """Types from the first file that has a header, names from each file's own one."""
-    footers: dict[str, Footer] = {}
-    broken: dict[str, str] = {}
-
-    def columns(file: SourceFile) -> list[str] | str:
-        try:
-            return textfiles.csv_columns(fs, f"{root}/{file.path}")
-        except READ_ERRORS as error:
-            return one_line(error)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        headers = list(pool.map(columns, files))
-    types: dict[str, Any] = {}
-    for file, names in zip(files, headers, strict=True):
-        try:
-            if isinstance(names, str):
-                raise ValueError(names)
-            if names and not types:
-                found = textfiles.infer_schema(fs, f"{root}/{file.path}", "csv")
-                types = {column.name: column.type for column in found}
-        except READ_ERRORS as error:
-            broken[file.path] = one_line(error)
-            continue
-        if names:
-            known = pa.schema([(name, types.get(name, pa.string())) for name in names])
-            footers[file.path] = Footer(known, _NO_GROUPS, _NO_GROUPS)
-    if not footers and not broken:
-        broken[files[0].path] = "no file has a header, so that the columns are unknown"
-    return footers, broken
+def _text_footers(schemas: TextSchemas) -> tuple[dict[str, Footer], dict[str, str]]:
+    """What text files have in place of footers."""
+    footers = {path: Footer(schema, _NO_GROUPS, _NO_GROUPS) for path, schema in schemas.schemas.items()}
+    return footers, schemas.broken
 
 
 @dataclass

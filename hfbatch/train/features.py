@@ -22,7 +22,7 @@ from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.tasks.parts.text import flatten
 from hfbatch.train.held_out import compared, is_aside, row_hashes
 from hfbatch.train.order import build_recipe
-from hfbatch.train.recipes.base import Recipe, Survey
+from hfbatch.train.recipes.base import MOST_FAULTS, Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
 
 MOST_LETTERS = 400
@@ -63,8 +63,7 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
     """Looks at all rows. :raises SplitError: when some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
-        columns, places = read_rows(split, part)
-        return vars(survey_rows(recipe_of(spec, model, part), columns, places, part))
+        return vars(look_at(recipe_of(spec, model, part), split, part))
 
     survey = Survey()
     for found in over_splits(part.splits, look):
@@ -117,15 +116,24 @@ def make_features(
     return table.append_column(LENGTH, pa.array(lengths)), made.truncated
 
 
-def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
-    """The recipe's columns of a split, and where each row is from."""
-    rows = read_split(split, part.read)
-    table, places = rows.table, rows.places
+def look_at(recipe: Recipe, split: Split, part: Part) -> Survey:
+    """What a split's rows hold, with the hashes that tell which hold the same; one that cannot be read is a fault."""
+    columns, places, unreadable = _read(split, part)
+    survey = recipe.examine(columns, places)
     if part.share is not None:
-        aside = is_aside(row_hashes(columns_of(table, part)), *part.share)
-        kept = pa.array(aside if part.aside else ~aside)
-        table, places = table.filter(kept), places.filter(kept)
-    return columns_of(table, part), places.combine_chunks()
+        survey.hashes = [compared(row_hashes(columns), part.rows)]
+    survey.faults = [*unreadable[:MOST_FAULTS], *survey.faults]
+    if len(unreadable) > MOST_FAULTS:
+        survey.faults.append(f"… and {len(unreadable) - MOST_FAULTS:,} more rows that cannot be read")
+    return survey
+
+
+def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
+    """The recipe's columns of a split, and where each row is from. :raises SplitError: when one cannot be read."""
+    columns, places, unreadable = _read(split, part)
+    if unreadable:
+        raise SplitError(unreadable[0])
+    return columns, places
 
 
 def columns_of(table: pa.Table, part: Part) -> dict[str, pa.Array]:
@@ -133,12 +141,23 @@ def columns_of(table: pa.Table, part: Part) -> dict[str, pa.Array]:
     return {name: flatten(table[column]) for name, column in part.columns.items()}
 
 
-def survey_rows(recipe: Recipe, columns: Mapping[str, pa.Array], places: pa.Table, part: Part) -> Survey:
-    """What rows hold, with the hashes that tell which of them hold the same, where some are set aside."""
-    survey = recipe.examine(columns, places)
+def _read(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table, list[str]]:
+    """The same without the rows that cannot be read, and what is wrong with each of these."""
+    rows = read_split(split, part.read)
+    kept = np.ones(len(rows.table), bool)
     if part.share is not None:
-        survey.hashes = [compared(row_hashes(columns), part.rows)]
-    return survey
+        aside = is_aside(row_hashes(columns_of(rows.table, part)), *part.share)
+        kept = aside if part.aside else ~aside
+    unreadable = []
+    for bad in rows.bad:
+        if kept[bad.position]:
+            place = rows.places.slice(bad.position, 1).to_pylist()[0]
+            unreadable.append(f"{place['file']} row {place['row']}: {bad.message}")
+            kept[bad.position] = False
+    table, places = rows.table, rows.places
+    if not kept.all():
+        table, places = table.filter(pa.array(kept)), places.filter(pa.array(kept))
+    return columns_of(table, part), places.combine_chunks(), unreadable
 
 
 def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:

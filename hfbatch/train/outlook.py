@@ -14,7 +14,7 @@ import numpy as np
 from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.features import Part, examine, read_rows, survey_rows
+from hfbatch.train.features import Part, examine, look_at
 from hfbatch.train.launch import Team, choose_team
 from hfbatch.train.memory import held, kept_for_backward, skeleton
 from hfbatch.train.model import trainable
@@ -70,7 +70,7 @@ def _survey(plan: FinetunePlan, part: Part) -> Survey:
     survey = Survey()
     plan.recipe.task.root = part.read.path
     for number in _looked_at(part):
-        survey.add(survey_rows(plan.recipe, *read_rows(part.splits[number], part), part))
+        survey.add(look_at(plan.recipe, part.splits[number], part))
     return survey
 
 

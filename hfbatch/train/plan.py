@@ -220,7 +220,7 @@ def _sources(spec: FinetuneSpec, faults: list[str]) -> dict[str, Source]:
 
 def _renamed(fault: str, name: str) -> str:
     """A fault of a job's input, told of `train` or `eval`."""
-    fault = re.sub(r"\binput\.(?=path|format|filter|columns)", f"{name}.", fault)
+    fault = re.sub(r"\binput\.(?=path|format|filter|columns|types)", f"{name}.", fault)
     return fault.replace(" not in input (has", f" not in {name} (has")
 
 
@@ -284,7 +284,9 @@ def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str
     names = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([(name, storage_type(source.schema.field(name).type)) for name in names])
     hive = {name: kind for name, kind in source.hive.items() if name in names}
-    read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter, name)
+    read = ReadPlan(
+        source.root_url, source.format, names, schema, hive, given.filter, name, source.given & set(names)
+    )
     return Part(source.cut(given.split_rows or rows, given.limit), read, columns)
 
 
@@ -300,7 +302,8 @@ def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dic
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         splits, read = [split.to_dict() for split in part.splits], part.read
-        taken = [splits, dict(part.columns), read.filter, part.share, part.aside]
+        types = {name: str(read.schema.field(name).type) for name in sorted(read.given)}
+        taken = [splits, dict(part.columns), read.filter, part.share, part.aside, *([types] if types else [])]
         digest.update(json.dumps(taken).encode())
     held_out = {"held_out": CHOICE} if spec.eval is None else {}
     versioned = {results_version.KEY: results_version.RESULTS_VERSION}

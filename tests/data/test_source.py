@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hfbatch.data.listing import NO_PARTITION
 from hfbatch.data.reader import read_split
 from hfbatch.data.source import open_source
 from hfbatch.errors import SpecError
@@ -92,9 +93,9 @@ def test_names_of_classes_are_those_that_older_versions_of_datasets_wrote(tmp_pa
 
 
 def test_hive_folders_become_columns(tmp_path):
-    write(tmp_path / "day=01" / "lang=en%20gb" / "a.parquet", id=[1, 2])
-    write(tmp_path / "day=02" / "lang=__HIVE_DEFAULT_PARTITION__" / "a.parquet", id=[3])
-    write(tmp_path / "day=03" / "a.parquet", id=[4])
+    write(tmp_path / "day=1" / "lang=en%20gb" / "a.parquet", id=[1, 2])
+    write(tmp_path / "day=2" / "lang=__HIVE_DEFAULT_PARTITION__" / "a.parquet", id=[3])
+    write(tmp_path / "day=3" / "a.parquet", id=[4])
     source = source_of(tmp_path)
     assert source.hive == {"day": pa.int64(), "lang": pa.string()}
     rows = read_all(source, source.cut(10))
@@ -103,7 +104,64 @@ def test_hive_folders_become_columns(tmp_path):
         "day": [1, 1, 2, 3],
         "lang": ["en gb", "en gb", None, None],
     }
-    assert source.files_without("lang") == ["day=03/a.parquet"]
+    assert source.files_without("lang") == ["day=3/a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "-20", "9223372036854775807"], pa.int64()),
+        (["01234", "99999"], pa.string()),
+        (["٣", "4"], pa.string()),
+        (["+1"], pa.string()),
+        (["-0"], pa.string()),
+        (["9223372036854775808"], pa.string()),
+        (["1.5"], pa.string()),
+        (["true"], pa.string()),
+        ([" 1"], pa.string()),
+        ([NO_PARTITION], pa.string()),
+    ],
+)
+def test_a_partition_is_a_number_only_where_its_folders_can_be_named_again(tmp_path, values, kind):
+    for value in values:
+        write(tmp_path / f"v={value}" / "a.parquet", id=[1])
+    source = source_of(tmp_path)
+    assert source.hive == {"v": kind}
+    texts = [None if value == NO_PARTITION else value for value in values]
+    found = read_all(source, source.cut(10)).table["v"].to_pylist()
+    assert sorted(map(str, found)) == sorted(map(str, texts))
+    assert any("v ('01234' would" in note for note in source.notes) == (values[0] == "01234")
+
+
+def test_the_spec_and_an_earlier_run_give_types_to_partitions(tmp_path):
+    write(tmp_path / "zip=1234" / "a.parquet", id=[1])
+    assert source_of(tmp_path, types={"zip": "string"}).hive == {"zip": pa.string()}
+    kept = source_of(tmp_path).types
+    assert kept == {"zip": "int64"}
+    write(tmp_path / "zip=01234" / "a.parquet", id=[2])
+    source = open_source(InputSpec(path=str(tmp_path)), json.loads(json.dumps(kept)))
+    rows = [read_split(split, plan_of(source)) for split in source.cut(1)]
+    assert sorted(row.table["zip"].to_pylist()[0] or 0 for row in rows) == [0, 1234]
+    (bad,) = (bad for row in rows for bad in row.bad)
+    assert bad.message.startswith("column 'zip' is int64, but the row has '01234' in the name of its folder")
+    assert "input.types: {zip: string}" in bad.message
+
+
+def test_wrong_types_in_the_spec_are_all_told(tmp_path):
+    write(tmp_path / "zip=1" / "a.parquet", id=[1])
+    with pytest.raises(SpecError) as caught:
+        source_of(tmp_path, types={"id": "string", "nope": "string", "zip": "list<string>"})
+    parquet, unknown, nested = caught.value.faults
+    assert "column 'id' has its type in the Parquet files" in parquet
+    assert "column 'nope' not in input (has: id, zip)" in unknown
+    assert "column 'zip' cannot be list<item: string>" in nested
+    with pytest.raises(SpecError) as caught:
+        source_of(tmp_path, types={"zip": "sting", "id": {}, "x": ["int64", "int64"]})
+    assert [fault.split(";")[0] for fault in caught.value.faults] == [
+        "input.types: 'sting' of column 'zip' is no type",
+        "input.types: {} of column 'id' is no type",
+        "input.types: ['int64', 'int64'] of column 'x' is no type",
+    ]
 
 
 def test_a_partition_can_be_filtered(tmp_path):

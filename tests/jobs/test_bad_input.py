@@ -15,6 +15,7 @@ import torch
 
 import hfbatch
 from hfbatch import SpecError
+from hfbatch.data import textschema
 from hfbatch.describe import sample_lengths
 from hfbatch.plan import make_plan
 from hfbatch.report import build_report, render_html
@@ -42,15 +43,47 @@ def faults_of(*args: object, **sections: object) -> str:
 
 
 @cluster
-def test_null_empty_and_a_megabyte(tmp_path: Path, encoder: str) -> None:
+def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts: list[str | None] = [*sentences(20), None, "", "a long story " * 80_000]
-    write_shards(tmp_path / "in", texts)
+    lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
+    lines += [
+        "null",
+        '{"id": 23, "text": "\\ud800"}',
+        '{"id": 24, "text": 5}',
+        '{"id": 25, "text": "b", "late": 1}',
+    ]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(textschema, "FIRST_BYTES", 100)
+    monkeypatch.setattr(textschema, "BLOCKS", 0)
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.5})
     result = hfbatch.run(spec, quiet=True)
     assert result.exit_code == 0
-    assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(20), 21, 22]
-    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == [20]
-    assert result.report["rows"]["truncated"] >= 1
+    assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(20), 21, 22, 25]
+    (path,) = (tmp_path / "out/_hfbatch/rejects").iterdir()
+    rejects = pq.read_table(path).to_pylist()
+    assert [(reject["hfbatch_row"], reject["hfbatch_stage"], reject["id"]) for reject in rejects] == [
+        (20, "preprocess", 20), (23, "read", None), (24, "read", None), (25, "read", None),
+    ]  # fmt: skip
+    assert [reject["hfbatch_line"] for reject in rejects] == [None, *lines[23:26]]
+    assert "input.types: {text: string}" in rejects[3]["hfbatch_message"]
+    counts = result.report["rows"]
+    assert (counts["read"], counts["in"], counts["out"], counts["rejected"]) == (27, 27, 23, 4)
+    assert counts["truncated"] >= 1
+    assert (
+        "which the plan looked at: late (1 row); to keep them, give their types in input.types"
+        in result.message
+    )
+    assert verify_output(str(tmp_path / "out")) == []
+
+    # The types of the first run hold, and others make another job.
+    (tmp_path / "in/0.jsonl").write_text('{"id": "x", "text": "a"}\n')
+    assert make_plan(spec).read.schema == pa.schema({"id": pa.int64(), "text": pa.string()})
+    given = {"types": {"id": "string"}}
+    told = faults_of("embedding", encoder, tmp_path / "in", tmp_path / "out", input=given)
+    assert "it differs in input.types (there: None, now: {'id': 'string'})" in told
 
 
 @cluster

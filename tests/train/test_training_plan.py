@@ -342,6 +342,14 @@ def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_p
         describe_training(plan_of(values, train=str(tmp_path)))
     assert "train: rows.parquet row 1: text is null or empty" in caught.value.faults
     assert any("one label 'x'" in fault for fault in caught.value.faults)
+    lines = [json.dumps({"text": text, "label": "xy"[at % 2]}) for at, text in enumerate(CORPUS[:20])]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "null", '{"text": 5, "label": "x"}']))
+    with pytest.raises(SpecError) as caught:
+        describe_training(plan_of(values, train=str(tmp_path / "rows.jsonl")))
+    unreadable, other = caught.value.faults[:2]
+    assert unreadable == "train: rows.jsonl row 20: the line holds null, not a JSON object"
+    assert "rows.jsonl row 21: column 'text' is string, but the row has the number 5" in other
+    assert "train.types: {text: string}" in other
 
 
 def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
