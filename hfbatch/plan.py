@@ -22,6 +22,7 @@ from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.worker import Settled, WorkOrder
 from hfbatch.data.filesystem import absolute, lies_in, redact
 from hfbatch.data.ledger import Ledger, State, types_of
+from hfbatch.data.media_files import RowFiles, with_absolute_paths
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rejects import reject_schema
@@ -104,6 +105,7 @@ class Plan:
         spec = self.spec.model_dump(mode="json")
         for section in ("input", "output"):
             spec[section]["path"] = redact(spec[section]["path"])
+        spec["input"]["files"]["roots"] = [redact(root) for root in self.spec.input.files.roots]
         return {
             "hfbatch": __version__,
             "spec": spec,
@@ -152,7 +154,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 
-    task.root = source.root_url
+    task.files = RowFiles(source.root_url, spec.input.files)
     identity = _identity(spec, model, task, inputs, keep)
     settled = None
     if not overwrite:
@@ -194,7 +196,7 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     """Workers run in another folder, on other machines perhaps."""
     return spec.model_copy(
         update={
-            "input": spec.input.model_copy(update={"path": absolute(spec.input.path)}),
+            "input": with_absolute_paths(spec.input),
             "output": spec.output.model_copy(update={"path": absolute(spec.output.path)}),
         }
     )
@@ -313,13 +315,14 @@ def _identity(
     """What changes results. Workers, batch sizes and paths do not."""
     tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
     flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
+    files = spec.input.files.model_dump(mode="json", exclude_defaults=True, exclude={"timeout"})
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
         "engine": "torch",
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
-        "input": {"columns": inputs, "filter": spec.input.filter},
+        "input": {"columns": inputs, "filter": spec.input.filter, **({"files": files} if files else {})},
         "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
         "seed": spec.seed,
         **({"tokenizer": tokenizer} if tokenizer else {}),

@@ -17,6 +17,7 @@ from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
 from hfbatch.data.filesystem import READ_ERRORS, absolute, join, kind_of, lies_in, open_filesystem, redact
 from hfbatch.data.ledger import Ledger
+from hfbatch.data.media_files import RowFiles, with_absolute_paths
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
@@ -179,7 +180,7 @@ def _missing() -> list[str]:
 
 def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
     def moved(given: InputSpec | None) -> InputSpec | None:
-        return given and given.model_copy(update={"path": absolute(given.path)})
+        return given and with_absolute_paths(given)
 
     update = {"train": moved(spec.train), "eval": moved(spec.eval), "output": absolute(spec.output)}
     return spec.model_copy(update=update)
@@ -260,7 +261,8 @@ def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str
     schema = pa.schema([source.schema.field(name) for name in names])
     hive = {name: kind for name, kind in source.hive.items() if name in names}
     read = ReadPlan(source.root_url, source.format, names, schema, hive, given.filter, name)
-    return Part(source.cut(given.split_rows or rows, given.limit), read, columns)
+    files = RowFiles(source.root_url, given.files, name)
+    return Part(source.cut(given.split_rows or rows, given.limit), read, columns, files=files)
 
 
 def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dict[str, Any]:
