@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
+from hfbatch.compute.named_files import named_files
 from hfbatch.compute.worker import Settled, WorkOrder
 from hfbatch.data.filesystem import absolute, lies_in, redact
 from hfbatch.data.ledger import Ledger, State, types_of
@@ -161,9 +162,13 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
         settled = _earlier(ledger, identity, spec)
     splits = source.cut(split_rows(spec), spec.input.limit)
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
+    read = _read_plan(spec, source, inputs, keep)
+    faults, more = named_files(task, inputs, state.todo, read, spec.rejects.max_fraction)
+    if faults:
+        raise SpecError(faults)
     return Plan(
-        spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, notes + task.notes(),
+        spec, model, task, source, splits, state, ledger, read, inputs, keep, schema,
+        identity, settled, overwrite, notes + task.notes() + more,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from hfbatch.data import textfiles
 from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, redact, stat_file
 from hfbatch.data.listing import partition_keys
+from hfbatch.data.rowgroups import MOST_BYTES, read_rows
 from hfbatch.data.splits import Piece, Split
 from hfbatch.errors import SplitError
 
@@ -63,7 +64,11 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
     if split.fault is not None:
         raise SplitError(split.fault)
     fs, root = open_filesystem(plan.path)
-    tables = [_read_piece(fs, root, piece, plan) for piece in split.pieces]
+    tables, left = [], MOST_BYTES
+    for piece in split.pieces:
+        left -= (piece.stop - piece.start) * (len(piece.file) + 16)  # what tells where each row is from
+        tables.append(_read_piece(fs, root, piece, plan, left))
+        left -= tables[-1].nbytes
     table = pa.concat_tables([plan.schema.empty_table(), *tables])
     places = pa.concat_tables([PLACES.empty_table(), *(_places(piece) for piece in split.pieces)])
     if plan.filter is None:
@@ -79,13 +84,13 @@ def _places(piece: Piece) -> pa.Table:
     )
 
 
-def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan) -> pa.Table:
+def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan, most: int) -> pa.Table:
     path = f"{root}/{piece.file}"
     count = piece.stop - piece.start
     try:
         _check_unchanged(fs, path, piece, plan)
         if plan.format == "parquet":
-            found = _read_parquet(fs, path, piece, plan)
+            found = _read_parquet(fs, path, piece, plan, most)
         else:
             names = [name for name in plan.columns if name not in plan.hive]
             schema = pa.schema([plan.schema.field(name) for name in names])
@@ -111,9 +116,13 @@ def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPla
         raise SplitError(f"{piece.file} changed while the job ran; run again")
 
 
-def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> pa.Table:
-    """The row groups that hold the piece's rows, cut to them; only columns that the file has."""
-    with pq.ParquetFile(path, filesystem=fs, pre_buffer=True) as file:
+def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan, most: int) -> pa.Table:
+    """The piece's rows, of `most` bytes together; only columns that the file has."""
+
+    def again(**options: Any) -> pq.ParquetFile:
+        return pq.ParquetFile(path, filesystem=fs, **options)
+
+    with again(pre_buffer=True) as file:
         metadata = file.metadata
         counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
         ends = np.cumsum(counts, dtype=np.int64)
@@ -125,9 +134,9 @@ def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) 
         first = int(np.searchsorted(ends, piece.start, "right"))
         last = int(np.searchsorted(ends, piece.stop, "left"))
         groups = list(range(first, last + 1)) if piece.stop > piece.start else []
-        table = file.read_row_groups(groups, columns=names)
-    skipped = int(ends[first - 1]) if groups and first else 0
-    table = table.slice(piece.start - skipped if groups else 0, piece.stop - piece.start)
+        skipped = piece.start - (int(ends[first - 1]) if first else 0) if groups else 0
+        wanted = pa.schema([plan.schema.field(name) for name in names])
+        table = read_rows(file, again, groups, skipped, piece.stop - piece.start, wanted, most)
     if names and table.num_rows != piece.stop - piece.start:
         raise SplitError(f"{piece.file} gave {table.num_rows} rows for {piece.start}-{piece.stop}; run again")
     return table
