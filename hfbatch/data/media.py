@@ -186,8 +186,8 @@ def to_video(value: Any, frames: Sequence[int], files: RowFiles = NO_FILES) -> n
 
     data = files.read(value)
     wanted, taken, count = set(frames), [], 0
-    # FFmpeg keeps to it too: a stream may change its size on the way.
-    limits = {"max_pixels": str(_most_pixels(files))}
+    # For FFmpeg itself, since a stream may change its size on the way; it counts the padding of its buffers too.
+    limits = {"max_pixels": str(2 * _most_pixels(files) + (1 << 20))}
     try:
         # A playlist could name other files and addresses, which a row must not be able to open.
         with av.open(

@@ -13,6 +13,7 @@ from transformers import pipeline
 
 from hfbatch.data.media import to_video
 from hfbatch.data.media_files import RowFiles
+from hfbatch.spec import FilesSpec
 from hfbatch.tasks import task_class
 from tests.models.video import NAMES, film_file, moving, tiny_videomae
 from tests.tasks.drive import features_of, make, run
@@ -99,6 +100,14 @@ def test_what_is_no_video_of_enough_frames_is_an_error(folder: str, file: bytes,
     task = make(task_class("video-classification"), folder, frame_sampling_rate=2)
     with pytest.raises(ValueError, match=fault):
         features_of(task, {"video": [file]})
+
+
+def test_frames_have_a_limit_on_their_pixels() -> None:
+    film = film_file(moving(9, 3), "ffv1", "matroska")
+    for frames, most in (([0], 32 * 48), ([0, 2, 4, 6, 8], 32 * 48 * 5 // 4)):
+        assert len(to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most)))) == len(frames)
+        with pytest.raises(ValueError, match=r"too large a video .*input\.files\.max_pixels"):
+            to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most - 1)))
 
 
 def test_a_row_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
