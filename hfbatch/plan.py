@@ -20,12 +20,14 @@ import pyarrow as pa
 from hfbatch import __version__
 from hfbatch.compute.checks import check_task, name_task
 from hfbatch.compute.identity import earlier, job_identity
+from hfbatch.compute.named_files import named_files
 from hfbatch.compute.worker import Settled, WorkOrder
 from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import absolute, lies_in, one_line, printable, real_path
 from hfbatch.data.ledger import Ledger, State, types_of
 from hfbatch.data.listing import reads
 from hfbatch.data.lock import guard_note
+from hfbatch.data.media_files import RowFiles, with_absolute_paths
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rejects import reject_schema
@@ -157,16 +159,20 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     if faults or source is None or task is None or model is None:
         raise SpecError(list(dict.fromkeys(faults)))
 
-    task.root = source.root_url
+    task.files = RowFiles(source.root_url, spec.input.files)
     identity = job_identity(spec, model, task, inputs, keep)
     splits = source.cut(split_rows(spec), spec.input.limit)
     state = State([], list(splits), []) if overwrite else ledger.state(splits)
     settled = None
     if not overwrite:
         identity, settled = earlier(ledger, identity, spec, state)
+    read = _read_plan(spec, source, inputs, keep)
+    faults, more = named_files(task, inputs, state.todo, read, spec.rejects.max_fraction)
+    if faults:
+        raise SpecError(faults)
     return Plan(
-        spec, model, task, source, splits, state, ledger, _read_plan(spec, source, inputs, keep), inputs, keep, schema,
-        identity, settled, overwrite, notes + task.notes() + left_out_notes(source),
+        spec, model, task, source, splits, state, ledger, read, inputs, keep, schema,
+        identity, settled, overwrite, notes + task.notes() + left_out_notes(source) + more,
     )  # fmt: skip
 
 
@@ -211,7 +217,7 @@ def _with_absolute_paths(spec: JobSpec) -> JobSpec:
     """Workers run in another folder, on other machines perhaps."""
     return spec.model_copy(
         update={
-            "input": spec.input.model_copy(update={"path": absolute(spec.input.path)}),
+            "input": with_absolute_paths(spec.input),
             "output": spec.output.model_copy(update={"path": absolute(spec.output.path)}),
         }
     )

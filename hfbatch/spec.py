@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import core_schema
@@ -100,6 +101,48 @@ class ModelSpec(Section):
     """Run Python code that comes with the model. Read that code first."""
 
 
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+"""Some texts, or a single one."""
+
+
+class FilesSpec(Section):
+    """Which files the rows may name beside those below the input's folder, and how much may come of one."""
+
+    roots: Annotated[tuple[Location, ...], BeforeValidator(_one_or_more)] = ()
+    """More folders and bucket prefixes with files that rows may name, such as [/data/images, s3://lake/images]."""
+    hosts: Names = ()
+    """Hosts of http(s) URLs that rows may name: names, *.names, addresses, networks; private addresses count by address."""
+    schemes: Names = ()
+    """Schemes of URLs that rows may name wherever they are: [https] for all public hosts, [s3] for all buckets."""
+    max_bytes: int = Field(default=1 << 30, ge=1)
+    """Most bytes of a file that a row names."""
+    timeout: float = Field(default=60, gt=0, allow_inf_nan=False)
+    """Seconds that a download may take, from the look-up of the host to the last byte."""
+    max_pixels: int | None = Field(default=None, ge=1, le=178_956_970)
+    """Most pixels of a picture or a frame, and a quarter of those of a video's frames together; null: 89,478,485."""
+    max_seconds: float = Field(default=7200, gt=0, allow_inf_nan=False)
+    """Longest recording; one of more than 96,000 samples a second, those of all channels, counts as longer."""
+
+    @field_validator("schemes")
+    @classmethod
+    def _bare(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        bare = tuple(name.lower().removesuffix("://") for name in names)
+        if {"file", "local"} & set(bare):
+            raise ValueError("files of this machine are named by their folders; use roots")
+        return bare
+
+    @field_validator("hosts")
+    @classmethod
+    def _without_scheme(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any("://" in name for name in names):
+            raise ValueError("write hosts without http:// and without a path, such as images.example.com")
+        return tuple(name.lower() for name in names)
+
+
 class InputSpec(Section):
     """Where the rows are."""
 
@@ -117,6 +160,8 @@ class InputSpec(Section):
     """Read only the first N rows of the input (counted before the filter)."""
     split_rows: int | None = Field(default=None, ge=1)
     """Most rows in a split, the unit of work and of commit; the default depends on the task."""
+    files: FilesSpec = FilesSpec()
+    """Pictures, sound and videos that rows name by path or URL; those below the input's folder are always read."""
 
 
 class OutputSpec(Section):

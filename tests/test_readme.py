@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,10 @@ def fields_of(model: type[Section]) -> dict[str, Any]:
     }
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
+def nested(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """The same for a spec's values; options of a task and mapped columns are values."""
     return {
-        name: dict.fromkeys(value) if isinstance(value, dict) and name != "params" else None
+        name: nested(value, fields[name]) if isinstance(value, dict) and fields.get(name) else None
         for name, value in values.items()
     }
 
@@ -140,21 +141,19 @@ def test_the_spec_loads_and_shows_every_field_with_a_comment(block, kind):
     spec = kind.build(values)
     knower = task_class(spec.task) if kind is JobSpec else recipe_class(spec.task)
     knower.Params.model_validate(spec.params)
-    assert nested(values) == fields_of(kind)
+    assert nested(values, fields_of(kind)) == fields_of(kind)
     assert [line for line in block.splitlines() if " # " not in line] == []
 
 
 @pytest.mark.parametrize(("block", "kind"), SPECS)
 def test_a_field_that_differs_from_its_default_says_so(block, kind):
-    values, section = yaml.safe_load(block), ""
+    spec, sections = kind.build(yaml.safe_load(block)), []
     for line in block.splitlines():
         key = line.split(":")[0].strip()
-        if not line.startswith(" "):
-            section = key
-        holder = type(getattr(kind.build(values), section)) if line.startswith(" ") else kind
-        field = holder.model_fields[key]
-        spec = kind.build(values)
-        value = getattr(getattr(spec, section), key) if line.startswith(" ") else getattr(spec, key)
+        del sections[(len(line) - len(line.lstrip())) // 2 :]
+        holder = attrgetter(".".join(sections))(spec) if sections else spec
+        field, value = type(holder).model_fields[key], getattr(holder, key)
+        sections.append(key)
         if field.is_required() or line.split("#")[0].rstrip().endswith(":"):
             continue
         assert (value == field.default) != ("(default:" in line), line

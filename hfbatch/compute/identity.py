@@ -24,6 +24,7 @@ def job_identity(
     :param keep: input columns copied to the output.
     """
     tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
+    files = spec.input.files.model_dump(mode="json", exclude_defaults=True, exclude={"timeout"})
     types = {"types": spec.input.types} if spec.input.types else {}
     flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
@@ -32,7 +33,12 @@ def job_identity(
         "engine": "torch",
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
-        "input": {"columns": inputs, "filter": spec.input.filter, **types},
+        "input": {
+            "columns": inputs,
+            "filter": spec.input.filter,
+            **types,
+            **({"files": files} if files else {}),
+        },
         "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
         "seed": spec.seed,
         **({"tokenizer": tokenizer} if tokenizer else {}),

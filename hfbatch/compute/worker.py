@@ -15,6 +15,7 @@ from hfbatch.compute.calibrate import choose_batch_size
 from hfbatch.compute.machine import collector_at_rest, usable_cores
 from hfbatch.compute.precision import native_dtype
 from hfbatch.compute.predictor import BatchStats, Prediction, Predictor
+from hfbatch.data.media_files import RowFiles
 from hfbatch.data.models import Model
 from hfbatch.spec import WITH_SECRETS, JobSpec, Location
 from hfbatch.tasks import task_class
@@ -77,7 +78,8 @@ def build_task(spec: JobSpec, model: Model, root: str = "") -> Task:
     """
     cls = task_class(spec.task)
     task = cls(model, cls.Params.model_validate(spec.params), spec.batch.max_length, spec.seed)
-    task.root, task.batch, task.tokenizer_changes = root, spec.batch, spec.tokenizer
+    task.files = RowFiles(root, spec.input.files)
+    task.batch, task.tokenizer_changes = spec.batch, spec.tokenizer
     return task
 
 

@@ -1,19 +1,34 @@
-"""Bytes, paths and Hugging Face's `Image`, `Audio` and `Video` structs to pictures, sound and frames. Knows nothing of models."""
+"""Bytes, paths and Hugging Face's `Image`, `Audio` and `Video` structs to pictures, sound and frames. Knows nothing of models.
+
+What a file expands to is judged by its header before it is decoded, and again while it is, since headers may lie.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.data.filesystem import is_url, join, open_filesystem
+from hfbatch.data.media_files import RowFiles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+NO_FILES = RowFiles()
+PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""The formats of pictures that are read. Pillow knows more, of which some start a program, such as EPS does with `gs`."""
+LOWEST_RATE = 1000
+"""Fewest samples a second that sound has; fewer would become too many at the rate of a model."""
+FULL_RATE = 96_000
+"""Samples of all channels that a second has at most, before it counts as longer: two channels at 48 kHz."""
+BLOCK = 1 << 20
+"""Samples of all channels that are decoded at a time."""
+FRAMES_TOGETHER = 4
+"""How many times the pixels of the largest picture the frames that are taken of a video may have together."""
 
 
 def is_file_like(kind: pa.DataType) -> bool:
@@ -29,48 +44,47 @@ def is_file_like(kind: pa.DataType) -> bool:
     )  # fmt: skip
 
 
-def file_bytes(value: Any, root: str = "") -> bytes:
-    """The content of a file.
-
-    :param value: bytes; a path or URL; or a dict with `bytes` or else `path`.
-    :param root: folder that relative paths are relative to.
-    :raises ValueError: where there is neither bytes nor a path.
-    :raises OSError: for a path that cannot be read.
-    """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not value:
-        raise ValueError("there are neither bytes nor a path")
-    path = value if is_url(value) or value.startswith("/") or not root else join(root, value)
-    fs, where = open_filesystem(path)
-    with fs.open_input_file(where) as file:
-        return file.read()
-
-
-def to_image(value: Any, root: str = "") -> Image:
+def to_image(value: Any, files: RowFiles = NO_FILES) -> Image:
     """A picture, decoded, upright and in RGB, as `transformers.image_utils.load_image` gives it; of several frames the first.
 
-    :param value: see `file_bytes`.
-    :raises ValueError: if it is none that Pillow reads whole, or more than `PIL.Image.MAX_IMAGE_PIXELS` large.
+    :param value: see `RowFiles.read`; a file of one of the formats in PICTURES.
+    :raises ValueError: if it is none that Pillow reads whole, or has more pixels than `input.files.max_pixels`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    data = file_bytes(value, root)
+    data = files.read(value)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(data))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower or meant
+            image = Image.open(BytesIO(data), formats=PICTURES)
+            _check_pixels("picture", image.width, image.height, files)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise ValueError(f"not a picture of a known format ({len(data):,} bytes)") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"too large a picture ({len(data):,} bytes): {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large a picture for any {files.spec}.max_pixels: {error}") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"not a picture that can be read ({len(data):,} bytes): {error}") from error
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _most_pixels(files: RowFiles) -> int:
+    """Pixels that the rules allow a picture; those that Pillow warns of where they say nothing."""
+    from PIL import Image
+
+    return files.rules.max_pixels or Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+def _check_pixels(what: str, width: int, height: int, files: RowFiles, count: int = 1) -> None:
+    """:raises ValueError: for more pixels than the rules allow, in one picture or in several frames together."""
+    most = _most_pixels(files)
+    if width * height > most or width * height * count > FRAMES_TOGETHER * most:
+        frames = f"{count} frames of " if count > 1 else ""
+        raise ValueError(
+            f"too large a {what} of {frames}{width} x {height} = {width * height * count} pixels; "
+            f"{files.spec}.max_pixels is {most:,}; raise it if that is meant"
+        )
 
 
 def to_png(image: Image) -> bytes:
@@ -87,55 +101,106 @@ def is_sound_like(kind: pa.DataType) -> bool:
     return is_file_like(kind)
 
 
-def to_sound(value: Any, rate: int, root: str = "") -> np.ndarray:
+def to_sound(value: Any, rate: int, files: RowFiles = NO_FILES) -> np.ndarray:
     """Sound as one channel: float32 [samples], from -1 to 1.
 
-    :param value: see `file_bytes` (WAV, FLAC, MP3, OGG, whatever libsndfile reads); or a dict with `array`, floats
+    :param value: see `RowFiles.read` (WAV, FLAC, MP3, OGG, whatever libsndfile reads); or a dict with `array`, floats
         [samples] or [channels, samples], and `sampling_rate`.
     :param rate: samples a second of the result; other rates are converted with soxr in high quality.
-    :raises ValueError: if it is no sound that can be read, or there is none in it.
+    :raises ValueError: if it is no sound that can be read, there is none in it, or it is longer than
+        `input.files.max_seconds`.
     """
+    if isinstance(value, dict) and value.get("array") is not None:
+        samples, own = np.array(value["array"], np.float32), int(value["sampling_rate"] or 0)
+        samples = samples.T if samples.ndim == 2 else samples
+        _check_length(len(samples), 1, own, files)
+        return _resampled(iter([samples]), own, rate)
+    return _decoded(files.read(value), rate, files)
+
+
+def _decoded(data: bytes, rate: int, files: RowFiles) -> np.ndarray:
+    """A file of sound, block by block, so that no more than the result and a block are in memory."""
     import soundfile
+
+    def blocks() -> Iterator[np.ndarray]:
+        count = 0
+        while len(block := file.read(max(BLOCK // file.channels, 1), dtype="float32")):
+            count += len(block)
+            _check_length(count, file.channels, file.samplerate, files)  # the header may say less, or nothing
+            yield block
+
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            known = file.frames if file.frames < 1 << 62 else 0  # some formats do not say
+            _check_length(known, file.channels, file.samplerate, files)
+            return _resampled(blocks(), file.samplerate, rate)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"not a sound that can be read ({len(data):,} bytes): {error.error_string}"
+        ) from error
+
+
+def _check_length(frames: int, channels: int, rate: int, files: RowFiles) -> None:
+    """:raises ValueError: for a rate that no sound has, and a recording that is longer than the rules allow."""
+    if rate < LOWEST_RATE:
+        raise ValueError(f"the sampling rate is {rate} Hz; sound has {LOWEST_RATE:,} Hz or more")
+    seconds = max(frames / rate, frames * channels / FULL_RATE)
+    if seconds > files.rules.max_seconds:
+        raise ValueError(
+            f"too long a recording: {frames:,} samples of {channels} channels at {rate:,} Hz count as {seconds:,.0f} s, "
+            f"{files.spec}.max_seconds is {files.rules.max_seconds:,g}; raise it if that is meant"
+        )
+
+
+def _resampled(blocks: Iterator[np.ndarray], own: int, rate: int) -> np.ndarray:
+    """One channel at another rate: float32 [samples]; bit for bit what soxr makes of it as a whole.
+
+    :param blocks: samples at their own rate, [samples] or [samples, channels].
+    """
     import soxr
 
-    if isinstance(value, dict) and value.get("array") is not None:
-        samples, own_rate = np.array(value["array"], np.float32), int(value["sampling_rate"])
-        samples = samples.T if samples.ndim == 2 else samples
-    else:
-        data = file_bytes(value, root)
-        try:
-            samples, own_rate = soundfile.read(BytesIO(data), dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise ValueError(
-                f"not a sound that can be read ({len(data):,} bytes): {error.error_string}"
-            ) from error
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
-    if not len(samples):
+    stream = soxr.ResampleStream(own, rate, 1, dtype="float32") if own != rate else None
+    parts, count = [], 0
+    for block in blocks:
+        mono = block.mean(axis=1) if block.ndim == 2 else block
+        if not np.isfinite(mono).all():
+            raise ValueError("some samples are not finite numbers")
+        count += len(mono)
+        parts.append(stream.resample_chunk(mono) if stream else mono)
+    if not count:
         raise ValueError("there are no samples in it")
-    if not np.isfinite(samples).all():
-        raise ValueError("some samples are not finite numbers")
-    return samples if own_rate == rate else soxr.resample(samples, own_rate, rate)
+    if stream:
+        parts.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
+    return np.concatenate(parts)
 
 
-def to_video(value: Any, frames: Sequence[int], root: str = "") -> np.ndarray:
+def to_video(value: Any, frames: Sequence[int], files: RowFiles = NO_FILES) -> np.ndarray:
     """Frames of a video, RGB: uint8 [frames, height, width, 3].
 
-    :param value: see `file_bytes`; whatever the FFmpeg of PyAV reads.
+    :param value: see `RowFiles.read`; whatever the FFmpeg of PyAV reads.
     :param frames: the numbers of the frames to take, ascending, from 0.
-    :raises ValueError: if it is no video that can be read, or it ends before the last of the frames.
+    :raises ValueError: if it is no video that can be read, it ends before the last of the frames, or these have too
+        many pixels for `input.files.max_pixels`.
     """
     import av
 
-    data = file_bytes(value, root)
+    data = files.read(value)
     wanted, taken, count = set(frames), [], 0
+    # For FFmpeg itself, since a stream may change its size on the way; it counts the padding of its buffers too.
+    limits = {"max_pixels": str(2 * _most_pixels(files) + (1 << 20))}
     try:
         # A playlist could name other files and addresses, which a row must not be able to open.
-        with av.open(BytesIO(data), container_options={"protocol_whitelist": "none"}) as container:
+        with av.open(
+            BytesIO(data), options=limits, container_options={"protocol_whitelist": "none"}
+        ) as container:
             if not container.streams.video:
                 raise ValueError(f"there are no pictures in it ({len(data):,} bytes)")
+            codec = container.streams.video[0].codec_context
+            codec.options = limits
+            _check_pixels("video", codec.width, codec.height, files, len(wanted))
             for frame in container.decode(video=0):
                 if count in wanted:
+                    _check_pixels("video", frame.width, frame.height, files, len(wanted))
                     taken.append(frame.to_ndarray(format="rgb24"))
                 count += 1
                 if count > frames[-1]:

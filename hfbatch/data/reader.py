@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, reda
 from hfbatch.data.filter import filter_columns, filter_faults, matching_rows
 from hfbatch.data.lines import BadRow, Parsed, Wanted, misfit
 from hfbatch.data.listing import partition_keys
+from hfbatch.data.rowgroups import MOST_BYTES, read_rows
 from hfbatch.data.splits import Piece, Split
 from hfbatch.data.texttypes import convert as convert_text
 from hfbatch.data.texttypes import fits
@@ -73,7 +75,12 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
     if split.fault is not None:
         raise SplitError(split.fault)
     fs, root = open_filesystem(plan.path)
-    pieces = [_read_piece(fs, root, piece, plan) for piece in split.pieces]
+    pieces: list[Parsed] = []
+    left = MOST_BYTES
+    for piece in split.pieces:
+        left -= (piece.stop - piece.start) * (len(piece.file) + 16)  # what tells where each row is from
+        pieces.append(_read_piece(fs, root, piece, plan, left))
+        left -= pieces[-1].table.nbytes
     table = pa.concat_tables([empty_table(plan.schema), *(piece.table for piece in pieces)])
     places = pa.concat_tables([PLACES.empty_table(), *(_places(piece) for piece in split.pieces)])
     firsts = np.cumsum([0, *(len(piece.table) for piece in pieces)]).tolist()
@@ -83,8 +90,8 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
         for row in piece.bad
     ]
     unplanned = Counter[str]()
-    for piece in pieces:
-        unplanned.update(piece.unplanned)
+    for parsed in pieces:
+        unplanned.update(parsed.unplanned)
     if not plan.filter:
         return Rows(table, places, split.rows, bad, dict(unplanned))
     found = np.array([row.position for row in bad], np.int64)
@@ -100,13 +107,13 @@ def _places(piece: Piece) -> pa.Table:
     )
 
 
-def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan) -> Parsed:
+def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan, most: int) -> Parsed:
     path = f"{root}/{piece.file}"
     count = piece.stop - piece.start
     try:
         _check_unchanged(fs, path, piece, plan)
         if plan.format == "parquet":
-            found = Parsed(_read_parquet(fs, path, piece, plan))
+            found = Parsed(_read_parquet(fs, path, piece, plan, most))
         else:
             found = _read_text(fs, path, piece, plan)
         keys = partition_keys(piece.file)
@@ -141,9 +148,10 @@ def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPla
         raise SplitError(f"{piece.file} changed while the job ran; run again")
 
 
-def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> pa.Table:
-    """The row groups that hold the piece's rows, cut to them; only columns that the file has."""
-    with open_parquet(fs, path, pre_buffer=True) as file:
+def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan, most: int) -> pa.Table:
+    """The piece's rows, of `most` bytes together; only columns that the file has."""
+    again = partial(open_parquet, fs, path)
+    with again(pre_buffer=True) as file:
         metadata = file.metadata
         counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
         ends = np.cumsum(counts, dtype=np.int64)
@@ -155,9 +163,9 @@ def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) 
         first = int(np.searchsorted(ends, piece.start, "right"))
         last = int(np.searchsorted(ends, piece.stop, "left"))
         groups = list(range(first, last + 1)) if piece.stop > piece.start else []
-        table = file.read_row_groups(groups, columns=names)
-    skipped = int(ends[first - 1]) if groups and first else 0
-    table = table.slice(piece.start - skipped if groups else 0, piece.stop - piece.start)
+        skipped = piece.start - (int(ends[first - 1]) if first else 0) if groups else 0
+        wanted = pa.schema([plan.schema.field(name) for name in names])
+        table = read_rows(file, again, groups, skipped, piece.stop - piece.start, wanted, most)
     if names and table.num_rows != piece.stop - piece.start:
         raise SplitError(f"{piece.file} gave {table.num_rows} rows for {piece.start}-{piece.stop}; run again")
     return table

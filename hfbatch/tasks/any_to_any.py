@@ -15,7 +15,9 @@ from hfbatch.tasks.parts.media_prompts import is_media
 from hfbatch.tasks.parts.text import text_column
 from hfbatch.tasks.parts.writing import IMAGES, MESSAGES, PromptedTask
 
-SOUNDS = InputColumn("audio", is_media(is_sound_like), f"{AUDIO.wants}, or a list of them", required=False)
+SOUNDS = InputColumn(
+    "audio", is_media(is_sound_like), f"{AUDIO.wants}, or a list of them", required=False, files=True
+)
 
 
 class AnyToAny(PromptedTask):
@@ -81,7 +83,7 @@ class AnyToAny(PromptedTask):
     def open_sound(self, value: Any) -> np.ndarray:
         """A recording, decoded: float32 [samples] at the model's rate."""
         extractor = self.processors["processor"].feature_extractor
-        return to_sound(value, int(extractor.sampling_rate), self.root)
+        return to_sound(value, int(extractor.sampling_rate), self.files)
 
     @property
     def openers(self) -> dict[str, Any]:

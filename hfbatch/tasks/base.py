@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.spec import BatchSpec, Section, TokenizerSpec
 from hfbatch.tasks.parts.positions import embedding_rows
 
@@ -63,6 +64,8 @@ class InputColumn:
     """Whether a dataset column of this name is read without being mapped to it."""
     nullable: bool = False
     """Whether a null is a value; elsewhere its row is rejected."""
+    files: bool = False
+    """Whether its values may name files."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ class Task(ABC):
         self.params = params
         self.max_length = max_length
         self.seed = seed
-        self.root = ""
-        """Folder that paths in the rows are relative to."""
+        self.files = RowFiles()
+        """The files that rows may name."""
         self.batch = BatchSpec()
         """How rows are batched, for tasks that have a part in it."""
         self.tokenizer_changes = TokenizerSpec()

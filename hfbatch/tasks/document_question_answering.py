@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from shutil import which
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ class DocumentQuestionAnswering(BrieflyProbed):
     auto_class = "AutoModelForDocumentQuestionAnswering"
     pipeline = "hfbatch.tasks.parts.multimodal.DocumentPipeline"
     inputs = (
-        InputColumn(IMAGE.name, IMAGE.accepts, IMAGE.wants, required=False),
+        replace(IMAGE, required=False),
         text_column("question"),
         InputColumn("words", is_words, "list<string>", required=False),
         InputColumn("boxes", is_boxes, "list<list<int>>, 0 to 1000", required=False),
@@ -156,7 +157,7 @@ class DocumentQuestionAnswering(BrieflyProbed):
                 words, boxes = columns["words"][k].as_py(), columns["boxes"][k].as_py()
                 yield {"question": question, "word_boxes": _paired(words, boxes)}
             else:
-                yield {"question": question, "image": to_image(columns["image"][k].as_py(), self.root)}
+                yield {"question": question, "image": to_image(columns["image"][k].as_py(), self.files)}
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Score of the best answer of each row; 0 for a written one and where there is none."""

@@ -260,7 +260,7 @@ class Embedding(TextOrImageTask):
         :raises ValueError: for a text without any token, and a picture that cannot be read.
         """
         if "image" in columns:
-            return Features(self.pixels.features(decoded(columns["image"], self.root)))
+            return Features(self.pixels.features(decoded(columns["image"], self.files)))
         texts = columns["text"].to_pylist()
         if self.prompt:
             texts = [self.prompt + text for text in texts]

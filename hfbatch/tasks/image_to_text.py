@@ -40,4 +40,4 @@ class ImageToText(WritingTask):
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pictures, decoded one by one."""
         for value in columns["image"]:
-            yield to_image(value.as_py(), self.root)
+            yield to_image(value.as_py(), self.files)

@@ -71,7 +71,7 @@ class KeypointMatching(PipelineTask):
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pairs of pictures, decoded one by one."""
         for pair in zip(columns["image_0"], columns["image_1"], strict=True):
-            yield tuple(to_image(value.as_py(), self.root) for value in pair)
+            yield tuple(to_image(value.as_py(), self.files) for value in pair)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Matches of each row."""

@@ -65,4 +65,4 @@ class VideoClassification(LabelTask):
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Frames of each video, decoded one by one."""
         for value in columns["video"]:
-            yield to_video(value.as_py(), self.frames, self.root)
+            yield to_video(value.as_py(), self.frames, self.files)

@@ -81,7 +81,7 @@ class VisualQuestionAnswering(PipelineTask):
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pictures, decoded one by one, with their questions."""
         for image, question in zip(columns["image"], columns["question"], strict=True):
-            yield {"image": to_image(image.as_py(), self.root), "question": question.as_py()}
+            yield {"image": to_image(image.as_py(), self.files), "question": question.as_py()}
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether the question's tokens fill the limit and there are more of them."""

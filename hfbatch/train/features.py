@@ -13,6 +13,8 @@ import ray
 from ray.exceptions import RayError
 
 from hfbatch.data.filesystem import one_line, open_filesystem
+from hfbatch.data.media import NO_FILES
+from hfbatch.data.media_files import RowFiles
 from hfbatch.data.models import Model
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.splits import Split
@@ -41,6 +43,8 @@ class Part:
     """Share of the rows that are set aside, and the seed of the choice; None where they are all taken."""
     aside: bool = False
     """Take those that are set aside, in place of the others."""
+    files: RowFiles = NO_FILES
+    """The files that the rows may name."""
 
     @property
     def rows(self) -> int:
@@ -97,9 +101,9 @@ def write_features(
 
 
 def recipe_of(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
-    """The recipe, with paths in the rows relative to the folder that they are from."""
+    """The recipe, for rows that may name the files of their part."""
     recipe = build_recipe(spec, model.fetch(), settled)
-    recipe.task.root = part.read.path
+    recipe.task.files = part.files
     return recipe
 
 

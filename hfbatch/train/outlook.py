@@ -68,7 +68,7 @@ def _looked_at(part: Part) -> list[int]:
 
 def _survey(plan: FinetunePlan, part: Part) -> Survey:
     survey = Survey()
-    plan.recipe.task.root = part.read.path
+    plan.recipe.task.files = part.files
     for number in _looked_at(part):
         survey.add(look_at(plan.recipe, part.splits[number], part))
     return survey

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from hfbatch import __version__
 from hfbatch.compute.checks import model_faults
-from hfbatch.data import results_version
 from hfbatch.data.columns import storage_type
-from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, open_filesystem, real_path
+from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, real_path
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.listing import reads
 from hfbatch.data.lock import guard_note
+from hfbatch.data.media_files import RowFiles, with_absolute_paths
 from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
@@ -31,8 +31,8 @@ from hfbatch.spec import InputSpec, faults_of
 from hfbatch.tasks import named
 from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
-from hfbatch.train.held_out import CHOICE
 from hfbatch.train.hub import hub_faults
+from hfbatch.train.identity import is_finished, training_identity
 from hfbatch.train.model import override_faults
 from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes import recipe_class
@@ -179,10 +179,10 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     parts = _parts(spec, sources, bound, recipe.task.split_rows)
     left_out = [note for name, source in sources.items() for note in left_out_notes(source, name)]
     remarks = (*([guard] if guard else []), *left_out)
-    identity = _identity(spec, model, parts)
+    identity = training_identity(spec, model, parts)
     plan = FinetunePlan(spec, model, recipe, *parts, types["train"], identity, remarks=remarks)
     if state and not overwrite:
-        plan.finished = _same(state, plan)
+        plan.finished = is_finished(state, plan.spec, plan.identity)
     return plan
 
 
@@ -199,7 +199,7 @@ def _missing() -> list[str]:
 
 def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
     def moved(given: InputSpec | None) -> InputSpec | None:
-        return given and given.model_copy(update={"path": absolute(given.path)})
+        return given and with_absolute_paths(given)
 
     update = {"train": moved(spec.train), "eval": moved(spec.eval), "output": absolute(spec.output)}
     return spec.model_copy(update=update)
@@ -287,27 +287,8 @@ def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str
     read = ReadPlan(
         source.root_url, source.format, names, schema, hive, given.filter, name, source.given & set(names)
     )
-    return Part(source.cut(given.split_rows or rows, given.limit), read, columns)
-
-
-def _identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dict[str, Any]:
-    """What changes the model that comes out. The number of workers and how a step is cut do not."""
-    plain = spec.model_dump(mode="json")
-    for name in ("output", "workers", "report_to", "push_to_hub", "train", "eval"):
-        plain.pop(name)
-    plain["batch"].pop("per_device")
-    if spec.workers.strategy == "fsdp":
-        plain["workers"] = {"strategy": "fsdp"}  # its checkpoints are for itself alone
-    plain["model"] = {**plain["model"], "name": None, "revision": None, "commit": model.commit}
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        splits, read = [split.to_dict() for split in part.splits], part.read
-        types = {name: str(read.schema.field(name).type) for name in sorted(read.given)}
-        taken = [splits, dict(part.columns), read.filter, part.share, part.aside, *([types] if types else [])]
-        digest.update(json.dumps(taken).encode())
-    held_out = {"held_out": CHOICE} if spec.eval is None else {}
-    versioned = {results_version.KEY: results_version.RESULTS_VERSION}
-    return {**plain, **held_out, **versioned, "data": digest.hexdigest()}
+    files = RowFiles(source.root_url, given.files, name)
+    return Part(source.cut(given.split_rows or rows, given.limit), read, columns, files=files)
 
 
 def look_again(plan: FinetunePlan, overwrite: bool) -> None:
@@ -318,7 +299,7 @@ def look_again(plan: FinetunePlan, overwrite: bool) -> None:
     state, faults = _output(plan.spec)
     if faults:
         raise SpecError(faults)
-    plan.finished = bool(state) and not overwrite and _same(state or {}, plan)
+    plan.finished = bool(state) and not overwrite and is_finished(state or {}, plan.spec, plan.identity)
 
 
 def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
@@ -361,42 +342,3 @@ def _inside(spec: FinetuneSpec) -> list[str]:
         for name, one in given.items()
         if one and reads(one.path, spec.output)
     ]
-
-
-def _same(state: dict[str, Any], plan: FinetunePlan) -> bool:
-    """Whether the output holds this training, done.
-
-    :raises SpecError: if it holds another one, or one of another version of results that is not done.
-    """
-    old, new = _leaves(state["identity"]), _leaves(plan.identity)
-    for leaves in (old, new):
-        leaves.setdefault("workers.strategy", "ddp")
-        leaves.pop(results_version.KEY, None)
-    if "held_out" not in old:
-        new.pop(
-            "held_out", None
-        )  # an older version chose other rows to measure with, as the version's fault says
-    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    fs, root = open_filesystem(join(plan.spec.output, "_SUCCESS"))
-    done = fs.get_file_info(root).is_file
-    if differing:
-        shown = "; ".join(
-            f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
-        )
-        raise SpecError(
-            f"output {plan.spec.output} holds another training; it differs in {shown}. Choose another "
-            "output, or replace it with --overwrite"
-        )
-    fault = results_version.version_fault(plan.spec.output, state)
-    if fault and not done:
-        raise SpecError(fault)
-    return done
-
-
-def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """Nested values by their full names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict) and value
-        found |= _leaves(value, f"{of}{name}.") if nested else {f"{of}{name}": value}
-    return found

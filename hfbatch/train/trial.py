@@ -63,7 +63,7 @@ def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, i
 
     :param local: an empty folder on this machine.
     """
-    recipe.task.root = part.read.path
+    recipe.task.files = part.files
     for split in part.splits:
         columns, places = read_rows(split, part)
         if len(places):

@@ -19,6 +19,7 @@ from PIL import Image
 
 import hfbatch
 from hfbatch import JobSpec
+from hfbatch.data.media_files import RowFiles
 from hfbatch.job import JobResult
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.verify import verify_output
@@ -132,7 +133,7 @@ def make_file(path: Path) -> None:
 def test_the_example_of_a_task_runs(tmp_path: Path, name: str) -> None:
     kind = task_class(name)
     task = make(kind, CASES[name].build(tmp_path / "model"), **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     for values in kind.EXAMPLE.rows.values():
         for value in values:
             if isinstance(value, str) and value.split(".")[-1].isalnum():

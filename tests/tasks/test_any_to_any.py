@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import Qwen2_5OmniConfig, pipeline
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 from tests.models.multimodal import tiny_llava, tiny_qwen2_audio
@@ -101,5 +102,5 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) ->
 def test_the_example_runs(tmp_path: Path, hearer: str) -> None:
     task = make(KIND, hearer, **KIND.EXAMPLE.params)
     (tmp_path / KIND.EXAMPLE.rows["audio"][0]).write_bytes(file_of(SOUNDS[0]))
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     assert texts_of(task, KIND.EXAMPLE.rows)[0]

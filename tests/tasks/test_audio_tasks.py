@@ -13,6 +13,7 @@ from transformers import pipeline
 
 from hfbatch.compute.prepare import preprocess
 from hfbatch.data.media import to_sound
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.sampling import row_seeds
 from tests.models.audio import tiny_clap, tiny_spectrogram_transformer, tiny_wav2vec2
@@ -65,7 +66,7 @@ def test_sound_comes_in_many_files(tmp_path: Path) -> None:
         {"bytes": None, "path": "a.wav"}, {"array": sound.tolist(), "sampling_rate": RATE},
     ]  # fmt: skip
     for value in exact:
-        np.testing.assert_array_equal(to_sound(value, RATE, str(tmp_path)), sound)
+        np.testing.assert_array_equal(to_sound(value, RATE, RowFiles(str(tmp_path))), sound)
     np.testing.assert_allclose(to_sound(file_of(stereo), RATE), 0.75 * sound, atol=1e-6)
     np.testing.assert_allclose(
         to_sound({"array": stereo.T, "sampling_rate": RATE}, RATE), 0.75 * sound, atol=1e-6
@@ -142,7 +143,7 @@ def test_the_examples_run(tmp_path: Path, name: str) -> None:
     for file in kind.EXAMPLE.rows["audio"]:
         (tmp_path / file).write_bytes(file_of(SOUNDS[0], kind=Path(file).suffix[1:].upper()))
     task = make(kind, folder, **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     rows = run(task, kind.EXAMPLE.rows).to_pylist()
     assert [len(row["label"]) for row in rows] == [2, 2]
     assert list(rows[0]) == list(kind.outputs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, Swin2SRForImageSuperResolution
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from tests.models.pictures import opened, pictures, tiny_swin2sr
 from tests.tasks.drive import features_of, make, run
@@ -63,7 +64,7 @@ def test_what_is_no_picture_is_an_error(folder: str) -> None:
 def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) -> None:
     kind = task_class("image-to-image")
     task = make(kind, folder, **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     for name in kind.EXAMPLE.rows["image"]:
         opened(FILES[0]).save(tmp_path / name)
     (made,) = run(task, kind.EXAMPLE.rows)["generated_image"].to_pylist()

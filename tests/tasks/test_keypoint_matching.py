@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForKeypointMatching, pipeline
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from tests.models.pictures import opened, pictures, tiny_matcher
 from tests.tasks.drive import features_of, make, run
@@ -65,7 +66,7 @@ def test_matches_are_those_of_the_model(tmp_path: Path, kind: str, threshold: fl
 def test_matches_in_square_pictures_are_those_of_the_pipeline(tmp_path: Path) -> None:
     folder = tiny_matcher(tmp_path / "model", "SuperGlue")
     task = make(task_class("keypoint-matching"), folder)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     images = [opened(file).convert("RGB").resize((40, 40)) for file in FILES[:8]]
     for k, image in enumerate(images):
         image.save(tmp_path / f"{k}.png")
@@ -78,7 +79,7 @@ def test_matches_in_square_pictures_are_those_of_the_pipeline(tmp_path: Path) ->
 def test_the_example_runs_and_what_is_no_picture_is_an_error(tmp_path: Path) -> None:
     kind = task_class("keypoint-matching")
     task = make(kind, tiny_matcher(tmp_path, "SuperGlue"), **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     for (name,) in kind.EXAMPLE.rows.values():
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows).num_rows == 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoImageProcessor, AutoModelForMaskGeneration, Sam2Config, pipeline
 from transformers.models.sam.image_processing_pil_sam import _mask_to_rle, _rle_to_mask
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.masks import distinct, from_rle, to_rle
 from tests.models.pictures import opened, pictures, tiny_sam
@@ -115,7 +116,7 @@ def test_without_masks_the_answer_is_empty(folder: str) -> None:
 def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) -> None:
     kind = task_class("mask-generation")
     task = make(kind, folder, **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     for name in kind.EXAMPLE.rows["image"]:
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows)["masks"].type == task.output_fields()[0].type

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.parts.fit import misfits
 from hfbatch.tasks.parts.packing import dump, load
@@ -197,7 +198,7 @@ def test_pictures_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
     file = pictures(1)[0]
     (tmp_path / "a.png").write_bytes(file)
     task = make(task_class("image-classification"), folder)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     columns = [
         [file],
         ["a.png"],

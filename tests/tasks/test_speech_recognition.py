@@ -12,6 +12,7 @@ import pytest
 import transformers
 from transformers import pipeline
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.automatic_speech_recognition import SpeechRecognition
 from tests.models.audio import tiny_moonshine, tiny_parakeet, tiny_wav2vec2, tiny_whisper
@@ -229,6 +230,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
     task = task_of(tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForCTC"), **example.params)
     for name in example.rows["audio"]:
         (tmp_path / name).write_bytes(file_of(SHORT[3]))
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     row = run(task, example.rows).to_pylist()[0]
     assert row["text"] == " ".join(piece["text"] for piece in row["chunks"])

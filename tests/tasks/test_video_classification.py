@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import pipeline
 
 from hfbatch.data.media import to_video
+from hfbatch.data.media_files import RowFiles
+from hfbatch.spec import FilesSpec
 from hfbatch.tasks import task_class
 from tests.models.video import NAMES, film_file, moving, tiny_videomae
 from tests.tasks.drive import features_of, make, run
@@ -67,7 +69,7 @@ def test_frames_are_those_that_were_written() -> None:
 def test_videos_come_as_bytes_paths_and_structs(folder: str, tmp_path: Path) -> None:
     kind = task_class("video-classification")
     task = make(kind, folder, **kind.EXAMPLE.params)
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     names = kind.EXAMPLE.rows["video"]
     for name, film in zip(names, FILMS, strict=False):
         (tmp_path / name).write_bytes(film)
@@ -100,10 +102,18 @@ def test_what_is_no_video_of_enough_frames_is_an_error(folder: str, file: bytes,
         features_of(task, {"video": [file]})
 
 
+def test_frames_have_a_limit_on_their_pixels() -> None:
+    film = film_file(moving(9, 3), "ffv1", "matroska")
+    for frames, most in (([0], 32 * 48), ([0, 2, 4, 6, 8], 32 * 48 * 5 // 4)):
+        assert len(to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most)))) == len(frames)
+        with pytest.raises(ValueError, match=r"too large a video .*input\.files\.max_pixels"):
+            to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most - 1)))
+
+
 def test_a_row_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("secret.mp4").write_bytes(FILMS[0])
-    assert len(to_video("secret.mp4", [0], str(tmp_path))) == 1
+    assert len(to_video("secret.mp4", [0], RowFiles(str(tmp_path)))) == 1
     with pytest.raises(ValueError, match="not a video"):
         to_video(b"ffconcat version 1.0\nfile secret.mp4\n", [0])
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BlipForQuestionAnswering, ViltForQuestionAnswering
 
+from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from tests.models.multimodal import tiny_blip, tiny_vilt
 from tests.tasks.drive import features_of, make, measured, run
@@ -84,5 +85,5 @@ def test_the_example_runs(tmp_path: Path) -> None:
     kind = task_class("vqa")
     task = make(kind, tiny_vilt(tmp_path / "model", ANSWERS), **kind.EXAMPLE.params)
     (tmp_path / kind.EXAMPLE.rows["image"][0]).write_bytes(FILES[0])
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     assert len(run(task, kind.EXAMPLE.rows).to_pylist()[0]["answers"]) == 2

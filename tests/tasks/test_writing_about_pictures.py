@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
 
 from hfbatch.compute.batching import to_arrow
+from hfbatch.data.media_files import RowFiles
 from hfbatch.data.models import Model
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
@@ -219,7 +220,7 @@ def test_the_example_runs(tmp_path: Path, llava: str, kind: type[Task]) -> None:
     task = make(kind, folder, **kind.EXAMPLE.params)
     for name in kind.EXAMPLE.rows["image"]:
         (tmp_path / name).write_bytes(FILES[0])
-    task.root = str(tmp_path)
+    task.files = RowFiles(str(tmp_path))
     found = texts_of(task, kind.EXAMPLE.rows)
     assert measured(task, kind.EXAMPLE.rows).tolist() == [len(text) for text in found]
     assert features_of(task, kind.EXAMPLE.rows).truncated == 0

@@ -12,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
+from hfbatch.data.media_files import RowFiles
 from tests.models.vision import tiny_vision
 from tests.train.drive import Bench
 
@@ -78,7 +79,7 @@ def test_bytes_paths_and_structs_are_the_same_pictures(vit: str, tmp_path: Path)
     batches = []
     for images in (PICTURES, paths, structs):
         bench = Bench(TASK, vit, {"image": images, "label": KINDS["single"]})
-        bench.recipe.task.root = str(tmp_path)
+        bench.recipe.task.files = RowFiles(str(tmp_path))
         batches.append(bench.ready().batch()["pixel_values"])
     assert all(torch.equal(batches[0], batch) for batch in batches[1:])
 

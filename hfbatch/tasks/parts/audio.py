@@ -22,6 +22,7 @@ AUDIO = InputColumn(
     "audio",
     is_sound_like,
     "binary, string (path or URL), struct<bytes, path> or struct<array, sampling_rate>",
+    files=True,
 )
 MASKING = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 """Models over samples that see nothing behind the end of a recording where a mask says so, but for the norm of
@@ -74,7 +75,7 @@ class AudioTask(PipelineTask):
         :raises ValueError: for what is no sound, and a recording too short for one frame of the model.
         """
         for value in columns["audio"]:
-            samples = to_sound(value.as_py(), self.rate, self.root)
+            samples = to_sound(value.as_py(), self.rate, self.files)
             if len(samples) < self.shortest:
                 raise ValueError(f"the recording has {len(samples)} samples, the model needs {self.shortest}")
             yield samples

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-IMAGE = InputColumn("image", is_file_like, "binary, string (path or URL) or struct<bytes, path>")
+    from hfbatch.data.media_files import RowFiles
+
+IMAGE = InputColumn("image", is_file_like, "binary, string (path or URL) or struct<bytes, path>", files=True)
 BOX = pa.struct([(side, pa.int32()) for side in ("xmin", "ymin", "xmax", "ymax")])
 DETECTED = pa.list_(pa.struct([("score", pa.float32()), ("label", pa.string()), ("box", BOX)]))
 
 
-def decoded(column: pa.Array, root: str) -> Iterator[Image]:
+def decoded(column: pa.Array, files: RowFiles) -> Iterator[Image]:
     """Pictures of a column, one by one, upright and in RGB. :raises ValueError: for one that cannot be read."""
     for value in column:
-        yield to_image(value.as_py(), root)
+        yield to_image(value.as_py(), files)
 
 
 class ImageTask(PipelineTask):
@@ -39,7 +41,7 @@ class ImageTask(PipelineTask):
 
     def rows(self, columns: Mapping[str, pa.Array]) -> Iterator[Any]:
         """Pictures, decoded one by one."""
-        yield from decoded(columns["image"], self.root)
+        yield from decoded(columns["image"], self.files)
 
 
 class PixelTask(Task):
@@ -61,7 +63,7 @@ class PixelTask(Task):
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Each picture resized and cropped. :raises ValueError: for one that cannot be read."""
-        return Features(self.pixels.features(decoded(columns["image"], self.root)))
+        return Features(self.pixels.features(decoded(columns["image"], self.files)))
 
     def lengths(self, features: pa.Table) -> np.ndarray:
         """Numbers in the model inputs of each picture."""

@@ -26,12 +26,14 @@ IMAGES = InputColumn(
     is_images,
     "binary, string (path or URL) or struct<bytes, path>, or a list of them",
     required=False,
+    files=True,
 )
 MESSAGES = InputColumn(
     "messages",
     is_typed_chat,
     "list<struct<role, content>>, content a string or list<struct<type, text, ...>> of parts with their files",
     required=False,
+    files=True,
 )
 
 
@@ -168,7 +170,7 @@ class PromptedTask(WritingTask):
         """A picture, decoded: upright and in RGB, as transformers loads it."""
         from transformers.image_utils import load_image
 
-        return load_image(to_image(value, self.root))
+        return load_image(to_image(value, self.files))
 
     @property
     def openers(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ImageClassificationRecipe(LabelRecipe):
 
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
         """A picture that is null or cannot be decoded."""
-        return unreadable("image", columns["image"], lambda one: decoded(one, self.task.root))
+        return unreadable("image", columns["image"], lambda one: decoded(one, self.task.files))
 
     def inputs(self, features: pa.Table) -> dict[str, torch.Tensor]:
         """`pixel_values` [batch, channels, height, width]: uint8, made into numbers on the device, see `prepare`."""

@@ -1,0 +1,255 @@
+"""Which files a row may name, and their content. A row is data: it must not reach what its author could not.
+
+Always read are bytes, and regular files below the input's folder: by their real path, or in the same bucket and
+prefix. More is named by the spec's `input.files`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pyarrow.fs as pafs
+
+from hfbatch.data.download import WEB, FileRefusedError, Permit, download, shown, too_large
+from hfbatch.data.filesystem import absolute, is_url, join, lies_in, open_filesystem
+from hfbatch.spec import FilesSpec, InputSpec
+
+REMEMBERED_BYTES = 256 << 20
+"""Files from elsewhere that a process keeps for a while: a split with one bad row asks for its other rows' again."""
+REMEMBERED_S = 600
+_CHAIN = re.compile(r"[\w+.\-]+::.*://")
+"""As fsspec writes filesystems over others, such as simplecache::https://host/a.png."""
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """The files that the rows of an input may name; without a folder and rules, none."""
+
+    root: str = ""
+    """Folder or URL that paths in the rows are relative to, and below which every file may be read."""
+    rules: FilesSpec = field(default_factory=FilesSpec)
+    section: str = "input"
+    """The part of the spec that has the rules, to name in errors."""
+
+    @property
+    def spec(self) -> str:
+        """The rules' full name in the spec."""
+        return f"{self.section}.files"
+
+    def read(self, value: Any) -> bytes:
+        """The content of a file.
+
+        :param value: bytes; a path, URL or `data:` URL; or a dict with `bytes` or else `path`.
+        :raises ValueError: where there is neither bytes nor a path.
+        :raises FileRefusedError: for a file that rows may not name, that is no regular file, or too large.
+        :raises OSError: for one that cannot be read.
+        """
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not value:
+            raise ValueError("there are neither bytes nor a path")
+        if value[:5].lower() == "data:":
+            return _inline(value)
+        place = self.place_of(value)
+        if not is_url(place):
+            return self._read_local(place)
+        return _RECENT.get((self, place), lambda: self._read_elsewhere(place))
+
+    def refusal(self, name: str) -> str | None:
+        """Why a file may not be read, as far as its name tells; None for one that may be. Opens nothing."""
+        if name[:5].lower() == "data:":
+            return None
+        try:
+            self.place_of(name)
+        except FileRefusedError as error:
+            return str(error)
+        except (OSError, ValueError):  # which reading it will tell
+            return None
+        return None
+
+    def place_of(self, name: str) -> str:
+        """The absolute path or URL that a name in a row stands for. :raises FileRefusedError: if it may not be read."""
+        place = absolute(f"file://{name[7:]}") if name[:7].lower() == "file://" else name
+        scheme = _scheme(place)
+        if not is_url(place):
+            if _CHAIN.match(place):
+                raise FileRefusedError(f"{shown(name)} is a chain of filesystems, which rows may not name")
+            return self._place_below(place)
+        if scheme in WEB:
+            self._permit(place)
+        elif self._root_of(place) is None and (scheme not in self.rules.schemes or "::" in place):
+            bucket = f"{scheme}://{urlsplit(place).netloc.rpartition('@')[2]}"
+            raise FileRefusedError(
+                f"{shown(name)} is not below {self._folder}; to allow it, add it to {self.spec}.roots: [{bucket}] or "
+                f"{self.spec}.schemes: [{scheme}]"
+            )
+        return place
+
+    @property
+    def _folder(self) -> str:
+        return f"the folder of {self.section}.path"
+
+    def _place_below(self, name: str) -> str:
+        """The place of a name without a scheme: a file of this machine, or one in the input's bucket."""
+        if not is_url(self.root) or name.startswith("/"):
+            path = os.path.join(self.root, name)
+            self._check_local(path, os.path.realpath(path))
+            return path
+        if ".." in name.split("/"):
+            raise FileRefusedError(f"{shown(name)} leaves {self._folder}; write its whole URL")
+        if _scheme(self.root) in WEB:
+            return join(self.root, quote(name))
+        return join(_bare(self.root), name)
+
+    def _check_local(self, name: str, real: str) -> None:
+        roots = [root for root in (self.root, *self.rules.roots) if root and not is_url(root)]
+        if not any(lies_in(real, os.path.realpath(root)) for root in roots):
+            leads = "" if os.path.normpath(name) == real else f", which is {shown(real)},"
+            raise FileRefusedError(
+                f"{shown(name)}{leads} is not below {self._folder}; to allow it, add its folder to {self.spec}.roots: "
+                f"[{shown(os.path.dirname(real))}]"
+            )
+
+    def _read_local(self, path: str) -> bytes:
+        # A handle that only names the file, so that what is checked is what is read and nothing else is opened:
+        # opening a FIFO waits for a writer, and opening a device may do something.
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            itself = f"/proc/self/fd/{handle}"
+            self._check_local(path, os.readlink(itself))
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileRefusedError(f"{shown(path)} is not a regular file")
+            if found.st_size > self.rules.max_bytes:
+                raise too_large(shown(path), self.rules.max_bytes, self.spec)
+            with open(itself, "rb") as file:
+                return file.read(found.st_size)
+        finally:
+            os.close(handle)
+
+    def _root_of(self, url: str) -> str | None:
+        """The root, of those in buckets, that a URL lies below."""
+        if ".." in url.split("/"):
+            return None
+        roots = [root for root in (self.root, *self.rules.roots) if is_url(root)]
+        return next((root for root in roots if lies_in(_bare(url, True), _bare(root))), None)
+
+    def _permit(self, url: str) -> Permit:
+        """What a URL of the web may be downloaded by. :raises FileRefusedError: if it may not be."""
+        from yarl import URL
+
+        parsed, root = URL(url), self._root_of(url)
+        schemes = tuple(scheme for scheme in self.rules.schemes if scheme in WEB)
+        hosts = self.rules.hosts
+        if root is not None and (hosts or not schemes):
+            hosts += (urlsplit(root).netloc.rpartition("@")[2].lower(),)
+        if not hosts and not schemes:
+            raise FileRefusedError(
+                f"{shown(url)} is on the network; to allow it, add its host to {self.spec}.hosts: [{parsed.raw_host}]"
+            )
+        permit = Permit(hosts, schemes or WEB, self.rules.max_bytes, self.rules.timeout, self.spec)
+        permit.check_url(parsed)
+        return permit
+
+    def _read_elsewhere(self, url: str) -> bytes:
+        if _scheme(url) in WEB:
+            return download(url, self._permit(url))
+        root = self._root_of(url)
+        if root is None:
+            fs, path = open_filesystem(url)
+        else:  # with the root's credentials and options, and the key as it stands
+            fs, folder = _filesystem(root)
+            path = join(folder, _bare(url, True)[len(_bare(root)) + 1 :])
+        with fs.open_input_file(path) as file:
+            size = file.size()
+            if size > self.rules.max_bytes:
+                raise too_large(shown(url), self.rules.max_bytes, self.spec)
+            return file.read(size)
+
+
+def with_absolute_paths(given: InputSpec) -> InputSpec:
+    """An input whose paths hold in every folder."""
+    files = given.files.model_copy(update={"roots": tuple(map(absolute, given.files.roots))})
+    return given.model_copy(update={"path": absolute(given.path), "files": files})
+
+
+@lru_cache(maxsize=16)
+def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+    return open_filesystem(root)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _bare(url: str, keeps_query: bool = False) -> str:
+    """A URL without `user:secret@`, a slash at its end and, for a folder's, the options behind a question mark."""
+    rest = url.partition("://")[2]
+    host, slash, path = rest.partition("/")
+    if not keeps_query:
+        host, path = (re.sub(r"\?[A-Za-z_]+=.*$", "", part) for part in (host, path))
+    address = host.rpartition("@")[2] if _scheme(url) in {"s3", *WEB} else host  # abfs://container@account
+    return f"{_scheme(url)}://{address}{slash}{path}".rstrip("/")
+
+
+def _inline(url: str) -> bytes:
+    """What a `data:` URL holds."""
+    head, _, body = url.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise ValueError("a data: URL without base64; write data:image/png;base64,...")
+    return base64.b64decode(body, validate=True)
+
+
+class _Recent:
+    """Files from elsewhere, and why some could not be read, kept for a while.
+
+    A split with a bad row is tried again in halves, which asks for the files of all its rows again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, tuple[float, bytes | Exception]] = OrderedDict()
+        self._bytes, self._lock = 0, Lock()
+
+    def get(self, key: Any, load: Callable[[], bytes]) -> bytes:
+        """What load returns, or raises, at its first call for a key."""
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is None or time.monotonic() - kept[0] > REMEMBERED_S:
+            found: bytes | Exception
+            try:
+                found = load()
+            except (OSError, ValueError) as error:
+                found = error
+            kept = time.monotonic(), found
+            self._keep(key, kept)
+        if isinstance(kept[1], Exception):
+            raise kept[1].with_traceback(None)
+        return kept[1]
+
+    def _keep(self, key: Any, kept: tuple[float, bytes | Exception]) -> None:
+        with self._lock:
+            self._bytes += _size(kept) - _size(self._kept.pop(key, None))
+            self._kept[key] = kept
+            while self._bytes > REMEMBERED_BYTES:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+
+
+def _size(kept: tuple[float, bytes | Exception] | None) -> int:
+    """Bytes that an entry holds; a little for one that holds an error."""
+    return len(kept[1]) if kept and isinstance(kept[1], bytes) else 4096 if kept else 0
+
+
+_RECENT = _Recent()

@@ -1,0 +1,465 @@
+"""Which files a row may name, and how much may come of one: what is refused says which line of the spec allows it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from hfbatch.compute.named_files import named_files, names_in
+from hfbatch.data import rowgroups
+from hfbatch.data.download import FileRefusedError, Permit
+from hfbatch.data.media import to_image, to_sound
+from hfbatch.data.media_files import RowFiles
+from hfbatch.data.reader import ReadPlan, read_split
+from hfbatch.data.source import open_source
+from hfbatch.errors import SplitError
+from hfbatch.spec import FilesSpec, InputSpec
+from hfbatch.tasks import task_class
+from tests.data.test_pictures import file_of, noise
+
+RATE = 16_000
+
+
+def rules(**given: Any) -> FilesSpec:
+    return FilesSpec.model_validate(given)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An input's folder with a file, and files that are not its own beside it."""
+    (tmp_path / "in").mkdir()
+    for name in ("in/a", "outside", "in/a::b"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "in" / "inner").symlink_to("a")
+    (tmp_path / "linked").symlink_to("in")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    return tmp_path
+
+
+def test_files_below_the_input_are_read_whatever_they_are_called(folder: Path) -> None:
+    inline = "data:text/plain;base64," + base64.b64encode(b"in/a").decode()
+    for root in (folder / "in", folder / "linked"):
+        files = RowFiles(str(root))
+        names = ["a", "./a", "../in/a", "inner", str(folder / "in/a"), f"file://{folder}/in/a", inline]
+        for name in names:
+            assert files.read(name) == files.read({"bytes": None, "path": name}) == b"in/a"
+        assert files.read("a::b") == b"in/a::b"
+        assert files.read({"bytes": b"x", "path": "/etc/passwd"}) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("../outside", "input.files.roots: [{}]"),
+        ("link", "input.files.roots: [{}]"),
+        ("{}/outside", "input.files.roots: [{}]"),
+        ("file://{}/outside", "input.files.roots: [{}]"),
+        ("FILE://{}/outside", "input.files.roots: [{}]"),
+        ("/etc/passwd", "input.files.roots: [/etc]"),
+        ("/dev/zero", "input.files.roots: [/dev]"),
+        ("/proc/self/environ", "input.files.roots: [/proc"),
+        ("../nothing/there", "input.files.roots: [{}/nothing]"),
+        ("https://images.example.com/a.png", "input.files.hosts: [images.example.com]"),
+        ("HTTP://127.0.0.1:1/a.png", "input.files.hosts: [127.0.0.1]"),
+        ("s3://other/a.png", "input.files.roots: [s3://other] or input.files.schemes: [s3]"),
+        ("memory://a/b", "input.files.schemes: [memory]"),
+        ("simplecache::file:///etc/passwd", "a chain of filesystems"),
+        ("pipe", "not a regular file"),
+        (".", "not a regular file"),
+    ],
+)
+def test_what_is_elsewhere_is_refused_with_the_line_to_add(folder: Path, name: str, line: str) -> None:
+    files = RowFiles(str(folder / "in"))
+    with pytest.raises(FileRefusedError) as caught:
+        files.read(name.format(folder))
+    assert line.format(folder) in str(caught.value)
+
+
+def test_a_root_of_the_spec_is_read_too(folder: Path) -> None:
+    files = RowFiles(str(folder / "in"), rules(roots=str(folder)))
+    assert files.read("../outside") == files.read("link") == b"outside"
+    assert "train.files.roots" in str(RowFiles(str(folder / "in"), section="train").refusal("link"))
+    with pytest.raises(ValidationError, match="use roots"):
+        rules(schemes=["file"])
+    with pytest.raises(FileRefusedError, match=r"input\.files\.max_bytes, 3"):
+        RowFiles(str(folder / "in"), rules(max_bytes=3)).read("a")
+
+
+def test_files_in_a_bucket_lie_below_its_prefix() -> None:
+    files = RowFiles("s3://key:secret@lake/in")
+    allowed = ["a.png", "s3://lake/in/b/c#1?.png", "s3://lake/in/a::b"]
+    refused = [
+        "../a.png",
+        "s3://lake/in/../out/a",
+        "s3://lake/inner/a",
+        "s3://lake/out",
+        "gs://lake/in/a",
+        "/etc/passwd",
+    ]
+    assert [files.refusal(name) for name in allowed] == [None] * len(allowed)
+    assert all("secret" not in (files.refusal(name) or "secret") for name in refused)
+    more = RowFiles("s3://lake/in", rules(roots=["gs://pond/x"], schemes=["abfs"]))
+    assert [more.refusal(name) for name in ("gs://pond/x/y", "abfs://c@account/y")] == [None, None]
+    assert more.refusal("abfs::file://x")
+    assert more.refusal("gs://pond/xy")
+
+
+class Site(BaseHTTPRequestHandler):
+    """Answers by the path, and keeps count."""
+
+    seen: list[str]
+    body = b"a picture"
+
+    def log_message(self, *given: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        self.seen.append(f"{self.command} {self.path}")
+        kind, _, target = unquote(self.path[1:]).partition("=")
+        with suppress(OSError):  # of a client that has seen enough
+            if kind == "to":
+                self.send_response(302)
+                self.send_header("Location", target)
+                self.end_headers()
+                return
+            self.send_response(404 if kind == "absent" else 200)
+            if kind in {"whole", "claims"}:
+                self.send_header("Content-Length", str(len(self.body) if kind == "whole" else 1 << 40))
+            self.end_headers()
+            if kind == "slow":
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+            while kind == "endless":
+                self.wfile.write(bytes(1 << 16))
+            self.wfile.write(self.body)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadingHTTPServer]:
+    Site.seen = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def site(server: ThreadingHTTPServer) -> str:
+    Site.seen.clear()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def web(tmp_path: Path, **given: Any) -> RowFiles:
+    return RowFiles(str(tmp_path), rules(**given))
+
+
+@pytest.mark.parametrize("hosts", ["127.0.0.1", "127.0.0.0/8", "127.0.0.1:{}"])
+def test_a_named_host_is_asked_once_for_a_file(site: str, tmp_path: Path, hosts: str) -> None:
+    files = web(tmp_path, hosts=hosts.format(site.rpartition(":")[2]))
+    assert [files.read(f"{site}/whole") for _ in range(3)] == [Site.body] * 3
+    assert Site.seen == ["GET /whole"]
+    with pytest.raises(OSError, match="404"):
+        files.read(f"{site}/absent")
+    with pytest.raises(OSError, match="404"):
+        files.read(f"{site}/absent")
+    assert Site.seen == ["GET /whole", "GET /absent"]
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        ("http://169.254.169.254/latest/meta-data", "hosts: [169.254.169.254]"),
+        ("http://localhost/a", "hosts: [localhost]"),
+        ("http://[::1]/a", "hosts: [::1]"),
+        ("file:///etc/passwd", "scheme file"),
+    ],
+)
+def test_a_redirect_leads_no_further_than_a_row_may(
+    site: str, tmp_path: Path, target: str, line: str
+) -> None:
+    with pytest.raises(FileRefusedError) as caught:
+        web(tmp_path, hosts="127.0.0.1").read(f"{site}/to={target}")
+    assert line in str(caught.value)
+    assert len(Site.seen) == 1
+
+
+def test_redirects_come_to_an_end(site: str, tmp_path: Path) -> None:
+    files = web(tmp_path, hosts="127.0.0.1")
+    assert files.read(f"{site}/to=/whole") == Site.body
+    again = f"{site}/to=" * 7
+    with pytest.raises(OSError, match="redirects"):
+        files.read(f"{again}{site}/whole")
+
+
+def test_time_and_bytes_have_limits(site: str, tmp_path: Path) -> None:
+    slow, small = (
+        web(tmp_path, hosts="127.0.0.1", timeout=0.3),
+        web(tmp_path, hosts="127.0.0.1", max_bytes=100_000),
+    )
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"input\.files\.timeout, 0\.3 s"):
+        slow.read(f"{site}/slow")
+    for kind in ("endless", "claims"):
+        with pytest.raises(FileRefusedError, match=r"input\.files\.max_bytes, 100,000"):
+            small.read(f"{site}/{kind}")
+    with pytest.raises(OSError, match="cannot be downloaded"):
+        web(tmp_path, hosts="127.0.0.1", max_bytes=1 << 41).read(
+            f"{site}/claims"
+        )  # fewer bytes than were claimed
+    assert time.monotonic() - begun < 30
+
+
+PRIVATE = [
+    "127.0.0.1", "10.1.2.3", "192.168.0.9", "172.16.5.5", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1",
+    "168.63.129.16", "::1", "::", "fe80::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
+    "64:ff9b::a00:1", "2002:7f00:1::", "::127.0.0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_name_does_not_lead_to_a_private_address(
+    site: str, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(site.rpartition(":")[2])
+
+    def look_up(host: str, *given: Any, **options: Any) -> list[Any]:
+        assert host == "images.example.com"
+        six = ":" in address
+        where = (address, port, 0, 0) if six else (address, port)
+        return [(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM, 6, "", where)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for opened in ({"hosts": ["*.example.com"]}, {"hosts": ["*"]}, {"schemes": ["http"]}):
+        with pytest.raises(
+            FileRefusedError, match=r"not public; .*input\.files\.hosts: \[images\.example\.com, "
+        ):
+            web(tmp_path, **opened).read(f"http://images.example.com:{port}/whole?{address}")
+    assert Site.seen == []
+
+
+def test_a_name_with_its_address_is_read_where_the_address_was_checked(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, asked = int(site.rpartition(":")[2]), []
+
+    def look_up(host: str, *given: Any, **options: Any) -> list[Any]:
+        asked.append(host)  # a second answer would be another one
+        where = ("127.0.0.1" if len(asked) == 1 else "169.254.169.254", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    files = web(tmp_path, hosts=["images.example.com", "127.0.0.1"])
+    assert files.read(f"http://images.example.com:{port}/whole?named") == Site.body
+    assert asked == ["images.example.com"]
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "127.1", "0x7f.1", "017700000001", "[::ffff:127.0.0.1]", "localhost"]
+)
+def test_other_ways_to_write_this_machine_are_refused(site: str, tmp_path: Path, host: str) -> None:
+    for opened in ({"schemes": ["http"]}, {"hosts": ["*"]}):
+        with pytest.raises(FileRefusedError):
+            web(tmp_path, **opened).read(f"{site.replace('127.0.0.1', host)}/whole?{host}")
+    assert Site.seen == []
+
+
+def test_public_addresses_pass() -> None:
+    permit = Permit((), ("https",), 1, 1, "input.files")
+    for address in ("93.184.216.34", "2606:2800:220:1::1"):
+        permit.check_address("images.example.com", address, 443)
+
+
+def test_names_are_found_wherever_a_row_has_them() -> None:
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "url": "u", "path": None}, {"type": "text", "text": "t"}],
+        },
+        {"role": "assistant", "content": "no file"},
+    ]
+    row = [
+        chat,
+        "a",
+        {"bytes": b"x", "path": "no"},
+        {"bytes": None, "path": "b"},
+        {"array": [0.0], "path": "no"},
+        ["c"],
+    ]
+    assert list(names_in(row)) == ["u", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "most_rejected", "faults", "notes"),
+    [(0, 0, 0, 0), (3, 0.01, 0, 1), (9, 0.01, 1, 0), (9, 1, 0, 1)],
+)
+def test_the_plan_says_what_the_first_rows_may_not_name(
+    folder: Path, bad: int, most_rejected: float, faults: int, notes: int
+) -> None:
+    names = ["../outside"] * bad + ["a"] * (10 - bad)
+    pq.write_table(pa.table({"picture": names, "text": names}), folder / "in" / "a.parquet")
+    source = open_source(InputSpec(path=str(folder / "in" / "a.parquet")))
+    kind = task_class("image-classification")
+    task = kind(None, kind.Params())
+    task.files = RowFiles(source.root_url)
+    read = ReadPlan(source.root_url, source.format, ("picture", "text"), source.schema)
+    found = named_files(task, {"image": "picture"}, source.cut(100), read, most_rejected)
+    assert [len(one) for one in found] == [faults, notes]
+    for told in (*found[0], *found[1]):
+        assert f"{bad} of the first 10 rows" in told
+        assert f"input.files.roots: [{folder}]" in told
+
+
+def test_a_program_is_not_started_by_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="not a picture of a known format"):
+        to_image(file_of(noise(), "EPS"))
+    assert not (tmp_path / "started").exists()
+
+
+def wav(frames: int, rate: int, channels: int = 1, claimed: int | None = None) -> bytes:
+    """Silence of 8 bits with a header that claims some number of bytes."""
+    size = frames * channels
+    head = struct.pack(
+        "<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * channels & 0xFFFFFFFF, channels, 8
+    )
+    data = struct.pack("<4sI", b"data", size if claimed is None else claimed) + b"\x80" * size
+    return b"RIFF" + struct.pack("<I", 4 + len(head) + len(data) & 0xFFFFFFFF) + b"WAVE" + head + data
+
+
+def test_sound_is_judged_by_what_it_becomes() -> None:
+    target = BytesIO()
+    soundfile.write(target, np.zeros((100 * RATE, 2), np.int16), RATE, format="FLAC")
+    few = RowFiles(rules=rules(max_seconds=99))
+    with pytest.raises(ValueError, match=r"count as 100 s, input\.files\.max_seconds is 99"):
+        to_sound(target.getvalue(), RATE, few)
+    with pytest.raises(ValueError, match=r"max_seconds"):
+        to_sound({"array": np.zeros(100 * RATE), "sampling_rate": RATE}, RATE, few)
+    with pytest.raises(ValueError, match="sampling rate is 1 Hz"):
+        to_sound(wav(1000, 1), RATE)
+    with pytest.raises(ValueError, match="sampling rate is 0 Hz"):
+        to_sound({"array": [0.0], "sampling_rate": None}, RATE)
+    with pytest.raises(ValueError, match=r"max_seconds"):  # at a rate that makes little time of many samples
+        to_sound(wav(200_000, 4_000_000, 2), RATE, RowFiles(rules=rules(max_seconds=4)))
+
+
+def test_sound_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfbatch.data.media.BLOCK", 1000)
+    samples = np.random.default_rng(0).normal(0, 0.1, (30_001, 2)).astype(np.float32)
+    target = BytesIO()
+    soundfile.write(target, samples, 44_100, format="WAV", subtype="FLOAT")
+    np.testing.assert_array_equal(
+        to_sound(target.getvalue(), RATE), soxr.resample(samples.mean(axis=1), 44_100, RATE)
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    frames=st.integers(0, 3000),
+    rate=st.sampled_from([0, 1, 999, 1000, 8000, 44_100, 192_000, 2**31, 2**32 - 1]),
+    channels=st.integers(1, 9),
+    claimed=st.sampled_from([None, 0, 7, 2**31, 2**32 - 1]),
+    seconds=st.sampled_from([0.01, 0.5, 7200.0]),
+)
+def test_a_header_of_sound_gets_no_more_than_the_limit(
+    frames: int, rate: int, channels: int, claimed: int | None, seconds: float
+) -> None:
+    try:
+        made = to_sound(
+            wav(frames, rate, channels, claimed), RATE, RowFiles(rules=rules(max_seconds=seconds))
+        )
+    except ValueError:
+        return
+    assert rate >= 1000
+    assert len(made) <= seconds * RATE + 1
+    assert frames * channels <= seconds * 96_000
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kind=st.sampled_from(["PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG"]),
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    pixels=st.integers(1, 1600),
+    place=st.integers(0, 60),
+    value=st.integers(0, 255),
+)
+def test_a_header_of_a_picture_gets_no_more_than_the_limit(
+    kind: str, width: int, height: int, pixels: int, place: int, value: int
+) -> None:
+    whole = file_of(Image.new("RGB", (width, height)), kind)
+    files = RowFiles(rules=rules(max_pixels=pixels))
+    if width * height <= pixels:
+        assert to_image(whole, files).size == (width, height)
+    else:
+        with pytest.raises(ValueError, match=rf"= {width * height} pixels; input.files.max_pixels is"):
+            to_image(whole, files)
+    lying = bytearray(whole)
+    lying[place % len(lying)] = value
+    with suppress(ValueError):
+        image = to_image(bytes(lying), files)
+        assert image.width * image.height <= pixels
+
+
+def repeated(value: Any, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value]))
+
+
+@pytest.mark.parametrize("stored", ["dictionary", "plain", "struct"])
+@pytest.mark.parametrize("looks", [True, False], ids=["looks", "guesses"])
+def test_rows_that_decode_to_too_much_are_an_error(
+    tmp_path: Path, stored: str, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few kB whose rows are 60 MB, with limits a thousandth of what they are."""
+    monkeypatch.setattr("hfbatch.data.reader.MOST_BYTES", 2 << 20)
+    monkeypatch.setattr(rowgroups, "BATCH_BYTES", 256 << 10)
+    monkeypatch.setattr(rowgroups, "SMALL_BYTES", 1 << 30 if looks else 0)
+    column = repeated(b"\0" * 60_000, 1000)
+    if stored == "struct":
+        column = pa.StructArray.from_arrays(
+            [column.cast(pa.binary()), pa.nulls(1000, pa.string())], ["bytes", "path"]
+        )
+    elif stored == "plain":
+        column = column.cast(pa.binary())
+    pq.write_table(pa.table({"image": column, "k": range(1000)}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+    source = open_source(InputSpec(path=str(tmp_path)))
+    plan = ReadPlan(source.root_url, source.format, ("image", "k"), source.schema)
+    (split,) = source.cut(1000)
+    with pytest.raises(SplitError, match=r"a\.parquet \(rows 0-1000\) .* set split_rows lower"):
+        read_split(split, plan)
+    monkeypatch.setattr("hfbatch.data.reader.MOST_BYTES", 5 << 20)
+    tables = [read_split(split, plan).table for split in source.cut(63)]
+    assert len(tables) == 16
+    whole = pa.concat_tables(tables)
+    assert whole["k"].to_pylist() == list(range(1000))
+    first = whole["image"][999].as_py()
+    assert (first["bytes"] if stored == "struct" else first) == b"\0" * 60_000
