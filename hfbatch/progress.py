@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from hfbatch.display import add, line, say, screen
 
 WINDOW = 30.0
 """Seconds over which rates are taken."""
@@ -103,7 +104,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None, title: str = "", quiet: bool = False) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or screen(err=True)
         self._title = title
         self._quiet = quiet
         self._lock = threading.Lock()
@@ -146,31 +147,27 @@ class Progress:
                 self._printed = snapshot.state, snapshot.elapsed
                 self._print(status_line(snapshot, self._rates))
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        say(self._console, text, wrap=False)
 
     def _block(self) -> Table:
         """What a terminal shows: title and state, bar, figures."""
         with self._lock:
             now, rates = self._now, self._rates
-        head = Text.assemble(
-            (self._title, "bold"),
-            ("  " if self._title else ""),
-            (now.state, "cyan"),
-            f"  {duration(now.elapsed)}",
-        )
+        gap = "  " if self._title else ""
+        head = line((self._title, "bold"), gap, (now.state, "cyan"), f"  {duration(now.elapsed)}")
         if now.working <= 0:
             bar = ProgressBar(pulse=True, width=BAR)
         elif now.rows_total:
             bar = ProgressBar(now.rows_total, min(now.rows_done, now.rows_total), width=BAR)
         else:
             bar = ProgressBar(max(now.splits_total, 1), now.splits_done, width=BAR)
-        figures = Text(" · ").join(Text(figure) for figure in _figures(now, rates))
+        figures = line(" · ".join(_figures(now, rates)))
         if now.rejected or now.splits_failed:
             figures.highlight_regex(r"[\d,]+ (rejects?|splits? failed)", "yellow")
         block = Table.grid()
         for row in (head, bar, figures):
-            block.add_row(row)
+            add(block, row)
         return block
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfbatch.terminal import answer, console, escaped
+from hfbatch.display import say, screen
+from hfbatch.terminal import answer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,17 +24,17 @@ def start_training(
     from hfbatch.train.card import flags_of
     from hfbatch.train.describe import render_figures
 
-    result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
+    result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=screen(err=True))
 
     def show(console: Console) -> None:
         if result.finished:
-            console.print("this training is done already; nothing to do")
+            say(console, "this training is done already; nothing to do")
         render_figures(result.metrics, console)
-        console.print(escaped(result.model), highlight=False)
+        say(console, result.model)
         flags = "".join(f" {flag}" for flag in flags_of(result.metrics))
         command = f"hfbatch predict {result.metrics['task']} INPUT OUTPUT --model {result.model}{flags}"
-        console.print(f"[dim]Use it     {escaped(command)}[/]", highlight=False, soft_wrap=True)
-        console.print(f"[dim]Report     {escaped(result.output)}/report.html[/]", highlight=False)
+        say(console, (f"Use it     {command}", "dim"), wrap=False)
+        say(console, (f"Report     {result.output}/report.html", "dim"))
 
     answer(result.metrics, as_json, show)
 
@@ -74,6 +75,6 @@ def training_report(out: str, as_json: bool) -> None:
 
     def show(console: Console) -> None:
         render_figures(metrics, console)
-        console.print(f"{escaped(out.rstrip('/'))}/report.html", highlight=False)
+        say(console, f"{out.rstrip('/')}/report.html")
 
     answer(metrics, as_json, show)
