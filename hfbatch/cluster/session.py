@@ -27,7 +27,7 @@ from hfbatch.errors import SpecError
 
 CONNECT_TIMEOUT_S = 5
 RAY_WAITS_S = 300
-LEAVE_S = 15
+LEAVE_S = 18
 """How long leaving a cluster that is lost may take."""
 KEEP_WORKERS = {"kill_idle_workers_interval_ms": 0}
 """Ray ends idle task processes beyond the number of CPUs after a second. On two cores each split then paid for
@@ -106,8 +106,9 @@ def _leave(node: Any | None, watch: Watch) -> None:
     if not watch.lost:
         ray.shutdown()
         return
-    if node is not None:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    # A stopped head is killed, since Ray waits for its answer. The raylet is left to Ray: with it dies this process.
+    for info in node.all_processes.get("gcs_server", []) if node else []:
+        info.process.kill()
     leaving = threading.Thread(target=ray.shutdown, name="hfbatch-leave", daemon=True)
     leaving.start()
     leaving.join(LEAVE_S)
