@@ -6,7 +6,6 @@ raylet is gone; the kernel kills one that takes too much memory. What the comman
 
 from __future__ import annotations
 
-import _thread
 import os
 import select
 import signal
@@ -84,11 +83,20 @@ def interrupt(reason: str, over: threading.Event, leaving: Callable[[], bool] = 
         if over.is_set():
             return
         if not leaving():
-            _thread.interrupt_main()
+            _signal_main_thread()
         if over.wait(GRACE_S):
             return
     if supervised():
         os._exit(1)
+
+
+def _signal_main_thread() -> None:
+    """A real signal, which also ends a system call. A command that a script starts in the background ignores SIGINT."""
+    main = threading.main_thread().ident
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if main is not None and callable(signal.getsignal(number)):
+            signal.pthread_kill(main, number)
+            return
 
 
 def _tell(kind: str, text: str) -> None:
