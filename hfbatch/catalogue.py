@@ -9,8 +9,10 @@ import yaml
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Column, Table
+from rich.table import Table
 
+from hfbatch.display import add, say, show
+from hfbatch.display import table as headed
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.tasks.base import InputColumn, Params
 from hfbatch.train.recipes import RECIPES, recipe_class
@@ -70,50 +72,50 @@ def _params(params: type[Params]) -> dict[str, Any]:
 
 def render_tasks(tasks: list[dict[str, Any]], console: Console) -> None:
     """Prints the list."""
-    table = Table(Column("task", no_wrap=True), "what it does", "inputs")
+    table = headed("task", "what it does", "inputs")
+    table.columns[0].no_wrap = True
     for task in tasks:
         inputs = ", ".join(column["name"] for column in task["inputs"])
-        table.add_row(f"[bold]{task['name']}[/]", task["summary"], inputs)
-    console.print(table)
-    console.print("`hfbatch tasks NAME` shows one in full.", highlight=False)
+        add(table, (task["name"], "bold"), task["summary"], inputs)
+    show(console, table)
+    say(console, "`hfbatch tasks NAME` shows one in full.")
 
 
 def render_task(task: dict[str, Any], console: Console) -> None:
     """Prints one task."""
-    console.print(f"[bold]{task['name']}[/]: {task['summary']} (loads {task['model']})", highlight=False)
+    say(console, (task["name"], "bold"), f": {task['summary']} (loads {task['model']})")
     if task["aliases"]:
-        console.print(f"also called {', '.join(task['aliases'])}", highlight=False)
-    outputs = Table("output column", "type")
+        say(console, f"also called {', '.join(task['aliases'])}")
+    outputs = headed("output column", "type")
     for name, kind in task["outputs"].items():
-        outputs.add_row(name, kind)
+        add(outputs, name, kind)
     for table in (_columns_table(task["inputs"]), _params_table(task["params"]), outputs):
-        console.print(table)
+        show(console, table)
     training = task["training"]
     if training:
         command = f"hfbatch finetune {task['name']} TRAIN OUTPUT --model MODEL --eval ROWS"
-        console.print(f"`{command}` trains it ({training['model']}):", highlight=False, soft_wrap=True)
-        console.print(_columns_table(training["columns"]))
+        say(console, f"`{command}` trains it ({training['model']}):", wrap=False)
+        show(console, _columns_table(training["columns"]))
         if training["params"]:
-            console.print(_params_table(training["params"]))
+            show(console, _params_table(training["params"]))
     else:
-        console.print("It cannot be trained.", highlight=False)
-    console.print(
-        Syntax(yaml.safe_dump(task["example"], sort_keys=False), "yaml", background_color="default")
-    )
+        say(console, "It cannot be trained.")
+    example = yaml.safe_dump(task["example"], sort_keys=False)
+    show(console, Syntax(example, "yaml", background_color="default"))
 
 
 def _columns_table(columns: list[dict[str, Any]]) -> Table:
-    table = Table("input column", "type", "needed")
+    table = headed("input column", "type", "needed")
     for column in columns:
-        table.add_row(column["name"], column["type"], "yes" if column["required"] else "no")
+        add(table, column["name"], column["type"], "yes" if column["required"] else "no")
     return table
 
 
 def _params_table(params: dict[str, Any]) -> Table:
-    table = Table("param", "type", "default", "what it does")
+    table = headed("param", "type", "default", "what it does")
     for name, param in params.items():
         default = "needed" if param["required"] else str(param["default"])
-        table.add_row(name, param["type"], default, param["help"])
+        add(table, name, param["type"], default, " ".join((param["help"] or "").split()))
     return table
 
 

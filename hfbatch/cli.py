@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfbatch.display import say, screen, show, tell
 from hfbatch.options import (
     Address,
     Columns,
@@ -24,7 +25,7 @@ from hfbatch.options import (
     finetune_spec,
     job_spec,
 )
-from hfbatch.terminal import answer, console, escaped, faults_shown
+from hfbatch.terminal import App, answer, faults_shown
 from hfbatch.trainings import plan_training, start_training, training_report, training_status
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from hfbatch.spec import JobSpec
 
 STARTED = time.time()
-app = typer.Typer(
+app = App(
     help="Run any Hugging Face model over a Parquet dataset on a Ray cluster, exactly once.",
     no_args_is_help=True,
     add_completion=False,
@@ -61,7 +62,7 @@ def run(
 
     Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         from hfbatch.finetune_spec import is_training
         from hfbatch.spec import read_yaml
 
@@ -96,7 +97,7 @@ def predict(
 
     Example: hfbatch predict text-classification reviews/ scores/ -m org/model --column text=body
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         values = {"task": task, "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
@@ -123,7 +124,7 @@ def embed(
 
     Example: hfbatch embed docs/ vectors/ -m sentence-transformers/all-MiniLM-L6-v2 --column text=body
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet)
@@ -154,7 +155,7 @@ def finetune(
 
     Example: hfbatch finetune text-classification train/ out/ -m org/model --eval dev/ --column label=stars
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         given = {
             "task": task,
             "model": model,
@@ -188,7 +189,7 @@ def plan(
 
     Example: hfbatch plan jobs/embed.yaml --set input.path=reviews/
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         from hfbatch.errors import SpecError
         from hfbatch.finetune_spec import is_training
         from hfbatch.spec import read_yaml
@@ -242,13 +243,13 @@ def verify(
 
         faults = verify_output(out, input_)
 
-        def show(console: Console) -> None:
+        def render(console: Console) -> None:
             for fault in faults:
-                console.print(f"[red]✗[/] {escaped(fault)}", highlight=False)
+                tell(console, "✗", "red", fault)
             if not faults:
-                console.print("[green]✓[/] every row is there exactly once")
+                tell(console, "✓", "green", "every row is there exactly once")
 
-        answer({"ok": not faults, "faults": faults}, as_json, show)
+        answer({"ok": not faults, "faults": faults}, as_json, render)
         raise typer.Exit(1 if faults else 0)
 
 
@@ -263,15 +264,15 @@ def report(out: Annotated[str, typer.Argument(help="An output folder.")], as_jso
         from hfbatch.report import summary_lines
         from hfbatch.status import is_training, read_report
 
-        def show(console: Console) -> None:
-            console.print(summary_lines(found))
-            console.print(f"{redact(out).rstrip('/')}/_hfbatch/report.html", highlight=False)
+        def render(console: Console) -> None:
+            show(console, summary_lines(found))
+            say(console, f"{redact(out).rstrip('/')}/_hfbatch/report.html")
 
         if is_training(out):
             training_report(out, as_json)
         else:
             found = read_report(out)
-            answer(found, as_json, show)
+            answer(found, as_json, render)
 
 
 @app.command()
@@ -316,7 +317,7 @@ def attention(
         layers, heads, tokens, _ = found.weights.shape
         values = {"out": str(out), "layers": layers, "heads": heads, "tokens": found.tokens}
         line = f"{out}: {layers} layers × {heads} heads over {tokens} tokens"
-        answer(values, as_json, lambda console: console.print(escaped(line), highlight=False))
+        answer(values, as_json, lambda console: say(console, line))
 
 
 @app.command()
@@ -325,7 +326,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: hfbatch doctor
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, supervised=True):
         from hfbatch.doctor import examine, render, to_values
 
         checks = examine()
@@ -341,10 +342,10 @@ def demo(
 
     Example: hfbatch demo
     """
-    with faults_shown(False):
+    with faults_shown(False, supervised=True):
         from hfbatch.demo import run_demo
 
-        raise typer.Exit(run_demo(folder, console()))
+        raise typer.Exit(run_demo(folder, screen()))
 
 
 def _start(
@@ -356,15 +357,15 @@ def _start(
     from hfbatch.report import summary_lines
 
     result = run_job(
-        job, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True), started=STARTED
+        job, address=address, overwrite=overwrite, quiet=quiet, console=screen(err=True), started=STARTED
     )
 
-    def show(console: Console) -> None:
-        console.print(summary_lines(result.report))
-        console.print(escaped(result.message), highlight=False)
-        console.print(f"[dim]{result.output}/_hfbatch/report.html[/]", highlight=False)
+    def render(console: Console) -> None:
+        show(console, summary_lines(result.report))
+        say(console, result.message)
+        say(console, (f"{result.output}/_hfbatch/report.html", "dim"))
 
-    answer(result.report, as_json, show)
+    answer(result.report, as_json, render)
     raise typer.Exit(result.exit_code)
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from rich.markup import escape
-from rich.table import Table
 
+from hfbatch.display import add, say, show, tell
+from hfbatch.display import table as headed
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec
 
@@ -237,7 +237,7 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
     begin = time.monotonic()
     faults = verify_output(result.output, spec.input.path)
     for fault in faults:
-        console.print(f"[red]✗[/] {escape(fault)}")
+        tell(console, "✗", "red", fault)
     if faults:
         return 1
     _say(console, 3, "verified: every row once, none lost", begin)
@@ -247,10 +247,9 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
 
 
 def _say(console: Console, step: int, text: str, begin: float, place: Path | None = None) -> None:
-    where = f" [dim]→ {escape(str(place))}[/]" if place else ""
-    console.print(
-        f"[green]✓[/] {step}/4 {text}{where} [dim]({time.monotonic() - begin:.1f} s)[/]", highlight=False
-    )
+    where = f" → {place}" if place else ""
+    took = f" ({time.monotonic() - begin:.1f} s)"
+    say(console, ("✓", "green"), f" {step}/4 {text}", (where, "dim"), (took, "dim"))
 
 
 def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -> None:
@@ -260,28 +259,29 @@ def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -
     found = search(out, embed_texts(spec.model.name, list(queries)))
     _say(console, 4, "searched by meaning", begin)
     for query, hits in zip(queries, found, strict=True):
-        console.print(f"\n[cyan]“{escape(query)}”[/]")
-        table = Table.grid(padding=(0, 2, 0, 0))
+        say(console)
+        say(console, (f"“{query}”", "cyan"))
+        table = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(style="green", width=6, justify="right", no_wrap=True)
         table.add_column(style="bold", min_width=32, max_width=32, no_wrap=True)
         table.add_column(style="dim", no_wrap=True, overflow="ellipsis", max_width=44)
         for hit in hits:
-            table.add_row(f"{hit.score:.2f}", escape(hit.name), escape(hit.line))
-        console.print(table)
-    console.print()
+            add(table, f"{hit.score:.2f}", hit.name, hit.line)
+        show(console, table)
+    say(console)
 
 
 def _farewell(folder: Path, console: Console) -> None:
-    spec, out = escape(str(folder / "demo.yaml")), escape(str(folder / "embeddings"))
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    spec, out = str(folder / "demo.yaml"), str(folder / "embeddings")
+    table = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
     for what, text in {
         "Report": f"{out}/_hfbatch/report.html",
         "Spec": spec,
         "Output": out,
         "Check it": f"hfbatch verify {out}",
         "Progress": f"hfbatch status {out}",
-        "Run again": f"hfbatch run {spec}   [dim]finds nothing to do[/]",
+        "Run again": f"hfbatch run {spec}   (finds nothing to do)",
         "Your data": "hfbatch embed INPUT/ OUTPUT/ --model ORG/MODEL --column text=COLUMN",
     }.items():
-        table.add_row(f"[bold]{what}", text)
-    console.print(table)
+        add(table, (what, "bold"), text)
+    show(console, table)

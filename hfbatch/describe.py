@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from hfbatch.compute.batching import by_length, cut
 from hfbatch.compute.prepare import POSITION, preprocess
 from hfbatch.data.ledger import types_of
 from hfbatch.data.reader import read_split
+from hfbatch.display import add, facts, show
 from hfbatch.errors import SplitError
 from hfbatch.plan import Plan
 from hfbatch.report import count, seconds_in_words
@@ -87,37 +87,36 @@ def sample_lengths(plan: Plan) -> dict[str, float] | None:
 
 def render_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints what describe_plan returned, with `layout` and `trial` if they were added."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = facts()
     model, source, splits = plan["model"], plan["input"], plan["splits"]
-    table.add_row("task", plan["task"])
+    add(table, "task", plan["task"])
     weights = (
         f"{model['parameters']:,} parameters, {size(model['bytes'])}"
         if model["parameters"]
         else "not fetched yet"
     )
-    table.add_row("model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
+    add(table, "model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
     files = count(source["files"], f"{source['format']} file")
-    table.add_row("input", f"{source['path']} ({files}, {size(source['bytes'])})")
-    table.add_row(
+    add(table, "input", f"{source['path']} ({files}, {size(source['bytes'])})")
+    add(
+        table,
         "rows",
         f"{source['rows']:,}" + (f" before the filter {source['filter']!r}" if source["filter"] else ""),
     )
-    table.add_row("splits", f"{splits['done']:,} done, {splits['todo']:,} to do" + _stale(splits["stale"]))
-    table.add_row("output", plan["output"]["path"])
-    table.add_row("schema", ", ".join(f"{name}: {kind}" for name, kind in plan["output"]["schema"].items()))
+    add(table, "splits", f"{splits['done']:,} done, {splits['todo']:,} to do" + _stale(splits["stale"]))
+    add(table, "output", plan["output"]["path"])
+    add(table, "schema", ", ".join(f"{name}: {kind}" for name, kind in plan["output"]["schema"].items()))
     if plan["lengths"]:
-        table.add_row("tokens", _lengths(plan["lengths"]))
+        add(table, "tokens", _lengths(plan["lengths"]))
     if "layout" in plan:
-        table.add_row("workers", _layout(plan["layout"]))
+        add(table, "workers", _layout(plan["layout"]))
     if "trial" in plan:
-        table.add_row("trial", _trial(plan["trial"]))
+        add(table, "trial", _trial(plan["trial"]))
     for note in plan["notes"]:
-        table.add_row("note", note)
+        add(table, "note", note)
     for file, fault in source["broken"].items():
-        table.add_row("[red]broken[/]", f"{file}: {fault}")
-    console.print(table)
+        add(table, ("broken", "red"), f"{file}: {fault}")
+    show(console, table)
 
 
 def size(count: float) -> str:

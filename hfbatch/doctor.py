@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from rich.markup import escape
-from rich.table import Table
 
 from hfbatch.compute.machine import cgroup_limits, usable_cores
+from hfbatch.display import add, show
+from hfbatch.display import table as headed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 GIB = 2**30
-MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "missing": "[red]✗[/]"}
+MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("✗", "red")}
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def healthy(checks: Iterable[Check]) -> bool:
 
 def render(checks: Iterable[Check], console: Console) -> None:
     """A table with one line a check; below a fault, what to do."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
     for check in checks:
-        table.add_row(MARKS[check.status], f"[bold]{escape(check.name)}", escape(check.detail))
+        add(table, MARKS[check.status], (check.name, "bold"), check.detail)
         if check.fix:
-            table.add_row("", "", f"[cyan]→ {escape(check.fix)}")
-    console.print(table)
+            add(table, "", "", (f"→ {check.fix}", "cyan"))
+    show(console, table)
 
 
 def to_values(checks: Iterable[Check]) -> list[dict[str, str]]:

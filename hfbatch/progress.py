@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from hfbatch.display import add, line, say, screen
 
 WINDOW = 30.0
 """Seconds over which rates are taken."""
@@ -24,6 +25,8 @@ SECONDS_BETWEEN_LINES = 10.0
 """Pace of plain lines where there is no terminal."""
 BAR = 72
 """Columns of the bar, where the terminal has them."""
+SLOW = 60.0
+"""Seconds in one stage after which a split is told of."""
 LEAST_SECONDS = 1.0
 """No rate before this much time has been measured."""
 
@@ -47,6 +50,10 @@ class Snapshot:
     """Seconds since the first batch; 0 until then."""
     state: str = ""
     """What is happening, such as `starting workers` or `running`."""
+    reading: int = 0
+    """Rows of the splits that are being read."""
+    oldest: float = 0.0
+    """Seconds for which the oldest split has been in its stage."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None, title: str = "", quiet: bool = False) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or screen(err=True)
         self._title = title
         self._quiet = quiet
         self._lock = threading.Lock()
@@ -146,31 +153,27 @@ class Progress:
                 self._printed = snapshot.state, snapshot.elapsed
                 self._print(status_line(snapshot, self._rates))
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        say(self._console, text, wrap=False)
 
     def _block(self) -> Table:
         """What a terminal shows: title and state, bar, figures."""
         with self._lock:
             now, rates = self._now, self._rates
-        head = Text.assemble(
-            (self._title, "bold"),
-            ("  " if self._title else ""),
-            (now.state, "cyan"),
-            f"  {duration(now.elapsed)}",
-        )
+        gap = "  " if self._title else ""
+        head = line((self._title, "bold"), gap, (now.state, "cyan"), f"  {duration(now.elapsed)}")
         if now.working <= 0:
             bar = ProgressBar(pulse=True, width=BAR)
         elif now.rows_total:
             bar = ProgressBar(now.rows_total, min(now.rows_done, now.rows_total), width=BAR)
         else:
             bar = ProgressBar(max(now.splits_total, 1), now.splits_done, width=BAR)
-        figures = Text(" · ").join(Text(figure) for figure in _figures(now, rates))
+        figures = line(" · ".join(_figures(now, rates)))
         if now.rejected or now.splits_failed:
             figures.highlight_regex(r"[\d,]+ (rejects?|splits? failed)", "yellow")
         block = Table.grid()
         for row in (head, bar, figures):
-            block.add_row(row)
+            add(block, row)
         return block
 
 
@@ -183,7 +186,7 @@ def status_line(now: Snapshot, rates: Rates, last: bool = False) -> str:
         figures = _figures(now, Rates(rates.rows, rates.tokens))
         return " · ".join([*figures, f"{duration(now.elapsed)} in all"])
     if now.working <= 0:
-        return f"{now.state or 'starting'} · {duration(now.elapsed)}"
+        return " · ".join([f"{now.state or 'starting'} · {duration(now.elapsed)}", *_slow(now)])
     head = [] if now.state in ("", "running") else [now.state]
     return " · ".join([*head, *_figures(now, rates)])
 
@@ -201,7 +204,15 @@ def _figures(now: Snapshot, rates: Rates) -> list[str]:
         figures.append(f"{now.splits_failed:,} split{'s' * (now.splits_failed != 1)} failed")
     if rates.left is not None:
         figures.append(f"eta {duration(rates.left)}")
-    return figures
+    return figures + _slow(now)
+
+
+def _slow(now: Snapshot) -> list[str]:
+    """What is under way, where it takes so long that one would wonder."""
+    if now.oldest < SLOW:
+        return []
+    reading = [f"{now.reading:,} rows being read"] if now.reading else []
+    return [*reading, f"slowest split {duration(now.oldest)}"]
 
 
 def compact(number: float) -> str:

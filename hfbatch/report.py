@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 from rich.table import Table
-from rich.text import Text
 
-from hfbatch import charts
+from hfbatch import charts, display
 from hfbatch.data.manifest import LENGTH_EDGES, Manifest, unplanned_columns
 from hfbatch.errors import HfbatchError
 from hfbatch.progress import compact
@@ -368,7 +367,7 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
 
     def add(name: str, text: str) -> None:
-        table.add_row(name, Text(text))
+        display.add(table, name, text)
 
     notes = [f"{rows[key]:,} {key}" for key in ("rejected", "truncated", "filtered") if rows[key]]
     add("rows", ", ".join([f"{rows['out']:,} out of {rows['in']:,}", *notes]))

@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.lock import describe_holder
+from hfbatch.display import add, facts, show
 from hfbatch.errors import SpecError
 
 
@@ -55,24 +54,20 @@ def read_report(out: str) -> dict[str, Any]:
 
 def render_status(status: dict[str, Any], console: Console) -> None:
     """Prints what read_status returned."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("state", _state(status))
-    table.add_row(
-        "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}"
-    )
+    table = facts()
+    add(table, "state", _state(status))
+    add(table, "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}")
     if status["running"]:
-        table.add_row("running", escape(holder_line(status["running"])))
+        add(table, "running", holder_line(status["running"]))
     of = f" of {status['splits']:,}" if status["splits"] else ""
-    table.add_row("parts", f"{status['parts']:,}{of}")
-    table.add_row("rows", f"{status['rows_out']:,} out, {status['rows_rejected']:,} rejected")
+    add(table, "parts", f"{status['parts']:,}{of}")
+    add(table, "rows", f"{status['rows_out']:,} out, {status['rows_rejected']:,} rejected")
     if status["settled"]:
         chosen = status["settled"]
-        table.add_row("chosen", f"batch {chosen['batch_size']}, {chosen['dtype']} on {chosen['device']}")
+        add(table, "chosen", f"batch {chosen['batch_size']}, {chosen['dtype']} on {chosen['device']}")
     if status["last_run"]:
-        table.add_row("last run", f"{status['last_run']['finished']}: {status['last_run']['message']}")
-    console.print(table)
+        add(table, "last run", f"{status['last_run']['finished']}: {status['last_run']['message']}")
+    show(console, table)
 
 
 def holder_line(running: dict[str, Any]) -> str:
@@ -83,13 +78,13 @@ def holder_line(running: dict[str, Any]) -> str:
     )
 
 
-def _state(status: dict[str, Any]) -> str:
+def _state(status: dict[str, Any]) -> tuple[str, str]:
     last = status["last_run"] or {}
     if status["success"]:
-        return "[green]success[/]"
+        return "success", "green"
     if last.get("exit_code") == 3 and status["parts"] == status["splits"]:
-        return "[yellow]all rows are written, too many are rejected[/]"
-    return "running" if status["running"] else "not finished: the same command goes on"
+        return "all rows are written, too many are rejected", "yellow"
+    return "running" if status["running"] else "not finished: the same command goes on", ""
 
 
 def _job(out: str) -> tuple[Ledger, dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfbatch.display import say, screen
 from hfbatch.errors import redact
-from hfbatch.terminal import answer, console, escaped
+from hfbatch.terminal import answer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,19 +25,15 @@ def start_training(
     from hfbatch.train.card import command_of
     from hfbatch.train.describe import render_figures
 
-    result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=console(err=True))
+    result = finetune(spec, address=address, overwrite=overwrite, quiet=quiet, console=screen(err=True))
 
     def show(console: Console) -> None:
         if result.finished:
-            console.print("this training is done already; nothing to do")
+            say(console, "this training is done already; nothing to do")
         render_figures(result.metrics, console)
-        console.print(escaped(result.model), highlight=False)
-        console.print(
-            f"[dim]Use it     {escaped(command_of(result.metrics, result.model))}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print(f"[dim]Report     {escaped(result.output)}/report.html[/]", highlight=False)
+        say(console, result.model)
+        say(console, (f"Use it     {command_of(result.metrics, result.model)}", "dim"), wrap=False)
+        say(console, (f"Report     {result.output}/report.html", "dim"))
 
     answer(result.metrics, as_json, show)
 
@@ -77,6 +74,6 @@ def training_report(out: str, as_json: bool) -> None:
 
     def show(console: Console) -> None:
         render_figures(metrics, console)
-        console.print(f"{escaped(redact(out).rstrip('/'))}/report.html", highlight=False)
+        say(console, f"{redact(out).rstrip('/')}/report.html")
 
     answer(metrics, as_json, show)

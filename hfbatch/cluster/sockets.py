@@ -23,5 +23,5 @@ def check_sockets(folder: str) -> None:
         raise SpecError(
             f"{where}: a Ray cluster of this job's own would have its files in {folder} ({size} bytes), and the paths of "
             f"its sockets would be longer than the {MOST_BYTES} bytes that the system takes; set RAY_TMPDIR to a folder "
-            f"with a path of at most {MOST_BYTES - BELOW - len('/hfbatch-12345678')} bytes, such as /tmp"
+            f"with a path of at most {MOST_BYTES - BELOW - len('/hfbatch-12345678/hfbatch-')} bytes, such as /tmp"
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from hfbatch.describe import size
+from hfbatch.display import add as _add
+from hfbatch.display import facts, say, show
+from hfbatch.display import table as _headed
 from hfbatch.report import count, percent, seconds_in_words
 from hfbatch.status import holder_line
 from hfbatch.train.report import figures
@@ -18,7 +19,7 @@ MOST_LABELS = 8
 
 def render_outlook(shown: dict[str, Any], console: Console) -> None:
     """Prints what `describe_training` returned."""
-    table = _table()
+    table = facts()
     rows, batch, memory = shown["rows"], shown["batch"], shown["memory"]
     _add(table, "task", f"{shown['task']}, {shown['method']}, best by {shown['metric']}")
     share = shown["trainable"] / max(shown["weights"], 1)
@@ -40,12 +41,12 @@ def render_outlook(shown: dict[str, Any], console: Console) -> None:
     _add(table, "output", shown["output"] + (" (finished already)" if shown["finished"] else ""))
     for note in shown["notes"]:
         _add(table, "note", note)
-    console.print(table)
+    show(console, table)
 
 
 def render_state(status: dict[str, Any], console: Console) -> None:
     """Prints what `read_training` returned."""
-    table = _table()
+    table = facts()
     running = status["running"]
     unfinished = "running" if running else "not finished: the same command goes on"
     _add(table, "state", "success" if status["success"] else unfinished)
@@ -56,32 +57,21 @@ def render_state(status: dict[str, Any], console: Console) -> None:
     _add(table, "saved", f"step {status['step']:,}{steps}" if status["step"] else "no checkpoint yet")
     if status["best"]:
         _add(table, "best", _named(status["best"]))
-    console.print(table)
+    show(console, table)
 
 
 def render_figures(metrics: dict[str, Any], console: Console) -> None:
     """Prints the figures of metrics.json."""
     columns = ["baseline", "before", "best", *(["merged"] if "merged" in metrics else [])]
-    table = Table("metric", *columns, box=None)
+    table = _headed("metric", *columns, box=None)
     for one in figures(metrics):
-        table.add_row(one["name"], *("–" if one[key] is None else f"{one[key]:.4g}" for key in columns))
-    console.print(table)
+        _add(table, one["name"], *("–" if one[key] is None else f"{one[key]:.4g}" for key in columns))
+    show(console, table)
     resumed = f", resumed at step {metrics['resumed_at']:,}" if metrics["resumed_at"] else ""
     time = seconds_in_words(metrics["seconds"])
-    console.print(f"best at step {metrics['best']['step']:,}{resumed}, took {time}", highlight=False)
+    say(console, f"best at step {metrics['best']['step']:,}{resumed}, took {time}")
     for note in metrics.get("notes", ()):
-        console.print(Text(note))
-
-
-def _table() -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    return table
-
-
-def _add(table: Table, name: str, text: str) -> None:
-    table.add_row(name, Text(text))
+        say(console, note)
 
 
 def _rows(name: str, rows: dict[str, Any]) -> str:

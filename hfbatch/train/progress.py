@@ -7,12 +7,27 @@ import time
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+from rich.text import Text
 
+from hfbatch.display import line, say, screen
 from hfbatch.progress import compact, duration
 from hfbatch.train.recipes.base import LOWER_IS_BETTER
 
 SECONDS_BETWEEN_LINES = 15
+
+
+class FieldColumn(ProgressColumn):
+    """A field of a task's, or its description, beside rich's progress bar."""
+
+    def __init__(self, name: str, style: str = "") -> None:
+        super().__init__()
+        self._name, self._style = name, style
+
+    def render(self, task: Task) -> Text:
+        """The text of now."""
+        text = task.description if self._name == "description" else task.fields[self._name]
+        return line((text, self._style))
 
 
 class TrainProgress:
@@ -23,7 +38,7 @@ class TrainProgress:
     """
 
     def __init__(self, console: Console | None, title: str, quiet: bool = False) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or screen(err=True)
         self._title, self._quiet = title, quiet
         self._bar: Progress | None = None
         self._lock = threading.Lock()
@@ -35,8 +50,8 @@ class TrainProgress:
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:
             columns = (
-                TextColumn("[bold]{task.fields[title]}"), TextColumn("{task.description}", style="cyan"),
-                BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                FieldColumn("title", "bold"), FieldColumn("description", "cyan"),
+                BarColumn(), MofNCompleteColumn(), FieldColumn("figures"),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.add_task("", total=None, title=self._title, figures="")
@@ -102,4 +117,4 @@ class TrainProgress:
     def _line(self, text: str, always: bool = False) -> None:
         if not self._quiet and (always or time.monotonic() - self._told > SECONDS_BETWEEN_LINES):
             self._told = time.monotonic()
-            self._console.print(text, highlight=False, markup=False)
+            say(self._console, text)
