@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from hfbatch.spec import Auto, InputSpec, Location, ModelSpec, Section, Spec, TokenizerSpec, shorthand
+from hfbatch.location import Location
+from hfbatch.spec import Auto, InputSpec, ModelSpec, Section, Spec, TokenizerSpec, shorthand
 
 
 class BaseModelSpec(ModelSpec):

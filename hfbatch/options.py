@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from hfbatch.terminal import console
+from hfbatch.display import say, screen
 
 if TYPE_CHECKING:
     from hfbatch.finetune_spec import FinetuneSpec
@@ -118,6 +118,4 @@ def _write(spec: Spec, path: Path) -> None:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(0)
         file.write(text)
-    console(err=True).print(
-        f"{path} holds a secret of a URL; nobody else may read it (mode 0600)", markup=False, highlight=False
-    )
+    say(screen(err=True), f"{path} holds a secret of a URL; nobody else may read it (mode 0600)")

@@ -80,7 +80,7 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     there = None if address == "local" else find_cluster(address)
     if there is None:
-        check_sockets(folder / INNER)
+        check_sockets(str(folder / INNER))
     with _stderr_aside(), _signals_kept():
         if there is None:
             inner = folder / INNER

@@ -17,7 +17,8 @@ from hfbatch.compute.precision import native_dtype
 from hfbatch.compute.predictor import BatchStats, Prediction, Predictor
 from hfbatch.data.media_files import RowFiles
 from hfbatch.data.models import Model
-from hfbatch.spec import WITH_SECRETS, JobSpec, Location
+from hfbatch.location import WITH_SECRETS, Location
+from hfbatch.spec import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from hfbatch.errors import SpecError, redact_text
 from hfbatch.errors import redact as redact
-from hfbatch.spec import Location
+from hfbatch.location import Location
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z0-9+.\-]+)*://")
 _CHAIN = re.compile(r"::[A-Za-z0-9+.\-]+://")

@@ -13,7 +13,7 @@ from hfbatch.data.lock import TAKEOVER_S, Claim
 from hfbatch.data.models import Model
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.spec import WITH_SECRETS, Location
+from hfbatch.location import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe

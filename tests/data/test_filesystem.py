@@ -18,7 +18,8 @@ from hfbatch.data.manifest import Manifest
 from hfbatch.data.reader import read_split
 from hfbatch.data.writer import PartWriter, reject_schema, write_file
 from hfbatch.errors import SpecError, SplitError, WorkerError
-from hfbatch.spec import WITH_SECRETS, JobSpec, Location
+from hfbatch.location import WITH_SECRETS, Location
+from hfbatch.spec import JobSpec
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
 
 
