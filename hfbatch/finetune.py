@@ -14,6 +14,8 @@ from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, 
 from hfbatch.data.ledger import clear_folder
 from hfbatch.data.lock import Lock, hold
 from hfbatch.data.writer import write_file
+from hfbatch.display import say as show_line
+from hfbatch.display import screen
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.order import state_folder
@@ -61,7 +63,7 @@ def finetune(
 
     def say(text: str) -> None:
         if not quiet:
-            (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+            show_line(console or screen(err=True), text, wrap=False)
 
     with hold(plan.spec.output, say) as lock:
         look_again(plan, overwrite)

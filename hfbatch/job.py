@@ -15,6 +15,8 @@ from hfbatch.compute.worker import Settled
 from hfbatch.data.ledger import State
 from hfbatch.data.lock import Lock, hold
 from hfbatch.data.manifest import Manifest
+from hfbatch.display import say as show_line
+from hfbatch.display import screen
 from hfbatch.errors import LockLostError, WorkerError
 from hfbatch.plan import Plan, look_again, make_plan
 from hfbatch.progress import Progress, Snapshot
@@ -79,13 +81,13 @@ def run(
     clock = Clock(started)
     plan = make_plan(spec, overwrite)
     clock.lap("plan")
-    console = console or Console(stderr=True)
+    console = console or screen(err=True)
     manifests: list[Manifest] = []
     problem = None
 
     def say(text: str) -> None:
         if not quiet:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            show_line(console, text, wrap=False)
 
     with hold(plan.spec.output.path, say) as lock:
         plan.ledger.claim = lock.claim

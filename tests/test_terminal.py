@@ -29,6 +29,7 @@ NASTY = "run[red]x[/red] [/] :smile: \x1b]0;title\x07 \x9b31m \u202eevil\u2066 \
 STATUS = {
     "output": NASTY, "task": NASTY, "model": {"name": NASTY, "commit": "0" * 40}, "success": False, "parts": 1,
     "splits": 2, "rows_in": 1, "rows_out": 1, "rows_rejected": 0,
+    "running": None,
     "settled": {"batch_size": 8, "dtype": NASTY, "device": NASTY},
     "last_run": {"finished": "now", "exit_code": 1, "message": NASTY},
 }  # fmt: skip
@@ -229,7 +230,7 @@ def past_display(source: str) -> list[str]:
                 if (
                     name in PRINTING | MAKING
                     and not styled
-                    and of not in ("math", "np", "re", "ast", "torch", "logger")
+                    and of not in ("math", "np", "re", "ast", "torch", "logger", "html")
                 ):
                     found.append(f"line {node.lineno}: {of}.{name}")
             case ast.Call(func=ast.Attribute(attr=name)) if name in {"print", "add_row", "from_markup"}:

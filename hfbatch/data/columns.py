@@ -21,13 +21,13 @@ _FLOAT_BITS = {16: 11, 32: 24, 64: 53}
 """Bits of the integers that a float holds exactly, by its width."""
 
 
-def open_parquet(fs: pafs.FileSystem, path: str, pre_buffer: bool = False) -> pq.ParquetFile:
-    """A Parquet file of the input.
+def open_parquet(fs: pafs.FileSystem, path: str, **options: Any) -> pq.ParquetFile:
+    """A Parquet file of the input. :param options: of pq.ParquetFile.
 
     Its INT96 times, which Spark and Hive write, are read as microseconds: nanoseconds reach from 1677 to 2262 only,
     and another year than the file's came out beyond.
     """
-    return pq.ParquetFile(path, filesystem=fs, pre_buffer=pre_buffer, coerce_int96_timestamp_unit="us")
+    return pq.ParquetFile(path, filesystem=fs, coerce_int96_timestamp_unit="us", **options)
 
 
 def fields_of(kind: pa.DataType) -> list[pa.Field]:

@@ -84,9 +84,9 @@ class RowFiles:
         """The absolute path or URL that a name in a row stands for. :raises FileRefusedError: if it may not be read."""
         place = absolute(f"file://{name[7:]}") if name[:7].lower() == "file://" else name
         scheme = _scheme(place)
+        if _CHAIN.match(place):
+            raise FileRefusedError(f"{shown(name)} is a chain of filesystems, which rows may not name")
         if not is_url(place):
-            if _CHAIN.match(place):
-                raise FileRefusedError(f"{shown(name)} is a chain of filesystems, which rows may not name")
             return self._place_below(place)
         if scheme in WEB:
             self._permit(place)

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hfbatch.data.columns import convert
+
 MOST_BYTES = 2 << 30
 """Bytes that the rows of a split may decode to. One column of Arrow's plain strings or bytes cannot hold more."""
 BATCH_BYTES = 256 << 20
@@ -75,7 +77,7 @@ def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for at, column in enumerate(table.columns):
         kind = schema.field(table.column_names[at]).type
         if _is_short(column.type) and column.type != kind:
-            table = table.set_column(at, table.column_names[at], column.cast(kind))
+            table = table.set_column(at, table.column_names[at], convert(column, kind))
     return table
 
 

@@ -400,7 +400,8 @@ def test_a_header_of_sound_gets_no_more_than_the_limit(
         return
     assert rate >= 1000
     assert len(made) <= seconds * RATE + 1
-    assert frames * channels <= seconds * 96_000
+    if claimed is None:  # else no more is read than the header claims
+        assert frames * channels <= seconds * 96_000
 
 
 @settings(max_examples=50, deadline=None)

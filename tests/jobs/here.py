@@ -14,24 +14,28 @@ from hfbatch import JobSpec
 from hfbatch.cluster import stages
 from hfbatch.cluster.pipeline import stage_job
 from hfbatch.compute.worker import Settled, Worker
+from hfbatch.data.lock import hold
 from hfbatch.data.manifest import Manifest
 from hfbatch.data.splits import Split
 from hfbatch.job import Clock, JobResult, _finish, _prepare_output
-from hfbatch.plan import Plan, make_plan
+from hfbatch.plan import Plan, look_again, make_plan
 
 
 def job_here(spec: JobSpec, overwrite: bool = False) -> JobResult:
     """Runs a job, or what is left of it, one split after another, on one thread."""
     plan = make_plan(spec, overwrite)
-    job = _prepare_output(plan)
-    manifests: list[Manifest] = []
-    if plan.todo:
-        worker = Worker(plan.order, 1e-9)
-        settled = plan.settled or Settled(_size(spec), worker.engine.dtype, worker.engine.device)
-        plan.ledger.write_job({**job, "settled": vars(settled)})
-        worker.settle(settled)
-        manifests = [_split_here(plan, worker, split) for split in plan.todo]
-    return _finish(plan, manifests, Clock(), None)
+    with hold(plan.spec.output.path, print) as lock:
+        plan.ledger.claim = lock.claim
+        look_again(plan)
+        job = _prepare_output(plan)
+        manifests: list[Manifest] = []
+        if plan.todo:
+            worker = Worker(plan.order, 1e-9)
+            settled = plan.settled or Settled(_size(spec), worker.engine.dtype, worker.engine.device)
+            plan.ledger.write_job({**job, "settled": vars(settled)})
+            worker.settle(settled)
+            manifests = [_split_here(plan, worker, split) for split in plan.todo]
+        return _finish(plan, lock, manifests, Clock(), None)
 
 
 def _size(spec: JobSpec) -> int:
