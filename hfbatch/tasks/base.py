@@ -24,6 +24,7 @@ import pyarrow as pa
 from hfbatch.data.media_files import RowFiles
 from hfbatch.spec import BatchSpec, Section, TokenizerSpec
 from hfbatch.tasks.parts.positions import embedding_rows
+from hfbatch.tasks.parts.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +182,7 @@ class Task(ABC):
         tokenizer = AutoTokenizer.from_pretrained(
             self.model.folder, trust_remote_code=self.model.trust_remote_code, **options
         )
+        check_vocabulary(tokenizer, self.model.folder)
         before = len(tokenizer)
         change_tokenizer(tokenizer, self.tokenizer_changes)
         self.added_tokens = len(tokenizer) - before

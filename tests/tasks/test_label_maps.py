@@ -92,6 +92,23 @@ def test_whatever_a_library_raises_over_a_file_is_a_sentence(folder: Path, name:
     assert str(folder) in caught.value.faults[0]
 
 
+@pytest.mark.parametrize("config", [None, {"tokenizer_class": "BertTokenizer"}])
+@pytest.mark.parametrize("task", ["text-classification", "zero-shot-classification"])
+def test_a_tokenizer_without_its_vocabulary_is_told(folder: Path, config: Any, task: str) -> None:
+    """Transformers makes one that takes every word for an unknown one."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        SpecError, match=r"no vocabulary for BertTokenizer \(tokenizer\.json or vocab\.txt is missing"
+    ):
+        faults_and_notes(folder, task)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "river"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    assert faults_and_notes(folder)[0] == []
+
+
 @pytest.mark.parametrize(
     ("file", "outcome"),
     [

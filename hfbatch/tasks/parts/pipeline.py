@@ -30,6 +30,7 @@ from hfbatch.tasks.parts.generation import read_defaults
 from hfbatch.tasks.parts.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.parts.packing import dump, load
 from hfbatch.tasks.parts.text import length_limit
+from hfbatch.tasks.parts.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +100,7 @@ class PipelineTask(Task):
                 else:
                     found[name] = getattr(transformers, auto).from_pretrained(self.model.folder, **options)
                     if getattr(found[name], "tokenizer", None) is not None:
+                        check_vocabulary(found[name].tokenizer, self.model.folder)
                         change_tokenizer(found[name].tokenizer, self.tokenizer_changes)
                         found[name].tokenizer.model_max_length = self.limit or NO_LIMIT
             except (OSError, ValueError):
