@@ -98,7 +98,7 @@ def _process(
     follower = Follower(plan, clock, manifests, progress)
     with progress:
         follower.say("connecting to Ray")
-        with connect(address):
+        with connect(address) as cluster:
             clock.lap("connect")
             layout = lay_out(plan.spec.workers, nodes(), ceiling()).at_most(len(plan.todo))
             job = _prepare_output(plan)
@@ -119,7 +119,7 @@ def _process(
                         if manifest.fatal:
                             return WorkerError(manifest.error or "")
             except (WorkerError, KeyboardInterrupt) as error:
-                return error
+                return cluster.or_lost(error)
             finally:
                 follower.close()
     return None
@@ -173,6 +173,8 @@ class Follower:
                 tokens=activity.get("tokens", 0),
                 padded_tokens=activity.get("padded_tokens", 0),
                 rejected=sum(manifest.rows_rejected for manifest in good),
+                reading=activity.get("reading", 0),
+                oldest=time.time() - activity["oldest"] if activity.get("oldest") else 0.0,
                 elapsed=self._clock.elapsed,
                 working=time.time() - first_batch if first_batch else 0.0,
                 state=state,

@@ -25,6 +25,8 @@ SECONDS_BETWEEN_LINES = 10.0
 """Pace of plain lines where there is no terminal."""
 BAR = 72
 """Columns of the bar, where the terminal has them."""
+SLOW = 60.0
+"""Seconds in one stage after which a split is told of."""
 LEAST_SECONDS = 1.0
 """No rate before this much time has been measured."""
 
@@ -48,6 +50,10 @@ class Snapshot:
     """Seconds since the first batch; 0 until then."""
     state: str = ""
     """What is happening, such as `starting workers` or `running`."""
+    reading: int = 0
+    """Rows of the splits that are being read."""
+    oldest: float = 0.0
+    """Seconds for which the oldest split has been in its stage."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def status_line(now: Snapshot, rates: Rates, last: bool = False) -> str:
         figures = _figures(now, Rates(rates.rows, rates.tokens))
         return " · ".join([*figures, f"{duration(now.elapsed)} in all"])
     if now.working <= 0:
-        return f"{now.state or 'starting'} · {duration(now.elapsed)}"
+        return " · ".join([f"{now.state or 'starting'} · {duration(now.elapsed)}", *_slow(now)])
     head = [] if now.state in ("", "running") else [now.state]
     return " · ".join([*head, *_figures(now, rates)])
 
@@ -198,7 +204,15 @@ def _figures(now: Snapshot, rates: Rates) -> list[str]:
         figures.append(f"{now.splits_failed:,} split{'s' * (now.splits_failed != 1)} failed")
     if rates.left is not None:
         figures.append(f"eta {duration(rates.left)}")
-    return figures
+    return figures + _slow(now)
+
+
+def _slow(now: Snapshot) -> list[str]:
+    """What is under way, where it takes so long that one would wonder."""
+    if now.oldest < SLOW:
+        return []
+    reading = [f"{now.reading:,} rows being read"] if now.reading else []
+    return [*reading, f"slowest split {duration(now.oldest)}"]
 
 
 def compact(number: float) -> str:

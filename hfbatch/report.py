@@ -18,9 +18,8 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from hfbatch import charts
+from hfbatch import charts, display
 from hfbatch.data.manifest import LENGTH_EDGES, Manifest
-from hfbatch.display import add as add_row
 from hfbatch.errors import HfbatchError
 from hfbatch.progress import compact
 
@@ -364,7 +363,7 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
 
     def add(name: str, text: str) -> None:
-        add_row(table, name, text)
+        display.add(table, name, text)
 
     notes = [f"{rows[key]:,} {key}" for key in ("rejected", "truncated", "filtered") if rows[key]]
     add("rows", ", ".join([f"{rows['out']:,} out of {rows['in']:,}", *notes]))

@@ -17,6 +17,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 POLL_S = 1.0
+GRACE_S = 20.0
+"""How long work may take to stop after it is interrupted; it is interrupted once more then."""
 EXIT_S = 30.0
 """How long a process may take to end after it has said all; then it is killed. Its answer stands."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -67,6 +69,34 @@ def note(text: str) -> None:
 def end(code: int) -> None:
     """All is said; what is left is to leave, with this exit code."""
     _tell("end", str(code))
+
+
+def interrupt(reason: str, over: threading.Event, leaving: Callable[[], bool] = bool) -> None:
+    """Ends the work of the main thread from another; and this process, where that takes too long and somebody tells.
+
+    :param reason: a sentence.
+    :param over: set once the main thread has stopped its work.
+    :param leaving: whether it is about to, so that nothing is left to interrupt.
+    """
+    note(reason)
+    for _ in range(2):
+        if over.is_set():
+            return
+        if not leaving():
+            _signal_main_thread()
+        if over.wait(GRACE_S):
+            return
+    if supervised():
+        os._exit(1)
+
+
+def _signal_main_thread() -> None:
+    """A real signal, which also ends a system call. A command that a script starts in the background ignores SIGINT."""
+    main = threading.main_thread().ident
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if main is not None and callable(signal.getsignal(number)):
+            signal.pthread_kill(main, number)
+            return
 
 
 def _tell(kind: str, text: str) -> None:

@@ -23,7 +23,7 @@ LAYERS = [
     {"tasks", "engines"},
     {"data"},
     {"finetune_spec"},
-    {"spec", "errors", "display", "supervisor"},
+    {"spec", "errors", "display", "supervisor", "plain_yaml"},
 ]
 """Top to bottom: the first part of a module's name below hfbatch."""
 RANKS = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

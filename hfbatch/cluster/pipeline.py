@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
+from hfbatch import supervisor
 from hfbatch.cluster.resources import Layout
 from hfbatch.cluster.stages import ForwardStage, StageJob, describe_splits, read_stage, write_stage
 from hfbatch.cluster.tracker import Activity, start_tracker
@@ -25,8 +25,14 @@ from hfbatch.plan import Plan
 
 WORKER_TIMEOUT_S = 900
 """How long the first worker may take to appear: a new node boots and downloads the model in this time."""
+LOADING_S = 300
+"""A process that has been loading the model for this long, and lives, has a slow disk or network: it is waited for."""
 SILENCE_TIMEOUT_S = 1800
-"""How long all workers may be silent: no batch finished, no split begun or ended."""
+"""How long all workers may be silent: a process that lives tells so every few seconds, however slow its split is."""
+STUCK_TIMEOUT_S = 24 * 3600
+"""How long they may live without any progress: no batch finished, no split begun or ended."""
+TRACKER_TIMEOUT_S = 60
+"""How long the tracker, a process on the driver's machine, may take to answer."""
 POLL_S = 0.5
 BLOCKS = 4096
 """Splits are fed to Ray in at most about this many blocks: each one costs the driver time."""
@@ -53,7 +59,8 @@ def process(
     except RayError as error:
         raise WorkerError(f"Ray ended the job: {_cause(error)}") from error
     finally:
-        ray.kill(tracker)
+        with suppress(RayError, RuntimeError):  # where the cluster is gone, the tracker is gone with it
+            ray.kill(tracker)
 
 
 def _dataset(plan: Plan, layout: Layout, tracker: Any) -> Dataset:
@@ -126,13 +133,14 @@ def _watch(
 
     def poll() -> None:
         """Reads the tracker until the block ends or something is wrong."""
-        confirmed = False
+        confirmed, patience = False, WORKER_TIMEOUT_S  # it has to start first, on a machine that may be busy
         begun = time.time()
         while not stop.wait(POLL_S) and not wrong:
-            activity: Activity = ray.get(tracker.activity.remote())
+            activity: Activity = ray.get(tracker.activity.remote(), timeout=patience)
+            patience = TRACKER_TIMEOUT_S
             if activity.proposal and not confirmed:
                 on_settled(Settled(**activity.proposal))
-                ray.get(tracker.confirm.remote(activity.proposal))
+                ray.get(tracker.confirm.remote(activity.proposal), timeout=patience)
                 confirmed = True
             on_activity(activity)
             wrong.extend(_silence(activity, begun))
@@ -140,10 +148,15 @@ def _watch(
     def guarded() -> None:
         try:
             poll()
+        except GetTimeoutError:
+            wrong.append(
+                f"the job's tracker, a process on this machine, has not answered for {TRACKER_TIMEOUT_S} s: it may be "
+                "stopped, or the machine short of memory"
+            )
         except Exception as error:  # noqa: BLE001 - workers wait for this thread: its end must end the job
             wrong.append(f"the driver lost touch with its workers: {type(error).__name__}: {error}")
-        if wrong and not stop.is_set():
-            _thread.interrupt_main()
+        if wrong:
+            supervisor.interrupt(wrong[0], stop)
 
     thread = threading.Thread(target=guarded, name="hfbatch-watch", daemon=True)
     thread.start()
@@ -167,11 +180,18 @@ def _cause(error: RayError) -> str:
 def _silence(activity: Activity, begun: float) -> list[str]:
     """What is wrong, if the workers have been silent for too long."""
     now = time.time()
-    if not activity.workers and now - begun > WORKER_TIMEOUT_S:
+    loading = activity.loading and now - activity.loading > LOADING_S
+    if not activity.workers and not loading and now - begun > WORKER_TIMEOUT_S:
         return [
             f"no model worker has started in {WORKER_TIMEOUT_S // 60} minutes; "
             "other jobs may hold the cluster: see `ray status`, or set smaller workers.count or workers.cpus"
         ]
     if activity.workers and now - activity.last_sign > SILENCE_TIMEOUT_S:
         return [f"no worker has given a sign of life for {SILENCE_TIMEOUT_S // 60} minutes; see `ray status`"]
+    if now - activity.last_progress > STUCK_TIMEOUT_S:
+        oldest = f", the oldest on split {activity.oldest_part}" if activity.oldest_part else ""
+        return [
+            f"the workers live, but have got no further for {STUCK_TIMEOUT_S // 3600} hours{oldest}; "
+            "lower input.split_rows if its rows are slow"
+        ]
     return []

@@ -20,7 +20,8 @@ import pyarrow as pa
 import ray
 from ray.util import metrics
 
-from hfbatch.cluster.tracker import MAX_ATTEMPTS
+from hfbatch.cluster.tracker import ANSWER_S, LOAD, MAX_ATTEMPTS
+from hfbatch.compute.heartbeat import beating
 from hfbatch.compute.predictor import BatchStats, Prediction
 from hfbatch.compute.prepare import POSITION, postprocess, preprocess, reject
 from hfbatch.compute.worker import Settled, Worker, WorkOrder
@@ -133,10 +134,14 @@ class ForwardStage:
         self._batch_seconds = metrics.Histogram(
             "hfbatch_batch_seconds", "seconds of a batch", boundaries=[0.001, 0.01, 0.1, 1, 10, 100]
         )
+        load = LOAD, ray.get_runtime_context().get_worker_id()
+        job.tracker.attempt.remote(*load)
         try:
-            self._worker = Worker(WorkOrder.from_json(job.order), share_of_node(cpus), self._on_batch)
+            with beating(lambda: job.tracker.beat.remote(*load)):
+                self._worker = Worker(WorkOrder.from_json(job.order), share_of_node(cpus), self._on_batch)
         except Exception as error:  # noqa: BLE001 - an actor that raises here is started again for ever
             self._fault = f"the model does not load on a worker: {type(error).__name__}: {error}"
+        job.tracker.end.remote(*load)
         job.tracker.loaded.remote()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -175,12 +180,15 @@ class ForwardStage:
         """Agrees with the other workers on the choices that hold for the whole job."""
         if not self._settled:
             tracker = self._job.tracker
-            choice = ray.get(tracker.settled.remote())
+            choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
             if choice is None:
                 tracker.propose.remote(asdict(worker.propose(features)))
+            begun = time.monotonic()
             while choice is None:  # the driver writes the first proposal down before anybody uses it
+                if time.monotonic() - begun > ANSWER_S:
+                    raise SplitError("the driver has not confirmed the batch size; run again")
                 time.sleep(0.05)
-                choice = ray.get(tracker.settled.remote())
+                choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
             worker.settle(Settled(**choice))
             self._settled = True
         self._job.tracker.begin_batches.remote()
@@ -254,11 +262,13 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
     }
     manifest = Manifest.from_json(row["manifest"])
     if manifest.error is None:
-        attempt = ray.get(job.tracker.attempt.remote(stage, manifest.part))
+        tracker, rows = job.tracker, _rows_to_read(row) if stage == "preprocess" else 0
+        attempt = ray.get(tracker.attempt.remote(stage, manifest.part, rows), timeout=ANSWER_S)
         try:
             if attempt > MAX_ATTEMPTS:
                 raise SplitError(f"its rows killed the process of the {stage} stage {MAX_ATTEMPTS} times")
-            row = work(row, manifest, job)
+            with beating(lambda: tracker.beat.remote(stage, manifest.part)):
+                row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             cause = str(error) if isinstance(error, SplitError) else f"{type(error).__name__}: {error}"
             if "offset overflow" in cause:
@@ -271,6 +281,10 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
         name: pa.array([row[name]]) if name in TEXTS else as_column(row[name]) for name in ROW_SCHEMA.names
     }
     return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def _rows_to_read(row: dict[str, Any]) -> int:
+    return Split.from_dict(json.loads(row["split"])).rows
 
 
 def _inputs(table: pa.Table, job: StageJob) -> dict[str, pa.Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from hfbatch.train.order import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
 from hfbatch.train.rows import LENGTH, ROW
 
+POLL_S = 60
+SILENCE_S = 4 * 3600
+"""How long to wait for the next split that is read."""
 MOST_LETTERS = 400
 """Letters of a value that are shown to people."""
 
@@ -160,6 +164,20 @@ def as_text(value: Any) -> str:
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
+def _all_of(tasks: list[Any]) -> list[Any]:
+    """The results of tasks, in their order. :raises WorkerError: if for hours none of them comes to its end."""
+    waiting, heard = tasks, time.monotonic()
+    while waiting:
+        ended, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
+        heard = time.monotonic() if ended else heard
+        if time.monotonic() - heard > SILENCE_S:
+            raise WorkerError(
+                f"no split was read in {SILENCE_S // 3600} hours: other jobs may hold the cluster (see `ray status`), or "
+                "its rows are slow; lower train.split_rows"
+            )
+    return ray.get(tasks, timeout=SILENCE_S)
+
+
 def over_splits(
     splits: Sequence[Split], work: Callable[[int, Split], dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -179,7 +197,7 @@ def over_splits(
 
     task = ray.remote(num_cpus=1, max_retries=3)(guarded)
     try:
-        found = ray.get([task.remote(number) for number in range(len(splits))])
+        found = _all_of([task.remote(number) for number in range(len(splits))])
     except RayError as error:
         raise WorkerError(
             f"a process died while it read rows: {one_line(error)}; if memory ran out, set train.split_rows to fewer than "

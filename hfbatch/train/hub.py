@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import is_local, one_line, open_filesystem
+from hfbatch.data.temporary import own_folder
 from hfbatch.errors import SpecError, WorkerError
 
 
@@ -54,10 +53,10 @@ def upload(model: str, repo: str) -> str:
     from huggingface_hub import HfApi
 
     fs, root = open_filesystem(model)
-    with tempfile.TemporaryDirectory(prefix="hfbatch-upload-") as local:
+    with own_folder("upload-") as local:
         if not is_local(fs):
-            pafs.copy_files(root, local, fs, pafs.LocalFileSystem())
-        folder = root if is_local(fs) else local
+            pafs.copy_files(root, str(local), fs, pafs.LocalFileSystem())
+        folder = root if is_local(fs) else str(local)
         try:
             return str(
                 HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by hfbatch")

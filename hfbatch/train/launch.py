@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from hfbatch import supervisor
+from hfbatch.compute.heartbeat import beating
 from hfbatch.compute.machine import Node, collector_at_rest
 from hfbatch.data.filesystem import join, one_line, open_filesystem
+from hfbatch.data.temporary import own_folder
 from hfbatch.errors import HfbatchError, SpecError, WorkerError
 from hfbatch.finetune_spec import TrainWorkersSpec
 from hfbatch.train.order import TrainOrder
 
 POLL_S = 0.5
+BOARD_S = 60
+"""How long the board, a process on the driver's machine, may take to answer."""
+SILENCE_S = 1800
+"""How long the training processes may be silent: each tells every few seconds that it lives."""
+END_S = 600
+"""How long Ray may take to end the processes once training is done."""
 STARTS = 10
 """How often processes that find no place are asked for, a minute each time; Ray would ask for ever."""
 News = dict[str, Any]
@@ -93,14 +100,19 @@ class Board:
     def __init__(self) -> None:
         self.news: list[News] = []
         self.fault = ""
+        self.sign = time.time()
 
     def tell(self, news: News) -> None:
         """Adds a piece of news."""
         self.news.append(news)
 
-    def since(self, number: int) -> list[News]:
-        """News from a number on."""
-        return self.news[number:]
+    def beat(self) -> None:
+        """Notes that a process lives."""
+        self.sign = time.time()
+
+    def since(self, number: int) -> tuple[list[News], float]:
+        """News from a number on, and for how many seconds nobody has given a sign of life."""
+        return self.news[number:], time.time() - self.sign
 
     def fail(self, fault: str) -> None:
         """Notes what no further attempt would mend."""
@@ -156,14 +168,18 @@ def fit(order: TrainOrder, team: Team, on_news: Callable[[News], None]) -> News:
     try:
         with _interruptible():
             trainer.fit()
+    except KeyboardInterrupt:
+        if follower.wrong:
+            raise WorkerError(follower.wrong) from None
+        raise
     except Exception as error:
-        fault = ray.get(board.failed.remote())
+        fault = follower.wrong or follower.fault()
         raise WorkerError(
             fault or f"training ended early: {_cause(error, order.spec.workers.failures)}"
         ) from error
     finally:
         last = follower.close()
-    fault = ray.get(board.failed.remote())
+    fault = follower.fault()
     if fault or not last.get("done"):
         raise WorkerError(fault or "training ended early, without a word")
     return last
@@ -183,32 +199,55 @@ def _interruptible() -> Iterator[None]:
 
 
 class _Follower(threading.Thread):
-    """Reads the board twice a second."""
+    """Reads the board twice a second; interrupts the main thread where waiting is of no use any more."""
 
     def __init__(self, board: Any, on_news: Callable[[News], None]) -> None:
         super().__init__(name="hfbatch-training", daemon=True)
         self._board, self._on_news, self._seen = board, on_news, 0
         self._over = threading.Event()
         self._last: News = {}
+        self._done = 0.0
+        self.wrong = ""
+        """Why waiting is of no use, in a sentence; empty while all is well."""
 
     def run(self) -> None:
         """Until `close`."""
         while not self._over.wait(POLL_S):
             try:
-                self._read()
-            except RayError:
+                self.wrong = self._read()
+            except Exception as error:  # noqa: BLE001 - the end of this thread must not be a silent one
+                self.wrong = f"the driver lost touch with the training processes: {one_line(error)}"
+            if self.wrong:
+                supervisor.interrupt(self.wrong, self._over)
                 return
 
-    def _read(self) -> None:
-        for news in ray.get(self._board.since.remote(self._seen)):
+    def _read(self) -> str:
+        """Takes in the news; returns what is wrong, if anything is."""
+        found, silent = ray.get(self._board.since.remote(self._seen), timeout=BOARD_S)
+        for news in found:
             self._seen, self._last = self._seen + 1, news
             self._on_news(news)
+        if self._last.get("done"):
+            self._done = self._done or time.monotonic()
+            late = time.monotonic() - self._done > END_S
+            return f"training is done, but Ray has not ended it within {END_S // 60} minutes" if late else ""
+        if silent > SILENCE_S:
+            return f"no training process has given a sign of life for {SILENCE_S // 60} minutes; see `ray status`"
+        return ""
+
+    def fault(self) -> str:
+        """What no further attempt would mend; empty if nothing is, or nobody can say."""
+        try:
+            return ray.get(self._board.failed.remote(), timeout=BOARD_S)
+        except RayError:
+            return ""
 
     def close(self) -> News:
         """Reads what is left; returns the last piece."""
         self._over.set()
-        self.join()
-        self._read()
+        self.join(2 * BOARD_S)
+        with suppress(RayError):
+            self._read()
         return self._last
 
 
@@ -221,20 +260,18 @@ def _process(config: dict[str, Any]) -> None:
         from hfbatch.train.loop import train
 
     board, context = config["board"], get_context()
-    if ray.get(board.failed.remote()):
+    if ray.get(board.failed.remote(), timeout=BOARD_S):
         return  # nothing is gained by another attempt
     torch.set_num_threads(max(int(config["cpus"]), 1))
-    local = Path(tempfile.mkdtemp(prefix="hfbatch-train-"))
     try:
-        train(
-            TrainOrder.from_json(config["order"]), local, context.get_world_rank(), context.get_world_size(),
-            lambda news: board.tell.remote(news), lambda: get_preemption_info() is not None,
-        )  # fmt: skip
+        with own_folder("train-") as local, beating(board.beat.remote):
+            train(
+                TrainOrder.from_json(config["order"]), local, context.get_world_rank(), context.get_world_size(),
+                lambda news: board.tell.remote(news), lambda: get_preemption_info() is not None,
+            )  # fmt: skip
     except HfbatchError as error:
-        ray.get(board.fail.remote(str(error)))
+        ray.get(board.fail.remote(str(error)), timeout=BOARD_S)
         raise
-    finally:
-        shutil.rmtree(local, ignore_errors=True)
 
 
 def _cause(error: BaseException, allowed: int) -> str:

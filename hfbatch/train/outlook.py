@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfbatch.compute.machine import Node
+from hfbatch.data.temporary import own_folder
 from hfbatch.errors import SpecError
 from hfbatch.finetune_spec import FinetuneSpec
 from hfbatch.train.features import Part, examine, read_rows
@@ -86,8 +85,8 @@ def _describe(
     per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, team.workers, recipe.group)
     model = skeleton(spec, recipe)
     changing, weights = trainable(model)
-    with tempfile.TemporaryDirectory(prefix="hfbatch-plan-") as local:
-        some, read, truncated = sample(recipe, plan.train, Path(local))
+    with own_folder("plan-") as local:
+        some, read, truncated = sample(recipe, plan.train, local)
         lengths = _lengths(some, read, truncated)
         activations = _activations(spec, recipe, model, some, per_device)
     steps, passes = _steps(plan, rows["train"]["rows"] * lengths["features_per_row"])

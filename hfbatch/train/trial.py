@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from hfbatch.data.temporary import own_folder
 from hfbatch.data.writer import part_table_bytes
 from hfbatch.errors import WorkerError
 from hfbatch.train.features import Part, make_features, read_rows
@@ -51,11 +50,8 @@ def _try(order_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]
     import torch
 
     torch.set_num_threads(max(int(cpus), 1))
-    local = Path(tempfile.mkdtemp(prefix="hfbatch-trial-"))
-    try:
+    with own_folder("trial-") as local:
         return _Trial(TrainOrder.from_json(order_json), part, world, local).figures()
-    finally:
-        shutil.rmtree(local, ignore_errors=True)
 
 
 def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, int]:

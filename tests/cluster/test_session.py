@@ -1,4 +1,4 @@
-"""The clusters that commands start for themselves."""
+"""The clusters that commands start for themselves, and those of others that they join."""
 
 from __future__ import annotations
 
@@ -6,26 +6,52 @@ import os
 import subprocess
 import sys
 import tempfile
-
-ALONE = """
 from pathlib import Path
 
+import pytest
+
+from hfbatch.cluster import session
+from hfbatch.errors import SpecError
+
+ALONE = """
+import os
+import signal
+import stat
+from pathlib import Path
+
+import psutil
 import ray
 from ray._private.utils import read_ray_address
 
 from hfbatch.cluster.session import connect
+from hfbatch.errors import WorkerError
 
 known = read_ray_address()
-with connect("local"):
-    assert read_ray_address() == known, read_ray_address()
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    assert session.parent.name.startswith("hfbatch-"), session
-    assert session.exists()
-assert not session.parent.exists()
+before = signal.getsignal(signal.SIGTERM)
+try:
+    with connect("local"):
+        assert read_ray_address() == known, read_ray_address()
+        assert signal.getsignal(signal.SIGTERM) == before
+        node = ray._private.worker._global_node
+        session = Path(node.get_session_dir_path())
+        assert session.parent.name.startswith("hfbatch-"), session
+        assert session.exists()
+        for folder in (session.parent, session.parent.parent):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+        ray.get(ray.remote(lambda: 1).remote())
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            for one in process.net_connections("inet"):
+                assert one.status != "LISTEN" or one.laddr.ip.endswith("127.0.0.1"), (process, one)
+        (gcs,) = node.all_processes["gcs_server"]
+        os.kill(gcs.process.pid, signal.SIGKILL)
+        signal.pause()
+except WorkerError as error:
+    print(error)
+assert not session.parent.parent.exists()
 """
 
 
-def test_the_cluster_of_a_command_is_not_found_by_the_next_and_leaves_nothing() -> None:
+def test_the_cluster_of_a_command_is_its_own_alone_and_its_loss_is_told() -> None:
     # In a folder of its own: clusters of other tests begin and end meanwhile. Names of sockets have to be short.
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         env = {**os.environ, "RAY_TMPDIR": folder}
@@ -33,3 +59,44 @@ def test_the_cluster_of_a_command_is_not_found_by_the_next_and_leaves_nothing() 
             [sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=400, env=env
         )
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "the Ray cluster of this job is gone: its process gcs_server has died\n"
+
+
+def named_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which Ray's folder for temporary files names a cluster."""
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "_answers", lambda address: True)
+    file = folder / "ray" / "ray_current_cluster"
+    file.parent.mkdir()
+    file.write_text("192.0.2.7:6379")
+    return file
+
+
+def test_a_cluster_of_this_user_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named_cluster(tmp_path, monkeypatch)
+    assert session.find_cluster(None) == session.find_cluster("auto") == "192.0.2.7:6379"
+
+
+@pytest.mark.parametrize("way", ["file", "folder", "link", "linked folder"])
+def test_a_cluster_that_somebody_else_may_have_named_is_not_joined(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = named_cluster(tmp_path, monkeypatch)
+    match way:
+        case "link":
+            file.rename(tmp_path / "other")
+            file.symlink_to(tmp_path / "other")
+        case "linked folder":
+            file.parent.rename(tmp_path / "other")
+            (tmp_path / "ray").symlink_to(tmp_path / "other")
+        case _ if os.getuid():
+            pytest.skip("only root can give a file away")
+        case _:
+            os.chown(file if way == "file" else file.parent, 12345, 12345)
+    assert session.find_cluster(None) is None
+    assert "it is not joined" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SpecError, match="give the cluster's address"):
+        session.find_cluster("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.8:6379")  # asked for
+    assert session.find_cluster(None) == "192.0.2.8:6379"
