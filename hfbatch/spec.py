@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from hfbatch import plain_yaml
 from hfbatch.errors import SpecError
 
 Auto = Literal["auto"]
@@ -20,7 +21,11 @@ class Section(BaseModel):
     """A frozen part of the spec that refuses unknown keys and takes field docs from docstrings."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="before")
@@ -195,13 +200,19 @@ class JobSpec(Spec):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A spec file as a nested dict. :raises SpecError: when it is absent, not YAML or not a mapping."""
+    """A spec file as a nested dict. :raises SpecError: when it is absent, not plain YAML or not a mapping."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+        with Path(path).open("rb") as file:
+            data = file.read(plain_yaml.MOST_BYTES + 1)
+        values = plain_yaml.load(plain_yaml.decoded(data))
     except OSError as error:
         raise SpecError(f"spec {path} cannot be read: {error.strerror}") from error
+    except plain_yaml.RefusedError as error:
+        raise SpecError(f"spec {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"spec {path} is not YAML in UTF-8: {error}") from error
     except yaml.YAMLError as error:
-        raise SpecError(f"spec {path} is not YAML: {error}") from error
+        raise SpecError(f"spec {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SpecError(
             f"spec {path} holds a {type(values).__name__}, not keys; start with `task: embedding`"
@@ -212,7 +223,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of values with each `dotted.key=value` set; the value is read as YAML (`4`, `null`, `[a, b]`).
 
-    :raises SpecError: for an override without `=`, or one below a value that is not a section.
+    :raises SpecError: for an override without `=`, one below a value that is not a section, or a value that is no
+        plain YAML.
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     shorthands = {
@@ -233,7 +245,10 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             if not isinstance(inner, dict):
                 raise SpecError(f"--set {override!r}: {name!r} is {inner!r}, which has no keys below it")
             node[name] = node = dict(inner)
-        node[leaf] = parse_value(text)
+        try:
+            node[leaf] = parse_value(text)
+        except plain_yaml.RefusedError as error:
+            raise SpecError(f"--set {dotted.strip()}: {error}") from error
     return result
 
 
@@ -242,9 +257,14 @@ OF_SEVERAL = re.compile(r"literal\[.*\]|constrained-\w+|float|int|str|bool")
 
 
 def parse_value(text: str) -> Any:
-    """A command-line value read as YAML, or as the plain text where it is not YAML."""
+    """A command-line value read as YAML, or as the plain text where it is not YAML.
+
+    :raises RefusedError: see `plain_yaml.load`.
+    """
     try:
-        return yaml.safe_load(text)
+        return plain_yaml.load(text)
+    except plain_yaml.RefusedError:
+        raise
     except yaml.YAMLError:
         return text
 
