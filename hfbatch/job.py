@@ -202,6 +202,8 @@ class Follower:
 def _prepare_output(plan: Plan) -> dict[str, Any]:
     """Makes the output folder ready; returns job.json's content."""
     ledger, job = plan.ledger, plan.job()
+    if not plan.overwrite and not plan.state.todo:  # what is complete may be of older results, with other types
+        job["schema"] = (ledger.read_job() or job)["schema"]
     if plan.overwrite:
         ledger.clear()
     if plan.state.todo or plan.state.stale:

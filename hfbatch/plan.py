@@ -357,9 +357,9 @@ def _columns_read(spec: JobSpec, source: Source, inputs: dict[str, str], keep: l
 
 
 def _types_kept(ledger: Ledger) -> dict[str, Any]:
-    """Types of the input's columns in an earlier run: the same values have the same types in every part."""
+    """Types of the input's columns in the parts of an earlier run: the same values have the same types in every part."""
     try:
-        return (ledger.read_job() or {}).get("types", {})
+        return (ledger.read_job() or {}).get("types", {}) if ledger.list_parts() else {}
     except (OSError, SplitError):
         return {}  # told where the output is checked
 

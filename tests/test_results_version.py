@@ -44,7 +44,7 @@ def leave(plan: Plan, parts: int, version: int | None) -> dict[str, Any]:
         rows = split.rows
         table = pa.table(
             [
-                pa.array(range(rows), pa.int64()),
+                pa.array(range(rows), plan.schema.types[0]),
                 pa.array(["x"] * rows),
                 pa.array([[0.0] * 32] * rows, plan.schema.field("embedding").type),
             ],
@@ -86,6 +86,25 @@ def test_a_complete_output_of_older_results_stays_complete(plan: Plan, tmp_path:
     write_shards(tmp_path / "in", sentences(3), shards=1, first_id=12)  # the next night
     with pytest.raises(SpecError, match="older hfbatch"):
         make_plan(plan.spec)
+
+
+def test_a_complete_output_keeps_the_types_that_its_parts_have(plan: Plan, tmp_path: Path) -> None:
+    plan.schema = plan.schema.set(0, pa.field("id", pa.int32()))  # as an older version might have found
+    job = leave(plan, 2, None)
+    assert hfbatch.run(plan.spec, quiet=True).exit_code == 0
+    assert json.loads((tmp_path / "out" / "_hfbatch" / "job.json").read_text())["schema"] == job["schema"]
+    assert verify_output(plan.spec.output.path) == []
+
+
+def test_types_are_kept_for_the_sake_of_parts_alone(plan: Plan, tmp_path: Path) -> None:
+    leave(plan, 0, RESULTS_VERSION)
+    path = tmp_path / "out" / "_hfbatch" / "job.json"
+    types = {"id": "int64", "text": "string", "gone": "string"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "types": types}))
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    source = plan.spec.input.model_copy(update={"path": str(tmp_path / "rows.jsonl")})
+    again = make_plan(plan.spec.model_copy(update={"input": source}))
+    assert (again.keep, again.source.types["id"]) == (["id", "text"], "string")
 
 
 def test_another_job_is_told_before_another_version(plan: Plan) -> None:

@@ -29,7 +29,7 @@ from hfbatch.data.filesystem import (
     stat_file,
 )
 from hfbatch.data.globs import MARKS, Glob
-from hfbatch.data.texttypes import found_type, texts_note
+from hfbatch.data.texttypes import fits, found_type, texts_note
 from hfbatch.data.walk import Listing, list_files
 from hfbatch.errors import SpecError
 from hfbatch.spec import InputSpec
@@ -289,7 +289,9 @@ def partition_types(
     stayed = []
     for key in values.keys() - (known or {}).keys():
         found, why = found_type(pa.array(sorted(filter(None, values[key])), pa.string()))
-        types[key] = pa.int64() if found.equals(pa.int64()) else pa.string()
+        # A folder such as `n=NA` or `n=` has a value: null is written as NO_PARTITION alone.
+        fit = all(value is None or fits(value, found, exact=True) for value in values[key])
+        types[key] = pa.int64() if fit and found.equals(pa.int64()) else pa.string()
         stayed += [f"{key} ({why})"] if why else []
     if notes is not None:
         notes += texts_note(sorted(stayed))

@@ -73,7 +73,8 @@ def read_rows(
 
 
 def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Columns of dictionaries and views as what they stand for, which takes the bytes that are counted."""
+    """The columns of a schema, those of dictionaries and views as what they stand for, which takes the bytes counted."""
+    table = table.select(schema.names)  # asked for `s.t`, pyarrow gives field `t` of a struct `s` too
     for at, column in enumerate(table.columns):
         kind = schema.field(table.column_names[at]).type
         if _is_short(column.type) and column.type != kind:

@@ -127,3 +127,12 @@ def test_a_wrong_condition_is_one_line_with_the_fix(condition, fault):
 
 def test_the_columns_of_a_filter_are_found_in_any_case():
     assert filter_columns('"BIG name" > 1 or ID = 2', SCHEMA) == ["id", "Big Name"]
+
+
+def test_a_dot_in_a_name_is_no_path_into_a_struct(tmp_path):
+    table = pa.table({"s": [{"t": 1}, {"t": 2}], "s.t": ["a", "b"], "s.t.u": [3, 4]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = source_of(tmp_path)
+    for columns in (("s",), ("s.t",), ("s.t.u",), ("s.t", "s")):
+        rows = read_split(source.cut(10)[0], plan_of(source, columns))
+        assert rows.table.equals(table.select(columns))

@@ -120,6 +120,10 @@ def test_hive_folders_become_columns(tmp_path):
         (["true"], pa.string()),
         ([" 1"], pa.string()),
         ([NO_PARTITION], pa.string()),
+        (["1", NO_PARTITION], pa.int64()),
+        (["1", "NA"], pa.string()),
+        (["1", "null"], pa.string()),
+        (["1", ""], pa.string()),
     ],
 )
 def test_a_partition_is_a_number_only_where_its_folders_can_be_named_again(tmp_path, values, kind):
@@ -128,8 +132,9 @@ def test_a_partition_is_a_number_only_where_its_folders_can_be_named_again(tmp_p
     source = source_of(tmp_path)
     assert source.hive == {"v": kind}
     texts = [None if value == NO_PARTITION else value for value in values]
-    found = read_all(source, source.cut(10)).table["v"].to_pylist()
-    assert sorted(map(str, found)) == sorted(map(str, texts))
+    rows = read_all(source, source.cut(10))
+    assert sorted(map(str, rows.table["v"].to_pylist())) == sorted(map(str, texts))
+    assert rows.bad == []
     assert any("v ('01234' would" in note for note in source.notes) == (values[0] == "01234")
 
 
