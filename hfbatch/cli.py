@@ -45,7 +45,7 @@ app = App(
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="A YAML spec.")],
+    spec: Annotated[str, typer.Argument(help="A YAML spec.")],
     column: Columns = None,
     keep: Keep = None,
     param: Params = None,

@@ -114,11 +114,14 @@ def _fail(faults: Sequence[str], as_json: bool) -> None:
 
 def _unexpected(error: Exception) -> str:
     """One sentence for an error that nobody foresaw; its traceback goes into a file."""
-    told = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_LETTERS] or 'without a message'}"
+    from hfbatch.errors import redact_text
+
+    text = redact_text(" ".join(str(error).split()))[:MOST_LETTERS]
+    told = f"{type(error).__name__}: {text or 'without a message'}"
     try:
         handle, path = tempfile.mkstemp(prefix="hfbatch-error-", suffix=".txt")
         with open(handle, "w", encoding="utf8", errors="backslashreplace") as file:
-            traceback.print_exception(error, file=file)
+            file.write(redact_text("".join(traceback.format_exception(error))))
     except OSError:
         return f"unexpected error: {told}"
     return f"unexpected error: {told}; the traceback is in {path}: please report it. The same command may be run again"

@@ -145,7 +145,7 @@ try:
             answer({"fine": 1}, True, None)
             raise typer.Exit(3)
         elif way == "unexpected":
-            raise ZeroDivisionError("[red]\\x1b")
+            raise ZeroDivisionError("[red]\\x1b s3://KEY:SECRET@lake")
         elif way == "os":
             raise OSError("disk full")
         elif way == "note":
@@ -187,6 +187,11 @@ def test_whatever_ends_a_command_it_has_last_words_and_json_stays_json(
         assert told in answer["faults"][0]
         assert told.split(";")[0] in " ".join(done.stderr.split())
         assert "\x1b" not in done.stderr
+        assert "SECRET" not in done.stdout + done.stderr
+        if "the traceback is in " in answer["faults"][0]:
+            path = Path(answer["faults"][0].partition("the traceback is in ")[2].partition(":")[0])
+            assert "SECRET" not in path.read_text(encoding="utf8")
+            path.unlink()
 
 
 def test_a_signal_goes_to_the_work_and_a_kill_takes_it_along() -> None:

@@ -57,8 +57,10 @@ class _Work:
     """A stage of a split, or a load, in a process."""
 
     rows: int
-    began: float = field(default_factory=time.time)
-    sign: float = field(default_factory=time.time)
+    began: float
+    """Unix time."""
+    sign: float
+    """Unix time of the last sign of life of its process."""
 
 
 class TrackerState:
@@ -74,7 +76,7 @@ class TrackerState:
         """Notes that a stage begins a split; returns how often it has begun without coming to its end."""
         self._sign()
         key = stage, part
-        self._under_way[key] = _Work(rows)
+        self._under_way[key] = _Work(rows, time.time(), time.time())
         self._attempts[key] = self._attempts.get(key, 0) + 1
         return self._attempts[key]
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from hfbatch.data.filesystem import READ_ERRORS, is_local, one_line
 from hfbatch.data.manifest import Manifest
+from hfbatch.data.splits import Split
 from hfbatch.data.writer import FOOTER_KEY
 from hfbatch.errors import SplitError
 
@@ -136,10 +137,12 @@ def read_footer(fs: pafs.FileSystem, root: str, part: str) -> tuple[dict[str, An
     try:
         with fs.open_input_file(f"{root}/{part}") as file, pq.ParquetFile(file) as opened:
             found = opened.metadata
-            return json.loads((found.metadata or {})[FOOTER_KEY.encode()]), found.num_rows
-    except KeyError as error:
+        values = json.loads((found.metadata or {})[FOOTER_KEY.encode()])
+        Manifest(**values["manifest"]), Split.from_dict(values["split"]), values["fingerprint"]
+        return values, found.num_rows
+    except (KeyError, TypeError) as error:
         raise SplitError(
-            f"{part} was not written by hfbatch: its footer has no {FOOTER_KEY!r} key"
+            f"{part} was not written by hfbatch: its footer has no {FOOTER_KEY!r} key, or not one that tells of a part"
         ) from error
     except READ_ERRORS as error:
         raise SplitError(f"{part} cannot be read: {one_line(error)}; delete it and run again") from error

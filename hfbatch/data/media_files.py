@@ -22,7 +22,8 @@ from urllib.parse import quote, urlsplit
 import pyarrow.fs as pafs
 
 from hfbatch.data.download import WEB, FileRefusedError, Permit, download, shown, too_large
-from hfbatch.data.filesystem import absolute, is_url, join, lies_in, open_filesystem
+from hfbatch.data.filesystem import absolute, is_url, join, lies_in, open_filesystem, split_options
+from hfbatch.location import Location
 from hfbatch.spec import FilesSpec, InputSpec
 
 REMEMBERED_BYTES = 256 << 20
@@ -96,6 +97,11 @@ class RowFiles:
                 f"{shown(name)} is not below {self._folder}; to allow it, add it to {self.spec}.roots: [{bucket}] or "
                 f"{self.spec}.schemes: [{scheme}]"
             )
+        elif split_options(place)[1] and self._root_of(place) is None:
+            raise FileRefusedError(
+                f"{shown(name)} has options behind a question mark, which would lead to another server; rows may not "
+                "name these"
+            )
         return place
 
     @property
@@ -112,7 +118,7 @@ class RowFiles:
             raise FileRefusedError(f"{shown(name)} leaves {self._folder}; write its whole URL")
         if _scheme(self.root) in WEB:
             return join(self.root, quote(name))
-        return join(_bare(self.root), name)
+        return join(_bare(self.root, True), name)
 
     def _check_local(self, name: str, real: str) -> None:
         roots = [root for root in (self.root, *self.rules.roots) if root and not is_url(root)]
@@ -141,11 +147,11 @@ class RowFiles:
             os.close(handle)
 
     def _root_of(self, url: str) -> str | None:
-        """The root, of those in buckets, that a URL lies below."""
+        """The root, of those in buckets and on the web, that a URL lies below."""
         if ".." in url.split("/"):
             return None
         roots = [root for root in (self.root, *self.rules.roots) if is_url(root)]
-        return next((root for root in roots if lies_in(_bare(url, True), _bare(root))), None)
+        return next((root for root in roots if lies_in(_bare(url), _bare(root, True))), None)
 
     def _permit(self, url: str) -> Permit:
         """What a URL of the web may be downloaded by. :raises FileRefusedError: if it may not be."""
@@ -171,8 +177,8 @@ class RowFiles:
         if root is None:
             fs, path = open_filesystem(url)
         else:  # with the root's credentials and options, and the key as it stands
-            fs, folder = _filesystem(root)
-            path = join(folder, _bare(url, True)[len(_bare(root)) + 1 :])
+            fs, folder = _filesystem(Location(root).unmasked)
+            path = f"{folder}/{_bare(url)[len(_bare(root, True)) + 1 :]}"
         with fs.open_input_file(path) as file:
             size = file.size()
             if size > self.rules.max_bytes:
@@ -195,13 +201,18 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
-def _bare(url: str, keeps_query: bool = False) -> str:
-    """A URL without `user:secret@`, a slash at its end and, for a folder's, the options behind a question mark."""
-    rest = url.partition("://")[2]
+def _bare(url: str, is_root: bool = False) -> str:
+    """A URL without `user:secret@` and without a slash at its end; that of a root also without the store's options."""
+    full = Location(url).unmasked
+    if _scheme(url) in WEB:  # as a request has it, where %2e%2e leads to the folder above
+        from yarl import URL
+
+        full = str(URL(full))
+    rest = (split_options(full)[0] if is_root else full).partition("://")[2]
     host, slash, path = rest.partition("/")
-    if not keeps_query:
-        host, path = (re.sub(r"\?[A-Za-z_]+=.*$", "", part) for part in (host, path))
-    address = host.rpartition("@")[2] if _scheme(url) in {"s3", *WEB} else host  # abfs://container@account
+    user, _, address = host.rpartition("@")
+    if _scheme(url) not in {"s3", *WEB} and ":" not in user:  # abfs://container@account
+        address = host
     return f"{_scheme(url)}://{address}{slash}{path}".rstrip("/")
 
 

@@ -15,7 +15,6 @@ from hfbatch.data.filesystem import SourceFile, fsspec_of, identity, is_local, l
 from hfbatch.data.globs import Glob, State
 
 FOLDER = "_hfbatch"
-JOB = f"{FOLDER}/job.json"
 """What tells that a folder is an output of hfbatch."""
 OUTPUT = "outputs of hfbatch, which are read only where they are input.path themselves"
 DANGLING = "links that lead nowhere"
@@ -93,8 +92,7 @@ class _Walk:
             where = os.path.join(self._root, path)
             with os.scandir(where) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-            holds_job = any(entry.name == FOLDER for entry in entries) and os.path.isfile(f"{where}/{JOB}")
-            if path and holds_job:
+            if path and any(entry.name == FOLDER and entry.is_dir() for entry in entries):
                 self._left_out[path] = OUTPUT
                 continue
             self._entered.add((real, state))
@@ -153,7 +151,8 @@ class _Walk:
 def _list_store(fs: pafs.FileSystem, root: str, glob: Glob) -> Listing:
     """A listing of what is no local folder, where there are no links."""
     found = list(_find(fs, root))
-    outputs = {file.path[: -len(f"/{JOB}")] for file in found if file.path.endswith(f"/{JOB}")}
+    inside = f"/{FOLDER}/"
+    outputs = {file.path.partition(inside)[0] for file in found if inside in file.path}
     listing = Listing()
     for file in found:
         names = file.path.split("/")

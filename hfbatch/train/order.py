@@ -43,7 +43,7 @@ class TrainOrder:
                 "spec": self.spec.model_dump(mode="json", context=WITH_SECRETS),
                 "model": asdict(self.model),
                 "features": Location(self.features).unmasked,
-                "claim": self.claim and asdict(self.claim),
+                "claim": self.claim and {**vars(self.claim), "out": Location(self.claim.out).unmasked},
             }
         )
 
@@ -52,7 +52,7 @@ class TrainOrder:
         """The order that `to_json` wrote."""
         values = json.loads(text)
         spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
-        claim = values["claim"] and Claim(**values["claim"])
+        claim = values["claim"] and Claim(**{**values["claim"], "out": Location(values["claim"]["out"])})
         return cls(spec, model, values["settled"], Location(values["features"]), claim)
 
     def check(self) -> None:

@@ -185,6 +185,12 @@ def test_a_damaged_part_is_named(tmp_path):
         ledger.read_footer(part)
     (manifest,) = ledger.manifests([part])
     assert manifest.error.startswith(f"{part} cannot be read")
+    for footer in ("{}", "[]", '{"fingerprint": "f", "split": {}, "manifest": {"part": "p", "more": 1}}'):
+        path.write_bytes(part_table_bytes(pa.table({"x": [1, 2]}), {"hfbatch": footer}))
+        with pytest.raises(SplitError, match=f"{part} was not written by hfbatch"):
+            ledger.read_footer(part)
+        _, (told,), _ = Ledger(str(tmp_path)).audit([split_at(0)], "f")
+        assert told.error.startswith(f"{part} was not written by hfbatch")
 
 
 def test_what_killed_writers_left_is_cleaned(tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 from fsspec.utils import glob_translate
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hfbatch.data.filesystem import open_filesystem, printable
 from hfbatch.data.globs import Glob
 from hfbatch.data.ledger import Ledger
 from hfbatch.data.listing import partition_keys, reads
+from hfbatch.data.walk import OUTPUT, list_files
 from hfbatch.errors import SpecError
 from hfbatch.spec import JobSpec
 from tests.data.inputs import read_all, source_of, write_groups
@@ -58,6 +60,15 @@ def test_links_to_an_output_are_links_to_an_output(data, tmp_path):
         "out, there, zhere (outputs of hfbatch, which are read only where they are input.path themselves)",
         "top (links to a folder that holds the input)",
     ]
+
+
+def test_an_output_without_its_job_is_an_output(data, tmp_path):
+    write_output(data / "out", [7, 8])
+    (data / "out" / "_hfbatch" / "job.json").rename(data / "out" / "_hfbatch" / "lock-00000001.json")
+    for path in (str(data), f"local://{data}", f"{data}/**/*.parquet"):
+        assert ids_of(path) == [1, 2, 3]
+    store = pafs.SubTreeFileSystem(str(data), pafs.LocalFileSystem())  # not a local one for those who ask
+    assert list_files(store, "").left_out == {"out": OUTPUT}
 
 
 def test_an_output_may_be_the_input_of_the_next_job(data):

@@ -35,6 +35,7 @@ from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.source import open_source
 from hfbatch.errors import SplitError
+from hfbatch.location import Location
 from hfbatch.spec import FilesSpec, InputSpec
 from hfbatch.tasks import task_class
 from tests.data.test_pictures import file_of, noise
@@ -125,6 +126,33 @@ def test_files_in_a_bucket_lie_below_its_prefix() -> None:
     assert [more.refusal(name) for name in ("gs://pond/x/y", "abfs://c@account/y")] == [None, None]
     assert more.refusal("abfs::file://x")
     assert more.refusal("gs://pond/xy")
+
+
+@pytest.mark.parametrize("root", ["s3://lake/a?b=c", "s3://key:secret@lake/run#2", "gs://lake/token=1/50% a"])
+def test_a_prefix_means_itself_in_rows_as_well(root: str) -> None:
+    files = RowFiles(Location(root))
+    bare = root.replace("key:secret@", "")
+    for name in ("x?.png", f"{bare}/x?.png"):
+        assert files.place_of(name) == f"{bare}/x?.png"
+    for other in ("s3://lake/a/x.png", "s3://lake/run/x.png", "gs://lake/token=1/50/x.png", f"{bare}2/x.png"):
+        assert "is not below" in (files.refusal(other) or "")
+    with_options = RowFiles(Location(f"{root}?region=eu-west-1") if root.startswith("s3") else Location(root))
+    assert with_options.place_of("x.png") == f"{bare}/x.png"
+
+
+def test_a_row_leads_a_store_to_no_other_server() -> None:
+    files = RowFiles("/data", rules(schemes=["s3", "gs"]))
+    assert files.refusal("s3://lake/a?b=c.png") is None
+    for options in ("endpoint_override=169.254.169.254&scheme=http", "endpoint_override=127.0.0.1:1"):
+        assert "options" in (files.refusal(f"s3://lake/a.png?{options}") or "")
+
+
+def test_a_url_is_judged_as_it_is_asked_for() -> None:
+    files = RowFiles("https://host/in d")
+    assert files.refusal("a b.png") is None
+    assert files.refusal("https://HOST/in%20d/a.png") is None
+    for name in ("https://host/in%20d/%2e%2e/out/a.png", "https://host/in%20d/x/..%2f../../out"):
+        assert "input.files.hosts" in (files.refusal(name) or ""), name
 
 
 class Site(BaseHTTPRequestHandler):

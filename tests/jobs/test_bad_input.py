@@ -21,6 +21,7 @@ from hfbatch.plan import make_plan
 from hfbatch.report import build_report, render_html
 from hfbatch.spec import RejectsSpec
 from hfbatch.verify import verify_output
+from tests.jobs.here import job_here
 from tests.jobs.poison import poison_model
 from tests.jobs.tools import (
     HFBATCH,
@@ -42,7 +43,6 @@ def faults_of(*args: object, **sections: object) -> str:
     return "\n".join(caught.value.faults)
 
 
-@cluster
 def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +59,7 @@ def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     monkeypatch.setattr(textschema, "FIRST_BYTES", 100)
     monkeypatch.setattr(textschema, "BLOCKS", 0)
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.5})
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     assert result.exit_code == 0
     assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(20), 21, 22, 25]
     (path,) = (tmp_path / "out/_hfbatch/rejects").iterdir()
@@ -86,22 +86,21 @@ def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     assert "it differs in input.types (there: None, now: {'id': 'string'})" in told
 
 
-@cluster
 def test_too_many_rejects_writes_everything_but_success(tmp_path: Path, encoder: str) -> None:
     texts: list[str | None] = [*sentences(8, most=1), None, None]
     write_shards(tmp_path / "in", texts)
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out")
     for _ in range(2):  # a rerun has nothing to do and says the same
-        result = hfbatch.run(spec, quiet=True)
+        result = job_here(spec)
         assert result.exit_code == 3
         assert "2 of 10 rows were rejected" in result.message
         assert not (tmp_path / "out/_SUCCESS").exists()
     assert "to accept them, add --set rejects.max_fraction=0.2" in result.message
     assert len(read_output(tmp_path / "out")) == 8
     accepting = spec.model_copy(update={"rejects": RejectsSpec(max_fraction=0.2)})
-    assert hfbatch.run(accepting, quiet=True).exit_code == 0
+    assert job_here(accepting).exit_code == 0
     assert (tmp_path / "out/_SUCCESS").exists()
-    assert hfbatch.run(spec, quiet=True).exit_code == 3
+    assert job_here(spec).exit_code == 3
     assert not (tmp_path / "out/_SUCCESS").exists()
 
 
@@ -176,7 +175,7 @@ def test_zero_row_files_and_differing_schemas(tmp_path: Path, encoder: str) -> N
     )
     extra = pa.table({"text": ["more"], "id": pa.array([6], pa.int32()), "lang": ["en"]})
     pq.write_table(extra, tmp_path / "in/extra.parquet")
-    result = hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"), quiet=True)
+    result = job_here(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"))
     assert result.exit_code == 0, result.message
     out = read_output(tmp_path / "out")
     assert out["id"].to_pylist() == list(range(7))
@@ -187,15 +186,13 @@ def test_zero_row_files_and_differing_schemas(tmp_path: Path, encoder: str) -> N
     assert "string" in faults
 
 
-@cluster
 def test_only_zero_rows_still_has_the_schema(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", [], shards=1)
-    result = hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"), quiet=True)
+    result = job_here(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out"))
     assert result.exit_code == 0, result.message
     assert read_output(tmp_path / "out").column_names == ["id", "text", "embedding"]
 
 
-@cluster
 def test_a_truncated_file_is_named_in_the_plan_and_fails_alone(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(30, most=1))
     victim = tmp_path / "in/shard-00000-001.parquet"
@@ -204,14 +201,14 @@ def test_a_truncated_file_is_named_in_the_plan_and_fails_alone(tmp_path: Path, e
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out")
     plan = make_plan(spec)
     assert [split.pieces[0].file for split in plan.broken] == [victim.name]
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     assert result.exit_code == 1
     assert victim.name in result.message
     assert len(read_output(tmp_path / "out")) == 20
     assert not (tmp_path / "out/_SUCCESS").exists()
 
     victim.write_bytes(whole)
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
     assert len(read_output(tmp_path / "out")) == 30
 
 
@@ -270,7 +267,6 @@ def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, minilm: str, r
     assert len(read_output(tmp_path / "out")) == 240
 
 
-@cluster
 def test_a_row_that_the_model_raises_on_is_rejected_alone(tmp_path: Path) -> None:
     model = poison_model(tmp_path / "model", raises="dawn")
     texts = [f"river number {k}" for k in range(40)]
@@ -282,7 +278,7 @@ def test_a_row_that_the_model_raises_on_is_rejected_alone(tmp_path: Path) -> Non
         "embedding", model, tmp_path / "in", tmp_path / "out",
         model={"trust_remote_code": True}, rejects={"max_fraction": 0.1},
     )  # fmt: skip
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     assert result.exit_code == 0, result.message
     rejects = read_rejects(tmp_path / "out")
     assert [(row["id"], row["hfbatch_stage"], row["hfbatch_message"]) for row in rejects] == [
@@ -347,17 +343,16 @@ def test_an_unwritable_output(tmp_path: Path, encoder: str) -> None:
     assert "cannot be written" in faults_of("embedding", encoder, tmp_path / "in", "/proc/no/folder")
 
 
-@cluster
 def test_the_parts_of_another_job_are_safe(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(5, most=1))
     out = tmp_path / "out"
-    assert hfbatch.run(make_spec("embedding", encoder, tmp_path / "in", out), quiet=True).exit_code == 0
+    assert job_here(make_spec("embedding", encoder, tmp_path / "in", out)).exit_code == 0
     other = make_spec("embedding", encoder, tmp_path / "in", out, params={"pooling": "cls"}, seed=3)
     faults = faults_of("embedding", encoder, tmp_path / "in", out, params={"pooling": "cls"}, seed=3)
     assert "params.pooling" in faults
     assert "seed" in faults
     assert "--overwrite" in faults
-    assert hfbatch.run(other, overwrite=True, quiet=True).exit_code == 0
+    assert job_here(other, overwrite=True).exit_code == 0
     assert verify_output(str(out)) == []
     (out / "notes.txt").write_text("mine")
     assert "notes.txt" in faults_of("embedding", encoder, tmp_path / "in", out)

@@ -14,6 +14,7 @@ from transformers import pipeline
 
 import hfbatch
 from hfbatch.verify import verify_output
+from tests.jobs.here import job_here
 from tests.jobs.tools import (
     make_spec,
     part_names,
@@ -66,7 +67,7 @@ def test_classification_equals_the_pipeline(tmp_path: Path, classifier: str) -> 
         output={"keep": ["id"]},
     )
 
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
 
     out = read_output(tmp_path / "out")
     assert out.column_names == ["id", "label", "score"]
@@ -90,9 +91,7 @@ def test_generation_equals_the_pipeline_for_prompts_and_chats(tmp_path: Path) ->
     for source, inputs in (("in", texts), ("chats", chats)):
         out = tmp_path / f"out-{source}"
         assert (
-            hfbatch.run(
-                make_spec("text-generation", model, tmp_path / source, out, params=params), quiet=True
-            ).exit_code
+            job_here(make_spec("text-generation", model, tmp_path / source, out, params=params)).exit_code
             == 0
         )
         found = read_output(out)["generated_text"].to_pylist()
@@ -137,7 +136,7 @@ def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:
     for size in (1, 32):
         out = tmp_path / f"out-{size}"
         spec = make_spec("embedding", minilm, tmp_path / "in", out, batch={"size": size})
-        assert hfbatch.run(spec, quiet=True).exit_code == 0
+        assert job_here(spec).exit_code == 0
         found.append(vectors(read_output(out)))
     assert np.abs(found[0] - found[1]).max() < 1e-5
 
@@ -166,13 +165,13 @@ def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path
 def test_a_changed_file_replaces_its_part_alone(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(3000, most=1), shards=2)
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": 64})
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
     before = part_stamps(tmp_path / "out")
     assert len(before) == 2
     changed = tmp_path / "in/shard-00000-001.parquet"
     pq.write_table(pq.read_table(changed).slice(0, 1400), changed)
 
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
 
     after = part_stamps(tmp_path / "out")
     assert len(after) == 2
@@ -186,7 +185,7 @@ def test_filter_limit_prefix_and_keep(tmp_path: Path, encoder: str) -> None:
         "embedding", encoder, tmp_path / "in", tmp_path / "out",
         input={"filter": "id % 2 = 0", "limit": 25}, output={"keep": ["id"], "prefix": "bert_"},
     )  # fmt: skip
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     assert result.exit_code == 0
     out = read_output(tmp_path / "out")
     assert out.column_names == ["id", "bert_embedding"]
@@ -207,7 +206,7 @@ def test_hive_folders_jsonl_and_csv_are_inputs_too(tmp_path: Path, encoder: str)
     )
     for name in ("hive", "rows.jsonl", "rows.csv"):
         out = tmp_path / f"out-{name}"
-        result = hfbatch.run(make_spec("embedding", encoder, tmp_path / name, out), quiet=True)
+        result = job_here(make_spec("embedding", encoder, tmp_path / name, out))
         assert result.exit_code == 0, result.message
         found = read_output(out)
         assert found["id"].to_pylist() == list(range(12))

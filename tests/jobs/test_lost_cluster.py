@@ -54,6 +54,3 @@ def test_a_job_whose_cluster_fails_ends_with_words(
     report = json.loads(printed)
     assert told in (report["message"] if "message" in report else report["faults"][0])
     assert "the same command goes on from" in printed
-    print(printed[-300:], errors)
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive

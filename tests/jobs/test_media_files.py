@@ -7,22 +7,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import soxr
 from PIL import Image
 from transformers import pipeline
 
-import hfbatch
 from tests.cases.case import columns_of, near
 from tests.data.test_pictures import GOOD, file_of, noise
+from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, read_rejects
 from tests.models.audio import tiny_wav2vec2
 from tests.models.vision import tiny_vision
 from tests.tasks import sounds
 from tests.tasks.sounds import tone
 from tests.tasks.test_audio_tasks import BAD_SOUNDS
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_paths_are_relative_to_the_input(tmp_path: Path) -> None:
@@ -40,7 +37,7 @@ def test_paths_are_relative_to_the_input(tmp_path: Path) -> None:
         "image-classification", model, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.3}
     )
 
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
 
     oracle = pipeline("image-classification", model, device="cpu")
     found = read_output(tmp_path / "out").to_pylist()
@@ -73,7 +70,7 @@ def test_odd_pictures_are_read_right_and_broken_ones_are_rejects(tmp_path: Path)
         "image-classification", model, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.5}
     )
 
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
 
     oracle = pipeline("image-classification", model, device="cpu")
     found = read_output(tmp_path / "out").to_pylist()
@@ -115,7 +112,7 @@ def test_odd_sound_is_heard_right_and_broken_sound_is_a_reject(tmp_path: Path) -
         "audio-classification", model, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.8}
     )
 
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
 
     oracle = pipeline("audio-classification", model, device="cpu")
     found = read_output(tmp_path / "out").to_pylist()

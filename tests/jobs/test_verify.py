@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import hfbatch
 from hfbatch.data.splits import Piece, Split
 from hfbatch.verify import computed_columns, doubled, verify_output
+from tests.jobs.here import job_here
 from tests.jobs.tools import call, make_spec, part_names, sentences, write_shards
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str, ray_cluster: str) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     write_shards(folder / "in", [*sentences(30, most=1), None])
     spec = make_spec(
@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, encoder: str, ray_cluster
         input={"split_rows": 10},
         rejects={"max_fraction": 0.1},
     )
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
     assert verify_output(str(folder / "out")) == []
     return folder
 
@@ -194,10 +194,10 @@ def test_a_rerun_tells_a_part_that_cannot_be_read_and_then_mends_it(
     victim.write_bytes(victim.read_bytes()[:-100])
     (tmp_path / "out/_hfbatch/manifests.parquet").unlink()
     for _ in range(2):
-        result = hfbatch.run(spec, quiet=True)
+        result = job_here(spec)
         assert result.exit_code == 1
         assert f"{victim.name} cannot be read" in result.message
         assert not (tmp_path / "out/_SUCCESS").exists()
     victim.unlink()
-    assert hfbatch.run(spec, quiet=True).exit_code == 0
+    assert job_here(spec).exit_code == 0
     assert verify_output(str(tmp_path / "out")) == []

@@ -11,7 +11,8 @@ from hfbatch.data.ledger import Ledger
 from hfbatch.data.lock import hold
 from hfbatch.errors import LockLostError, OutputHeldError, SpecError
 from hfbatch.finetune import _clear, _tidy, finetune
-from hfbatch.train.order import check_shares
+from hfbatch.location import Location
+from hfbatch.train.order import TrainOrder, check_shares
 from hfbatch.train.plan import look_again, make_finetune_plan
 from tests.train.tools import order_of, run_here, spec_of, write_rows
 
@@ -78,6 +79,10 @@ def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str,
             run_here(lost, tmp_path)
     assert not (tmp_path / "_hfbatch" / "checkpoints").exists()
     assert not (tmp_path / "model").exists()
+    remote = replace(order, claim=replace(lost.claim, out=Location("s3://KEY:SECRET@lake/out")))
+    again = TrainOrder.from_json(remote.to_json())
+    assert again.claim.out.unmasked == "s3://KEY:SECRET@lake/out"
+    assert "SECRET" not in repr(again)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
