@@ -6,7 +6,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfbatch.errors import SpecError
@@ -109,12 +109,14 @@ def test_a_spec_file_that_is_none_is_told(tmp_path: Path) -> None:
         JobSpec.load(tmp_path / "python.yaml")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_some_value(text: str) -> None:
     value = parse_value(text)
     assert value is None or type(value) in (str, int, float, bool, list, dict, set, bytes, date, datetime)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.one_of(st.none(), st.integers(1, 512)), st.floats(0, 1))
 def test_any_valid_spec_survives_yaml(size: int, length: int | None, share: float) -> None:
     import yaml

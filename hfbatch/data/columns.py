@@ -154,14 +154,32 @@ def _offsets(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
     if pa.types.is_map(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_numpy()
     else:
-        lengths = pc.if_else(array.is_null(), 0, pc.list_value_length(array))
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        in_order = not pa.types.is_fixed_size_list(kind) and len(array) > 0
-        offsets = ends + array.offsets[0].as_py() if in_order else ends
-        if not in_order or (array.offsets.to_numpy() != offsets[:-1]).any():
-            return ends, [array.flatten()]
+        return _items_in_order(array)
     children = [array.keys, array.items] if pa.types.is_map(kind) else [array.values]
     return offsets - offsets[0], [child.slice(offsets[0], offsets[-1] - offsets[0]) for child in children]
+
+
+def _items_in_order(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
+    """The same of list views, which may lie in any order and overlap, and of lists of one length.
+
+    Without `flatten` and `take` before the items have plain types: pyarrow 26 gives garbage for extension types over
+    views.
+    """
+    kind = array.type
+    lengths = pc.if_else(array.is_null(), 0, pc.list_value_length(array)).to_numpy()
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    if pa.types.is_fixed_size_list(kind):
+        starts = (array.offset + np.arange(len(array))) * kind.list_size
+    else:
+        starts = array.offsets.to_numpy()
+    shifts = (starts - ends[:-1])[lengths > 0]
+    if not len(shifts):
+        return ends, [array.values.slice(0, 0)]
+    if (shifts == shifts[0]).all():
+        return ends, [array.values.slice(shifts[0], ends[-1])]
+    places = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
+    items = _rebuilt_as(array.values, storage_type(plain_type(array.values.type)))
+    return ends, [items.take(pa.array(places))]
 
 
 def _named(array: pa.Array, kind: pa.DataType) -> pa.Array:

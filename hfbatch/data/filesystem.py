@@ -292,3 +292,12 @@ def identity(info: dict[str, Any]) -> int:
     if isinstance(value, int | float):
         return round(value * 1_000_000) * 1000
     return zlib.crc32(str(value).encode()) if value is not None else 0
+
+
+def absent_folders(path: str) -> list[str]:
+    """The folder and those above it that do not exist, innermost first."""
+    absent = []
+    while path and path != "/" and not os.path.lexists(path):
+        absent.append(path)
+        path = os.path.dirname(path)
+    return absent

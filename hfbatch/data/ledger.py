@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import (
     Location,
+    absent_folders,
     is_local,
     kind_of,
     list_names,
@@ -178,7 +179,7 @@ class Ledger:
         """What keeps the folder from being written, in words, or None; leaves nothing behind."""
         shown = redact(self.out)
         probe = f"{self.root}/{FOLDER}/.probe-{uuid.uuid4().hex}"
-        made = _absent_folders(f"{self.root}/{FOLDER}") if is_local(self.fs) else []
+        made = absent_folders(f"{self.root}/{FOLDER}") if is_local(self.fs) else []
         try:
             if kind_of(self.fs, self.root) == "file":
                 return f"output {shown} is a file; give a folder"
@@ -301,12 +302,3 @@ def types_of(schema: pa.Schema) -> dict[str, str]:
 
 def _is_part(name: str) -> bool:
     return PART_NAME.fullmatch(name) is not None
-
-
-def _absent_folders(path: str) -> list[str]:
-    """The folder and those above it that do not exist, innermost first."""
-    absent = []
-    while path and path != "/" and not os.path.lexists(path):
-        absent.append(path)
-        path = os.path.dirname(path)
-    return absent

@@ -12,6 +12,7 @@ Knows nothing of jobs.
 from __future__ import annotations
 
 import _thread
+import os
 import re
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from hfbatch.data.exclusive import exclusive_create
-from hfbatch.data.filesystem import list_names, one_line, open_filesystem, redact
+from hfbatch.data.filesystem import absent_folders, is_local, list_names, one_line, open_filesystem, redact
 from hfbatch.data.holder import Holder, this_process
 from hfbatch.data.writer import write_file
 from hfbatch.errors import HfbatchError, LockLostError, OutputHeldError
@@ -268,6 +269,7 @@ def hold(out: str, say: Callable[[str], None]) -> Iterator[Lock]:
     :raises HfbatchError: when the lock cannot be written.
     """
     lock = Lock(out)
+    made = absent_folders(f"{lock.root}/{FOLDER}") if is_local(lock.fs) else []
     try:
         lock.acquire(say)
     except (OSError, NotImplementedError) as error:
@@ -278,6 +280,9 @@ def hold(out: str, say: Callable[[str], None]) -> Iterator[Lock]:
         yield lock
     finally:
         lock.release()
+        with suppress(OSError):  # what was made for the lock alone does not stay
+            for folder in made:
+                os.rmdir(folder)
 
 
 def is_lock(name: str) -> bool:
