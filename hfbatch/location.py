@@ -40,7 +40,7 @@ class Location(str):
             lambda value, read: value if isinstance(value, cls) else cls(read(value)),
             core_schema.str_schema(min_length=1),
             serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda value, info: value.unmasked if info.context == WITH_SECRETS else str(value),
+                lambda value, info: cls(value).unmasked if info.context == WITH_SECRETS else str(cls(value)),
                 info_arg=True,
                 when_used="json",
             ),

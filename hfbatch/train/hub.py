@@ -53,7 +53,9 @@ def upload(model: str, repo: str) -> str:
     from huggingface_hub import HfApi
 
     fs, root = open_filesystem(model)
-    with own_folder("upload-") as local:
+    with own_folder("upload-") as own:
+        local = own / "model"  # the folder itself holds the mark of its owner too
+        local.mkdir()
         if not is_local(fs):
             pafs.copy_files(root, str(local), fs, pafs.LocalFileSystem())
         folder = root if is_local(fs) else str(local)

@@ -45,13 +45,12 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
     for leaves in (old, new):
         leaves.setdefault("workers.strategy", "ddp")
         leaves.pop(results_version.KEY, None)
-    if "held_out" not in old:
-        new.pop(
-            "held_out", None
-        )  # an older version chose other rows to measure with, as the version's fault says
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     fs, root = open_filesystem(join(spec.output, "_SUCCESS"))
     done = fs.get_file_info(root).is_file
+    fault = results_version.version_fault(spec.output, state)
+    if differing == ["held_out"] and "held_out" not in old and (done or fault):
+        differing = []  # an older version chose other rows to measure with, as the version's fault says
     if differing:
         shown = "; ".join(
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
@@ -60,7 +59,6 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
             f"output {spec.output} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
         )
-    fault = results_version.version_fault(spec.output, state)
     if fault and not done:
         raise SpecError(fault)
     return done
