@@ -1,6 +1,6 @@
-"""`python -m hfbatch` is `hfbatch`."""
+"""Runs the command line of hfbatch with `python -m hfbatch`."""
 
-from hfbatch.cli import app
+from hfbatch.cli.app import app
 
 if __name__ == "__main__":
     app()

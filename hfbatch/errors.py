@@ -1,4 +1,4 @@
-"""Errors that a user meets, whose texts tell no secrets. Knows nothing of the rest of the package.
+"""Errors that are shown to users. Their messages hold no secrets. Imports nothing from the rest of the package.
 
 Every message names the thing, its value and the fix.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]*")
 _USER = re.compile(r"((?:https?|s3[an]?)://)[^/@?\s]*@", re.IGNORECASE)
-# abfs://container@account is an address, not a secret. A password may hold a slash that nobody encoded.
+# abfs://container@account is an address, not a secret. A password may hold a slash that is not encoded.
 _PASSWORD = re.compile(r"(://)[^/@?:\s]*:(?!:)(?:[^/\s]*|(?!\d+(?:[/?#]|$))\S*)@")
 _SECRET_OPTION = re.compile(
     r"([?&#;][^=&?#\s]*(?:secret|token|passw|pwd|key|credential|sig|auth)[^=&\s]*=)[^&]*", re.IGNORECASE
@@ -16,14 +16,14 @@ _SECRET_OPTION = re.compile(
 
 
 def redact(path: str) -> str:
-    """A URL without `user:secret@` and without the values of secret query keys; a path as it is."""
+    """Removes `user:secret@` and the values of secret query keys from a URL; returns a path unchanged."""
     if "://" not in path:
         return path
     return _SECRET_OPTION.sub(r"\1***", _USER.sub(r"\1", _PASSWORD.sub(r"\1", path)))
 
 
 def redact_text(text: str) -> str:
-    """A text with every URL in it redacted."""
+    """Redacts every URL in a text."""
     return _URL_IN_TEXT.sub(lambda found: redact(found.group()), text) if "://" in text else text
 
 
@@ -35,9 +35,9 @@ class HfbatchError(Exception):
 
 
 class SpecError(HfbatchError):
-    """Something the user asked for cannot work; nothing was started. Carries every fault found.
+    """The request of the user cannot work; nothing was started. Holds every fault that was found.
 
-    :param faults: one sentence a fault, each with what to write instead.
+    :param faults: one sentence per fault, each with the fix.
     """
 
     def __init__(self, faults: Sequence[str] | str) -> None:
@@ -46,20 +46,20 @@ class SpecError(HfbatchError):
 
 
 class SplitError(HfbatchError):
-    """A split cannot be processed (its file is gone, cut off or changed); a rerun tries it again."""
+    """A split cannot be processed (its file is missing, truncated or changed); a rerun tries it again."""
 
 
 class WorkerError(HfbatchError):
-    """No worker can do the job (the model does not load, say), so that going on is of no use."""
+    """No worker can run the job, for example because the model does not load; the job stops."""
 
 
 class OutputHeldError(HfbatchError):
-    """Another process writes to the output now; nothing was started, and a rerun works once that one has ended."""
+    """Another process is writing to the output; nothing was started. Run again after that process has ended."""
 
 
 class LockLostError(WorkerError):
-    """Another process has taken over the output, so that this one may write nothing more."""
+    """Another process has taken over the output; this one must not write to it any more."""
 
 
 class NonFiniteOutput(HfbatchError):
-    """What a model made of a row holds NaN or infinity; the row becomes a reject."""
+    """The output of a model for a row holds NaN or infinity; the row becomes a reject."""

@@ -14,9 +14,9 @@ import torch
 import transformers
 from PIL import Image
 
-from hfbatch.attention import draw
-from hfbatch.compute.attention import Attention, attention_of
 from hfbatch.errors import SpecError
+from hfbatch.pages.attention import draw
+from hfbatch.runtime.attention import Attention, attention_of
 from tests.jobs.tools import call
 from tests.models.text import tiny_bert, tiny_bert_encoder, tiny_llama, tiny_t5
 from tests.models.vision import tiny_vision
@@ -103,8 +103,8 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path, bert: str) -> None:
     with pytest.raises(SpecError) as caught:
         draw(found, tmp_path / "a.png", layer=2, head=-1)
     assert caught.value.faults == [
-        "--layer 2 is not there; the model has layers 0 to 1",
-        "--head -1 is not there; the model has heads 0 to 3",
+        "--layer 2 does not exist; the model has layers 0 to 1",
+        "--head -1 does not exist; the model has heads 0 to 3",
     ]
     with pytest.raises(SpecError, match="takes 1 to 64"):
         attention_of(TEXT * 20, bert)

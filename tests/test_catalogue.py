@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from hfbatch.catalogue import describe_task, list_tasks, render_task
-from hfbatch.spec import JobSpec
+from hfbatch.cli.catalogue import describe_task, list_tasks, render_task
+from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import TASKS, aliases, task_class
 
 
@@ -52,9 +52,9 @@ def test_the_list_holds_every_task_in_full_and_is_plain_json() -> None:
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("ner", "also called ner"),
-        ("translation_en_to_de", "also called translation_xx_to_yy"),
-        ("zero-shot-image-classification", "needed"),
+        ("ner", "aliases: ner"),
+        ("translation_en_to_de", "aliases: translation_xx_to_yy"),
+        ("zero-shot-image-classification", "required"),
     ],
 )
 def test_a_task_is_shown_with_its_other_names_and_what_it_needs(name: str, shown: str) -> None:

@@ -10,9 +10,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from hfbatch import demo
+from hfbatch.cli import demo
 from hfbatch.errors import SpecError
-from hfbatch.spec import JobSpec
+from hfbatch.spec.job import JobSpec
 
 
 @pytest.fixture(scope="module")

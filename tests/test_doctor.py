@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hfbatch import doctor
-from hfbatch.compute.machine import cgroup_limits
-from hfbatch.doctor import (
+from hfbatch.cli import doctor
+from hfbatch.cli.doctor import (
     Check,
     check_disk,
     check_packages,
@@ -18,6 +17,7 @@ from hfbatch.doctor import (
     examine,
     healthy,
 )
+from hfbatch.runtime.machine import cgroup_limits
 
 
 def text_of(checks):
@@ -148,7 +148,7 @@ def test_disks_are_named_with_their_folder(tmp_path):
 
 def test_the_token_is_never_told(tmp_path):
     env = {**os.environ, "HF_TOKEN": "hf_verysecret", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    code = "from hfbatch.doctor import check_hub, to_values; import json; print(json.dumps(to_values([check_hub()])))"
+    code = "from hfbatch.cli.doctor import check_hub, to_values; import json; print(json.dumps(to_values([check_hub()])))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     (check,) = json.loads(done.stdout)
     assert check["status"] == "warn"

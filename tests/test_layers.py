@@ -1,84 +1,35 @@
 """Imports point downward only, heavy libraries stay where they belong, and --help is quick."""
 
 import ast
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import hfbatch
+from tests.layers import MODULES, ROOMS, ROOT, circles, faults_of, graph, room_of, show
 
-ROOT = Path(hfbatch.__file__).parent
-LAYERS = [
-    {"cli", "__main__", "options", "terminal", "trainings"},
-    {"demo", "doctor", "catalogue"},
-    {"job", "finetune"},
-    {"cluster", "train"},
-    {"verify", "plan", "report", "charts", "attention", "progress", "status", "describe"},
-    {"compute"},
-    {"tasks", "engines"},
-    {"data"},
-    {"finetune_spec"},
-    {"spec", "location", "errors", "display", "supervisor", "plain_yaml"},
-]
-"""Top to bottom: the first part of a module's name below hfbatch."""
-RANKS = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-STRANGERS = [{"tasks", "engines"}, {"cluster", "train"}, {"demo", "doctor"}, {"job", "finetune"}]
-"""Neighbours in a layer that never import each other."""
-HOMES = {
-    "ray": {"cluster", "train"},
-    "torch": {"compute", "engines", "tasks", "train"},
-    "transformers": {"compute", "engines", "tasks", "train"},
-    "sentence_transformers": {"train"},
-    "typer": {"cli", "__main__", "options", "terminal"},
-}
-"""The only units that may import a library."""
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "pandas")
-MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+MOST_FILES = 25
 
 
-def unit_of(module: Path) -> str:
-    return module.with_suffix("").parts[0]
+def test_every_file_is_in_a_room_of_a_size_to_know():
+    sizes = Counter(room_of(module) for module in MODULES)
+    assert set(sizes) == set(ROOMS)
+    assert {room: size for room, size in sizes.items() if size > MOST_FILES} == {}
 
 
-def imports_of(source: str) -> Iterator[tuple[int, str]]:
-    """Line and full name of whatever a source imports, also inside functions and by a string."""
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Import(names=names):
-                yield from ((node.lineno, alias.name) for alias in names)
-            case ast.ImportFrom(level=0, module=str(module), names=names):
-                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
-            case ast.ImportFrom():
-                yield node.lineno, "relative"
-            case ast.Constant(value=str(text)) if re.fullmatch(r"hfbatch(\.\w+)+(:\w+)?", text):
-                yield node.lineno, text.partition(":")[0]
+def test_no_file_imports_itself_through_others():
+    assert circles(graph()) == []
+    a, b, c = Path("a"), Path("b"), Path("c")
+    assert circles({a: {b}, b: {c}, c: {b}}) == [[b, c]]
 
 
-def faults_of(module: Path, source: str) -> list[str]:
-    unit, faults = unit_of(module), []
-    for line, name in imports_of(source):
-        place, (library, _, rest) = f"{module}:{line} imports {name}", name.partition(".")
-        if name == "relative":
-            faults.append(f"{module}:{line} has a relative import; write it from hfbatch on")
-        if unit not in HOMES.get(library, {unit}):
-            faults.append(f"{place}; only {sorted(HOMES[library])} may")
-        target = rest.partition(".")[0]
-        if library != "hfbatch" or target in ("", "__version__", unit):
-            continue
-        if target not in RANKS:
-            faults.append(f"{place}; {target!r} is in no layer (import it from its own module)")
-        elif RANKS[target] < RANKS[unit] or any({unit, target} <= pair for pair in STRANGERS):
-            faults.append(f"{place}; {target!r} is not below {unit!r}")
-    return faults
-
-
-def test_every_module_is_in_a_layer():
-    assert {unit_of(module) for module in MODULES} <= set(RANKS)
+def test_the_rooms_can_be_printed(capsys):
+    show()
+    assert "runtime" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -89,15 +40,18 @@ def test_imports_point_downward(module):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("data/reader.py", "import hfbatch.plan"),
-        ("spec.py", "def late():\n    from hfbatch.tasks.base import Task"),
-        ("tasks/embedding.py", "from hfbatch.engines import torch"),
-        ("tasks/__init__.py", "HOMES = {'torch': 'hfbatch.engines.torch:Torch'}"),
-        ("plan.py", "import ray.data"),
-        ("doctor.py", "import torch"),
+        ("data/reader.py", "import hfbatch.predict.plan"),
+        ("data/reader.py", "from hfbatch.output import ledger"),
+        ("data/formats/jsonl.py", "from hfbatch.data.reader import read_split"),
+        ("spec/job.py", "def late():\n    from hfbatch.tasks.base import Task"),
+        ("tasks/base.py", "from hfbatch.tasks.text.encoder import Encoder"),
+        ("tasks/__init__.py", "HOMES = {'torch': 'hfbatch.runtime.worker:Worker'}"),
+        ("train/data/rows.py", "from hfbatch.train.recipes.base import Recipe"),
+        ("predict/plan.py", "import ray.data"),
+        ("cli/doctor.py", "import torch"),
         ("data/reader.py", "from . import splits"),
-        ("plan.py", "from hfbatch import JobSpec"),
-        ("demo.py", "from hfbatch.doctor import examine"),
+        ("predict/plan.py", "from hfbatch import JobSpec"),
+        ("predict/run.py", "from hfbatch.train.plan import make_finetune_plan"),
     ],
 )
 def test_an_import_that_points_upward_is_found(module, source):
@@ -125,7 +79,7 @@ def test_help_takes_less_than_half_a_second():
 def test_help_imports_no_heavy_library():
     code = (
         "import sys\n"
-        "from hfbatch.cli import app\n"
+        "from hfbatch.cli.app import app\n"
         "try:\n    app(['--help'])\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"

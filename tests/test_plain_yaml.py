@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hfbatch.errors import SpecError
-from hfbatch.plain_yaml import MOST_BYTES, MOST_LEVELS, load
-from hfbatch.spec import JobSpec, apply_overrides, read_yaml
+from hfbatch.spec.job import JobSpec, apply_overrides, read_yaml
+from hfbatch.spec.plain_yaml import MOST_BYTES, MOST_LEVELS, load
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]\n" for k in range(1, 40))
 MERGES = "a0: &a0 {x: [1, 1]}\n" + "".join(
@@ -22,7 +22,7 @@ MERGES = "a0: &a0 {x: [1, 1]}\n" + "".join(
     [
         (BOMB, "more than 100,000 values, those of its aliases counted"),
         (MERGES, "more than 100,000 values"),
-        ("params: &a {x: [*a]}", "*a stands inside of what it stands for (line 1)"),
+        ("params: &a {x: [*a]}", "*a is used inside of the value that it names (line 1)"),
         ("[" * 500_000, f"nested deeper than {MOST_LEVELS} levels"),
         ("".join(f"{' ' * k}a:\n" for k in range(400)), f"nested deeper than {MOST_LEVELS} levels (line 50)"),
         ("? " * 5000, f"nested deeper than {MOST_LEVELS} levels"),
@@ -30,9 +30,9 @@ MERGES = "a0: &a0 {x: [1, 1]}\n" + "".join(
         ("ü" * MOST_BYTES, "larger than 1,048,576 bytes"),
         ("task: a\nmodel: b\ntask: c", "key 'task' comes twice, in lines 1 and 3"),
         ("params: {a: 1, 'a': 2}", "key 'a' comes twice"),
-        ("params: {threshold: .nan}", ".nan is no finite number (line 1)"),
-        ("params: {threshold: -.inf}", "-.inf is no finite number"),
-        ("params: {threshold: 1.0e+999}", "1.0e+999 is no finite number"),
+        ("params: {threshold: .nan}", ".nan is not a finite number (line 1)"),
+        ("params: {threshold: -.inf}", "-.inf is not a finite number"),
+        ("params: {threshold: 1.0e+999}", "1.0e+999 is not a finite number"),
         ("task: !!python/object/apply:os.system [id]", "could not determine a constructor for the tag"),
         ("task: !!binary aGk=", "could not determine a constructor for the tag"),
         ("task: !mine x", "could not determine a constructor for the tag '!mine'"),

@@ -6,7 +6,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from hfbatch.progress import Pace, Progress, Rates, Snapshot, compact, duration, status_line
+from hfbatch.console.progress import Pace, Progress, Rates, Snapshot, compact, duration, status_line
 
 
 def console(terminal=False):

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from hfbatch import charts
-from hfbatch.data.manifest import LENGTH_EDGES, Manifest
 from hfbatch.errors import HfbatchError
-from hfbatch.report import (
+from hfbatch.output.manifest import LENGTH_EDGES, Manifest
+from hfbatch.pages import charts
+from hfbatch.pages.report import (
     MOST_LISTED,
     MOST_POINTS,
     build_report,
@@ -23,7 +23,7 @@ from hfbatch.report import (
     status_of,
     summary_lines,
 )
-from hfbatch.spec import JobSpec
+from hfbatch.spec.job import JobSpec
 
 ENDED = 1_000_061.0
 TIMING = {

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfbatch
-from hfbatch.data.manifest import Manifest
-from hfbatch.data.results_version import CHANGES, RESULTS_VERSION
-from hfbatch.data.writer import PartWriter
 from hfbatch.errors import SpecError
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.plan import Plan, make_plan
+from hfbatch.output.manifest import Manifest
+from hfbatch.output.results_version import CHANGES, RESULTS_VERSION
+from hfbatch.output.writer import PartWriter
+from hfbatch.predict.plan import Plan, make_plan
+from hfbatch.predict.verify import verify_output
+from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.plan import make_finetune_plan
-from hfbatch.verify import verify_output
 from tests.jobs.tools import make_spec, sentences, write_shards
 
 OLD = {"hfbatch": "0.0.9"}

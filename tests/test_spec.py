@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfbatch.errors import SpecError
-from hfbatch.finetune_spec import FinetuneSpec, is_training
-from hfbatch.spec import JobSpec, apply_overrides, parse_value
+from hfbatch.spec.finetune import FinetuneSpec, is_training
+from hfbatch.spec.job import JobSpec, apply_overrides, parse_value
 
 LEAST = {"task": "embedding", "model": "org/model", "input": "in/", "output": "out/"}
 
@@ -57,7 +57,7 @@ def test_choices_that_exclude_each_other_are_told_together() -> None:
     with pytest.raises(SpecError) as caught:
         FinetuneSpec.build({**values, **clash})
     assert [fault.split(";")[0] for fault in caught.value.faults] == [
-        "loop accelerate has neither compute.compile nor workers.strategy fsdp",
+        "loop accelerate supports neither compute.compile nor workers.strategy fsdp",
         "workers.at_least 3 is more than workers.count 2",
     ]
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import hfbatch
-from hfbatch import display
-from hfbatch.display import add, facts, line, prepare_streams, say, show, tell, visible
-from hfbatch.progress import Progress, Snapshot
-from hfbatch.status import render_status
+from hfbatch.console import display
+from hfbatch.console.display import add, facts, line, prepare_streams, say, show, tell, visible
+from hfbatch.console.progress import Progress, Snapshot
+from hfbatch.predict.status import render_status
 from hfbatch.train.progress import TrainProgress
 
 NASTY = "run[red]x[/red] [/] :smile: \x1b]0;title\x07 \x9b31m \u202eevil\u2066 \u200b\nok\r✓ \udcff"
@@ -127,15 +127,15 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
 def test_commands_speak_to_a_terminal_that_is_not_utf8(env: dict[str, str]) -> None:
     done = command("status", "/no[/red]where\u4e2d", **env)
     assert done.returncode == 2
-    assert rb"x /no[/red]where\u4e2d is no output" in done.stderr
+    assert rb"x /no[/red]where\u4e2d is not an output" in done.stderr
 
 
 # How commands end, whatever ends them.
 
 ENDS = """
 import os, sys, time, typer
-from hfbatch import supervisor
-from hfbatch.terminal import answer, faults_shown
+from hfbatch.console import supervisor
+from hfbatch.cli.terminal import answer, faults_shown
 way = sys.argv[1]
 try:
     with faults_shown(True, supervised=True):
@@ -156,6 +156,11 @@ try:
         elif way == "signal":
             print("ready", file=sys.stderr, flush=True)
             time.sleep(60)
+        elif way == "lost":
+            import signal
+            signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+            print("ready", file=sys.stderr, flush=True)
+            time.sleep(60)
         elif way == "stuck at exit":
             import atexit
             supervisor.EXIT_S = 0
@@ -171,8 +176,8 @@ except typer.Exit as end:
     [
         ("fine", 0, None), ("exit 3", 3, None), ("os", 1, "disk full"),
         ("unexpected", 1, "unexpected error: ZeroDivisionError: [red]"),
-        ("note", 1, "the head is gone (exit code 1); what is committed stays"),
-        ("abort", 1, "ended without a word (signal SIGABRT"),
+        ("note", 1, "the head is gone (exit code 1); committed results are kept"),
+        ("abort", 1, "ended without a message (signal SIGABRT"),
     ],
 )  # fmt: skip
 def test_whatever_ends_a_command_it_has_last_words_and_json_stays_json(
@@ -208,6 +213,21 @@ def test_a_signal_goes_to_the_work_and_a_kill_takes_it_along() -> None:
             assert "Interrupted" in json.loads(printed)["faults"][0]
 
 
+def test_a_process_that_is_lost_after_ctrl_c_was_interrupted() -> None:
+    work = subprocess.Popen(
+        [sys.executable, "-c", ENDS, "lost"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert work.stderr is not None
+    assert work.stderr.readline() == "ready\n"
+    work.send_signal(signal.SIGINT)
+    printed, _ = work.communicate(timeout=60)
+    assert work.returncode == 130
+    fault = json.loads(printed)["faults"][0]
+    assert fault.startswith(
+        "interrupted; the process that did the work ended without a message (exit code 1)"
+    )
+
+
 # Nobody prints past that one module.
 
 ROOT = Path(hfbatch.__file__).parent
@@ -226,7 +246,7 @@ MAKING = {
 
 
 def past_display(source: str) -> list[str]:
-    """Calls that show text by other ways than `hfbatch.display`, and markup in f-strings."""
+    """Calls that show text by other ways than `hfbatch.console.display`, and markup in f-strings."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -252,11 +272,11 @@ def past_display(source: str) -> list[str]:
 
 
 def test_everything_is_printed_by_one_module() -> None:
-    allowed = {"display.py": 100, "terminal.py": 1}  # terminal.py prints JSON
+    allowed = {"console/display.py": 100, "cli/terminal.py": 1}  # terminal.py prints JSON
     for path in ROOT.rglob("*.py"):
         found = past_display(path.read_text(encoding="utf8"))
         assert len(found) <= allowed.get(str(path.relative_to(ROOT)), 0), (
-            f"{path}: {found}; use hfbatch.display"
+            f"{path}: {found}; use hfbatch.console.display"
         )
 
 

@@ -1,1 +1,1 @@
-"""Ray: connecting, resources, the stages of the data. The only package here that imports ray."""
+"""Ray: session, resources, and the stages of a split."""

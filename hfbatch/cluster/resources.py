@@ -1,20 +1,20 @@
-"""Resources: how many workers fit, and what each stage may take, so that a job never waits for itself."""
+"""Resources: how many workers fit, and the share of each stage, so that the stages cannot block each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
-from hfbatch.spec import WorkersSpec
+from hfbatch.runtime.machine import Node
+from hfbatch.spec.job import WorkersSpec
 
 CORES_PER_CPU_WORKER = 8
-"""Beyond about eight cores a model on the CPU gains more from a second worker than from more threads."""
+"""Beyond about eight cores, a model on the CPU gains more from a second worker than from more threads."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Who gets what."""
+    """The resources of the workers and stages."""
 
     workers: int
     gpus: float
@@ -23,22 +23,22 @@ class Layout:
     """CPUs of one worker."""
     read_cpus: float
     write_cpus: float
-    """CPUs of one task of the stages around; they differ, since equal ones would fuse into one stage."""
+    """CPUs of one task of the read and write stages; the two differ, since Ray fuses stages with equal CPUs."""
     read_tasks: int
     write_tasks: int
 
     def at_most(self, workers: int) -> Layout:
-        """The same with fewer workers, where there are fewer splits than that."""
+        """Returns the layout with at most this many workers, for fewer splits than workers."""
         return replace(self, workers=min(self.workers, workers))
 
 
 def lay_out(spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None) -> Layout:
-    """Fits workers and stages onto the cluster.
+    """Computes how many workers and stage tasks fit onto the cluster.
 
     Ray starts every worker before the first read, so workers plus one task of the largest stage must fit.
 
-    :param ceiling: totals that an autoscaler may grow the cluster to; None for a fixed cluster.
-    :raises SpecError: if they do not fit, with what would.
+    :param ceiling: total resources after autoscaling; None for a fixed cluster.
+    :raises SpecError: if they do not fit, with the fix.
     """
     all_gpus = max(sum(node.gpus for node in nodes), ceiling.gpus if ceiling else 0.0)
     all_cpus = max(sum(node.cpus for node in nodes), ceiling.cpus if ceiling else 0.0)
@@ -63,7 +63,7 @@ def lay_out(spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None) -
 
 
 def _cpu_workers(spec: WorkersSpec, nodes: list[Node], all_cpus: float) -> tuple[float, int]:
-    """CPUs of one worker, and how many fit, where there is no GPU."""
+    """Returns the CPUs of one worker, and how many workers fit, without GPUs."""
     usable = [max(node.cpus - _kept_back(node.cpus), 0.0) for node in nodes]
     if spec.cpus != "auto":
         return spec.cpus, sum(int(node.cpus / spec.cpus + 1e-9) for node in nodes)
@@ -81,7 +81,7 @@ def _cpu_workers(spec: WorkersSpec, nodes: list[Node], all_cpus: float) -> tuple
 
 
 def _kept_back(cpus: float) -> float:
-    """CPUs of a node left to reading and writing: an eighth, and at least half of one."""
+    """Returns the CPUs of a node reserved for reading and writing: an eighth, and at least 0.5."""
     return max(cpus / 8, 0.5)
 
 

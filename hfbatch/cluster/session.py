@@ -1,4 +1,4 @@
-"""The session: attaches to a running Ray cluster, or starts one on this machine."""
+"""Connects to a running Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
-from hfbatch import supervisor
 from hfbatch.cluster.sockets import check_sockets
 from hfbatch.cluster.watch import ENDED_BY_RAY, Watch, watched
-from hfbatch.compute.machine import Node, usable_cores
+from hfbatch.console import supervisor
+from hfbatch.console.display import say, screen
 from hfbatch.data.temporary import own_folder
-from hfbatch.display import say, screen
 from hfbatch.errors import SpecError
+from hfbatch.runtime.machine import Node, usable_cores
 
 CONNECT_TIMEOUT_S = 5
 INNER = "hfbatch-"
-"""The folder of Ray's own, in the closed one of this job."""
+"""Ray's folder inside the private folder of this job."""
 RAY_WAITS_S = 300
 LEAVE_S = 18
-"""How long leaving a cluster that is lost may take."""
+"""Timeout for disconnecting from a lost cluster."""
 KEEP_WORKERS = {"kill_idle_workers_interval_ms": 0}
-"""Ray ends idle task processes beyond the number of CPUs after a second. On two cores each split then paid for
-new ones, with their imports and tokenizer, on the cores that the model needs: a third of the rate."""
+"""By default, Ray ends idle task processes beyond the number of CPUs after a second. On two cores, each split then
+started new ones, with imports and tokenizer, on the cores that the model needs: a third of the rate was lost."""
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Of the clusters that hfbatch starts: the model is the work there, and should not run at niceness 15.
+# For clusters started by hfbatch: the model is the main work there, and should not run at niceness 15.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Ray Data's own actors make Ray's core warn on stderr, in the middle of the progress display.
+# Ray Data's actors cause warnings of Ray's core on stderr, which would disturb the progress display.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @contextmanager
 def connect(address: str | None = None) -> Iterator[Watch]:
-    """Within it, ray is connected: to the process's own connection, to `address`, to a cluster of this user's that runs
-    on this machine, or to a local one that is started and ends with the block.
+    """Connects to Ray while the block runs: keeps an existing connection, or uses `address`, or a running cluster of
+    this user on this machine, or starts a local cluster that ends with the block.
 
-    :param address: host:port, ray://host:port, "auto", or "local" for a cluster of this job's own.
-    :returns: the watch over the cluster, which knows whether it is lost.
-    :raises SpecError: if nothing answers at an address that was given.
+    :param address: host:port, ray://host:port, "auto", or "local" for a new cluster for this job.
+    :returns: the watch of the cluster, which knows whether it is lost.
+    :raises SpecError: if no cluster answers at an address that was given.
     :raises WorkerError: if the cluster is lost.
     """
     if ray.is_initialized():
         with watched() as watch:
             yield watch
         return
-    # A cluster of this job's own has its files in a folder of its own. In the one that Ray has for all, the next
-    # command on this machine would find its address, attach to it, and be lost when this job ends. Ray opens its
-    # folder to everybody, hence a closed one around it.
-    with own_folder(parent=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:  # noqa: S108 - as Ray's own: names of sockets have to be short
+    # A cluster started for this job has its files in a separate folder. In Ray's default folder, the next command on
+    # this machine would find its address, connect to it, and fail when this job ends. Ray makes its folder accessible
+    # to all users, so it lies in a private one.
+    with own_folder(parent=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:  # noqa: S108 - as Ray's default: socket paths have to be short
         supervisor.note(ENDED_BY_RAY)
         node = _initialise(address, folder)
         with (
             redirect_stdout(sys.stderr),
             watched(node) as watch,
-        ):  # Ray prints warnings; stdout is for results
+        ):  # Ray prints warnings to stdout, which is for results
             try:
                 yield watch
             finally:
@@ -76,7 +76,7 @@ def connect(address: str | None = None) -> Iterator[Watch]:
 
 
 def _initialise(address: str | None, folder: Path) -> Any | None:
-    """Connects; returns the node where one was started."""
+    """Connects; returns the node if one was started."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     there = None if address == "local" else find_cluster(address)
     if there is None:
@@ -100,18 +100,18 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
                 ray.init(address=there, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SpecError(
-                f"--address: no Ray cluster answers at {there!r}: {error}; give the address of one that runs, or "
-                "--address local for one of this job's own"
+                f"--address: no Ray cluster answers at {there!r}: {error}; give the address of a running one, or "
+                "--address local to start one for this job"
             ) from error
     return None
 
 
 def _leave(node: Any | None, watch: Watch) -> None:
-    """Disconnects, and ends the own cluster. Without the cluster's head, Ray may wait for it for ever."""
+    """Disconnects, and ends a cluster started here. If the cluster's head is gone, Ray may wait for it forever."""
     if not watch.lost:
         ray.shutdown()
         return
-    # A stopped head is killed, since Ray waits for its answer. The raylet is left to Ray: with it dies this process.
+    # Kills a stopped head, since Ray waits for its answer. Ray ends the raylet: killing it would end this process.
     for info in node.all_processes.get("gcs_server", []) if node else []:
         info.process.kill()
     leaving = threading.Thread(target=ray.shutdown, name="hfbatch-leave", daemon=True)
@@ -121,7 +121,7 @@ def _leave(node: Any | None, watch: Watch) -> None:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Has a cluster that starts listen on 127.0.0.1 alone, as Ray itself does where it has no clusters of machines."""
+    """Makes a starting cluster listen on 127.0.0.1 only, as Ray does on systems without multi-node clusters."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -132,7 +132,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Has Ray's library wait longer than this process does for a head that is gone, before it ends the process."""
+    """Makes Ray wait for a lost head longer than this process does, so that Ray does not end the process first."""
     name = "RAY_gcs_rpc_server_reconnect_timeout_s"
     before = os.environ.get(name)
     os.environ[name] = before or str(RAY_WAITS_S)
@@ -145,7 +145,7 @@ def _patient() -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """SIGTERM goes on to mean what it meant: Ray would have it end the process with exit code 15."""
+    """Keeps the SIGTERM handler: Ray would install one that ends the process with exit code 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -155,11 +155,11 @@ def _signals_kept() -> Iterator[None]:
 
 
 def find_cluster(address: str | None) -> str | None:
-    """The address to attach to; None if none was asked for and no cluster of this user's runs here.
+    """Returns the address to connect to; None if none was given and no cluster of this user runs here.
 
-    Ray itself waits for minutes for a cluster that is gone, so the port is tried first.
+    Tries the port first, since Ray waits for minutes for a cluster that is gone.
 
-    :raises SpecError: if nothing answers at an address that was asked for.
+    :raises SpecError: if no cluster answers at an address that was given.
     """
     asked = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else address
     found, stranger = (asked, "") if asked else _own_address()
@@ -173,15 +173,15 @@ def find_cluster(address: str | None) -> str | None:
             "start one with `ray start --head`, or use --address local"
         )
     if stranger:
-        say(screen(err=True), f"{stranger}: it is not joined; this job starts a cluster of its own")
+        say(screen(err=True), f"{stranger}: it is not used; this job starts its own cluster")
     return found
 
 
 def _own_address() -> tuple[str | None, str]:
-    """The address that Ray's folder for temporary files names, and what speaks against using it, if anything does.
+    """Returns the address in Ray's temporary folder, and the reason not to use it, if there is one.
 
-    Everybody can write into that folder: a cluster of another user would read this job's data, and run code as it
-    likes in this process.
+    All users can write to that folder. The cluster of another user could read this job's data and run any code in this
+    process.
     """
     file = Path(get_ray_address_file(None))
     try:
@@ -208,7 +208,7 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def _stderr_aside() -> Iterator[None]:
-    """Keeps what Ray's C++ core writes to stderr while it starts out of the progress display."""
+    """Discards what Ray's C++ core writes to stderr at start, which would disturb the progress display."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -221,13 +221,13 @@ def _stderr_aside() -> Iterator[None]:
 
 
 def nodes() -> list[Node]:
-    """The live nodes of the cluster."""
+    """Returns the live nodes of the cluster."""
     counts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(count.get("CPU", 0.0), count.get("GPU", 0.0)) for count in counts]
 
 
 def ceiling() -> Node | None:
-    """What an autoscaler may grow the cluster to; None for a cluster of fixed size."""
+    """Returns the cluster's total resources after autoscaling; None for a cluster of fixed size."""
     from ray._private.state import state
 
     most = state.get_max_resources_from_cluster_config()
@@ -235,7 +235,7 @@ def ceiling() -> Node | None:
 
 
 def describe() -> dict[str, Any] | None:
-    """Nodes and resources of a cluster that runs already; None if there is none. Starts nothing."""
+    """Returns nodes and resources of a running cluster; None if there is none. Starts nothing."""
     try:
         with connect("auto"):
             found = nodes()

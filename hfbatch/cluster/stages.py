@@ -1,8 +1,8 @@
-"""The three stages of a split on the cluster. Each takes a table of one row and returns one.
+"""The three stages of a split on the cluster. Each stage maps a table of one row to a table of one row.
 
-A row is one split. What belongs together travels as one binary value, so that Ray Data can neither tear nor
-merge splits. No stage ever raises: a UDF that raises would end the whole job, so a failure becomes part of
-the row and the stages after it pass it on.
+A row is one split. Each table of the split is one binary value, so that Ray Data can neither divide nor merge
+splits. No stage raises, since a UDF that raises would end the whole job: a failure is stored in the row, and the
+following stages pass it on.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,20 +21,21 @@ import pyarrow as pa
 import ray
 from ray.util import metrics
 
+from hfbatch.cluster.stage_job import StageJob
 from hfbatch.cluster.tracker import ANSWER_S, LOAD, MAX_ATTEMPTS
-from hfbatch.compute.heartbeat import beating
-from hfbatch.compute.predictor import BatchStats, Prediction
-from hfbatch.compute.prepare import POSITION, postprocess, preprocess, reject
-from hfbatch.compute.worker import Settled, Worker, WorkOrder
-from hfbatch.data.lock import TAKEOVER_S, Claim
-from hfbatch.data.manifest import LENGTH_EDGES, Manifest
-from hfbatch.data.payload import as_column, pack, unpack
-from hfbatch.data.reader import ReadPlan, Rows, read_split
-from hfbatch.data.rejects import Reject, rejects_table
+from hfbatch.data.reader import Rows, read_split
+from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Split
-from hfbatch.data.writer import PartWriter
 from hfbatch.engines.base import DeviceLostError
 from hfbatch.errors import LockLostError, SplitError, redact_text
+from hfbatch.output.lock import TAKEOVER_S
+from hfbatch.output.manifest import LENGTH_EDGES, Manifest
+from hfbatch.output.rejects import Reject, rejects_table
+from hfbatch.output.writer import PartWriter
+from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.heartbeat import beating
+from hfbatch.runtime.predictor import BatchStats
+from hfbatch.runtime.runner import Predicted, Runner
 from hfbatch.tasks.base import Task
 
 ROW_SCHEMA = pa.schema(
@@ -46,44 +48,21 @@ ROW_SCHEMA = pa.schema(
         "features": pa.large_binary(),
     }
 )
-"""What travels between stages: texts, and tables as Arrow IPC streams; after forward, `features` holds its outputs."""
+"""The row between stages: texts, and tables as Arrow IPC streams. After forward, `features` holds the outputs."""
 CUT = "cut"
-"""The column of `places` that says which rows were cut to the length limit, bool."""
+"""The column of `places` that marks truncated rows, bool."""
 TEXTS = ("split", "manifest", "rejects")
 SECONDS_BETWEEN_SIGNS = 0.5
 
 
-@dataclass(frozen=True)
-class StageJob:
-    """What every stage needs to know of the job."""
-
-    order: str
-    """The WorkOrder as JSON."""
-    read: ReadPlan
-    inputs: dict[str, str]
-    """Task input to column of the rows."""
-    keep: tuple[str, ...]
-    out: str
-    schema: pa.Schema
-    """Schema of the parts: the kept columns, then the task's, then `truncated` if there is one."""
-    truncated: str | None
-    """Name of the column that says which rows were truncated."""
-    rejects_schema: pa.Schema
-    stamp: dict[str, Any]
-    """Goes into the parts' footers: fingerprint and model commit."""
-    tracker: Any
-    claim: Claim | None = None
-    """The job's hold on the output, which every commit checks."""
-
-
 @lru_cache(maxsize=2)
-def task_of(order: str) -> Task:
-    """The job's task, built once in each process."""
-    return WorkOrder.from_json(order).task()
+def runner_of(config: str) -> Runner:
+    """Returns the job's runner, built once in each process, without its model."""
+    return Runner(RunnerConfig.from_json(config))
 
 
-def describe_splits(splits: list[Split]) -> pa.Table:
-    """Splits as rows that have been through no stage yet."""
+def describe_splits(splits: Sequence[Split]) -> pa.Table:
+    """Returns splits as rows for the first stage."""
     rows = [
         {"split": json.dumps(split.to_dict()), "manifest": Manifest(split.part).to_json(), "rejects": "[]"}
         for split in splits
@@ -104,34 +83,34 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     unreadable = [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
     manifest.seconds["read"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    task = task_of(job.order)
-    prepared = preprocess(task, _inputs(rows.table, job), rows.places, unreadable)
+    runner = runner_of(job.runner)
+    prepared = runner.preprocess(_inputs(rows.table, job), rows.places, unreadable)
     manifest.rows_truncated = int(prepared.cut.sum())
     if len(prepared.features):
-        lengths = np.minimum(task.lengths(prepared.features), LENGTH_EDGES[-1])
+        lengths = np.minimum(runner.task.lengths(prepared.features), LENGTH_EDGES[-1])
         manifest.lengths = np.histogram(lengths, bins=LENGTH_EDGES)[0].tolist()
     manifest.seconds["preprocess"] = time.perf_counter() - begun
     return {
         **row,
         "rejects": _dump(prepared.rejects),
-        "rows": pack(rows.table),
-        "places": pack(rows.places.append_column(CUT, pa.array(prepared.cut))),
-        "features": pack(prepared.features),
+        "rows": serialize(rows.table),
+        "places": serialize(rows.places.append_column(CUT, pa.array(prepared.cut))),
+        "features": serialize(prepared.features),
     }
 
 
 class ForwardStage:
     """The model worker: an actor that loads the model once.
 
-    :param cpus: the CPUs that Ray gives to it; its share of the node's decides its threads.
+    :param cpus: CPUs of this actor; their share of the node's CPUs decides the number of threads.
     """
 
     def __init__(self, job: StageJob, cpus: float) -> None:
         self._job = job
         self._unsent = BatchStats(0, 0, 0, 0.0)
         self._sent = time.monotonic()
-        self._worker: Worker | None = None
-        self._settled = False
+        self._runner: Runner | None = None
+        self._chosen = False
         self._fault = ""
         counters = ("rows", "tokens", "padded_tokens", "rejects")
         self._counters = {name: metrics.Counter(f"hfbatch_{name}", f"{name} so far") for name in counters}
@@ -142,8 +121,10 @@ class ForwardStage:
         job.tracker.attempt.remote(*load)
         try:
             with beating(lambda: job.tracker.beat.remote(*load)):
-                self._worker = Worker(WorkOrder.from_json(job.order), share_of_node(cpus), self._on_batch)
-        except Exception as error:  # noqa: BLE001 - an actor that raises here is started again for ever
+                runner = Runner(RunnerConfig.from_json(job.runner), share_of_node(cpus), self._on_batch)
+                runner.load()
+                self._runner = runner
+        except Exception as error:  # noqa: BLE001 - an actor that raises here is restarted forever
             self._fault = f"the model does not load on a worker: {type(error).__name__}: {error}"
         job.tracker.end.remote(*load)
         job.tracker.loaded.remote()
@@ -153,38 +134,38 @@ class ForwardStage:
         return _guarded("forward", row, self._job, self._forward)
 
     def _forward(self, row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, Any]:
-        if self._worker is None:
+        if self._runner is None:
             manifest.fatal = True
             raise SplitError(self._fault)
-        worker = self._worker
-        row, rejected = forward(row, manifest, lambda features: self._predict(worker, features))
-        manifest.worker = worker.label
+        runner = self._runner
+        row, rejected = forward(row, manifest, lambda features: self._predict(runner, features))
+        manifest.worker = runner.label
         self._send()
         self._count("rejects", rejected)
         return row
 
-    def _predict(self, worker: Worker, features: pa.Table) -> Prediction:
+    def _predict(self, runner: Runner, features: pa.Table) -> Predicted:
         try:
-            self._settle(worker, features)
-            return worker.predict(features)
+            self._choose(runner, features)
+            return runner.predict(features)
         except DeviceLostError:
             os._exit(1)  # a new process gets a fresh device context; the tracker counts this attempt
 
-    def _settle(self, worker: Worker, features: pa.Table) -> None:
-        """Agrees with the other workers on the choices that hold for the whole job."""
-        if not self._settled:
+    def _choose(self, runner: Runner, features: pa.Table) -> None:
+        """Gets the runtime choice of the job; proposes one if there is none yet."""
+        if not self._chosen:
             tracker = self._job.tracker
             choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
             if choice is None:
-                tracker.propose.remote(asdict(worker.propose(features)))
+                tracker.propose.remote(asdict(runner.propose(features)))
             begun = time.monotonic()
-            while choice is None:  # the driver writes the first proposal down before anybody uses it
+            while choice is None:  # the driver stores the first proposal before any worker uses it
                 if time.monotonic() - begun > ANSWER_S:
                     raise SplitError("the driver has not confirmed the batch size; run again")
                 time.sleep(0.05)
                 choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
-            worker.settle(Settled(**choice))
-            self._settled = True
+            runner.apply(RuntimeChoice(**choice))
+            self._chosen = True
         self._job.tracker.begin_batches.remote()
 
     def _on_batch(self, stats: BatchStats) -> None:
@@ -203,51 +184,47 @@ class ForwardStage:
             self._count(name, getattr(unsent, name))
 
     def _count(self, name: str, by: int) -> None:
-        if by:  # Ray refuses to add nothing
+        if by:  # Ray does not accept 0
             self._counters[name].inc(by)
 
 
 def forward(
-    row: dict[str, Any], manifest: Manifest, predict: Callable[[pa.Table], Prediction]
+    row: dict[str, Any], manifest: Manifest, predict: Callable[[pa.Table], Predicted]
 ) -> tuple[dict[str, Any], int]:
-    """Replaces a split's features by the model's outputs. :returns: the row, and how many rows the model rejected."""
+    """Replaces a split's features by the model's outputs. :returns: the row, and the number of rows rejected here."""
     begun = time.perf_counter()
-    features = unpack(row["features"])
-    positions = features[POSITION].to_numpy()
-    features = features.drop_columns([POSITION])
-    prediction = predict(features) if len(features) else Prediction(pa.table({}), np.empty(0, np.int64))
-    failures = [reject(int(positions[k]), "forward", error) for k, error in prediction.failures]
-    outputs = prediction.outputs.append_column(POSITION, pa.array(positions[prediction.kept]))
-    manifest.tokens, manifest.padded_tokens = prediction.tokens, prediction.padded_tokens
-    manifest.batches = prediction.batches
+    features = deserialize(row["features"])
+    if not len(features):
+        return row, 0
+    made = predict(features)
+    manifest.tokens, manifest.padded_tokens = made.stats.tokens, made.stats.padded_tokens
+    manifest.batches = made.stats.batches
     manifest.seconds["forward"] = time.perf_counter() - begun
-    rejects = _dump([*_load(row["rejects"]), *failures])
-    return {**row, "rejects": rejects, "features": pack(outputs)}, len(failures)
+    rejects = _dump([*_load(row["rejects"]), *made.rejects])
+    return {**row, "rejects": rejects, "features": serialize(made.outputs)}, len(made.rejects)
 
 
 def write_stage(row: pa.Table, job: StageJob) -> pa.Table:
-    """Turns outputs into columns and commits the part; what is left of the row is its manifest."""
+    """Converts outputs to columns and commits the part; returns only the manifest."""
     done = _guarded("write", row, job, _write)
     return done.select(["manifest"])
 
 
 def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, Any]:
     begun = time.perf_counter()
-    task = task_of(job.order)
+    runner = runner_of(job.runner)
     split = Split.from_dict(json.loads(row["split"]))
-    table, outputs = unpack(row["rows"]), unpack(row["features"])
-    places = unpack(row["places"])
+    table, outputs = deserialize(row["rows"]), deserialize(row["features"])
+    places = deserialize(row["places"])
     fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
-    positions, columns, failures = postprocess(task, fields, outputs, _inputs(table, job))
+    positions, columns, failures = runner.postprocess(outputs, _inputs(table, job), fields)
     rejects = sorted([*_load(row["rejects"]), *failures], key=lambda reject: reject.position)
     kept = table.select(list(job.keep)).take(pa.array(positions))
     flags = [places[CUT].take(pa.array(positions))] if job.truncated else []
     part = pa.table([*kept.columns, *columns, *flags], schema=job.schema)
-    manifest.histogram = _histogram(task, outputs, columns)
+    manifest.histogram = _histogram(runner.task, outputs, columns)
     manifest.rows_out, manifest.rows_rejected = len(part), len(rejects)
-    for one in rejects:
-        reason = f"{one.stage}: {one.error}"
-        manifest.reasons[reason] = manifest.reasons.get(reason, 0) + 1
+    manifest.reasons = dict(Counter(one.reason for one in rejects))
     manifest.seconds["postprocess"] = time.perf_counter() - begun
     begun = time.perf_counter()
     manifest.finished = time.time()
@@ -268,7 +245,7 @@ def _histogram(task: Task, outputs: pa.Table, columns: list[pa.Array]) -> list[i
 
 
 def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dict[str, Any]]) -> pa.Table:
-    """Runs a stage on a split that has not failed before; gives up a split that keeps killing its process."""
+    """Runs a stage on a split unless it has failed before; fails a split that repeatedly kills its process."""
     row = {
         name: table[name][0].as_py() if name in TEXTS else table[name][0].as_buffer()
         for name in table.column_names
@@ -311,7 +288,13 @@ def _inputs(table: pa.Table, job: StageJob) -> dict[str, pa.Array]:
 
 
 def _dump(rejects: list[Reject]) -> str:
-    return json.dumps([asdict(reject) for reject in rejects])
+    """Rejects as JSON; of each kind, the first one alone keeps its traceback."""
+    seen: set[str] = set()
+    for one in rejects:
+        if one.reason in seen:
+            one.traceback = ""
+        seen.add(one.reason)
+    return json.dumps([asdict(one) for one in rejects])
 
 
 def _load(text: str) -> list[Reject]:
@@ -319,7 +302,7 @@ def _load(text: str) -> list[Reject]:
 
 
 def share_of_node(cpus: float) -> float:
-    """This actor's part of its node's CPUs; on a node where Ray counts none, all of them."""
+    """Returns this actor's share of its node's CPUs; 1 on a node for which Ray counts none."""
     here = ray.get_runtime_context().get_node_id()
     total = next((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)
     return min(cpus / total, 1.0) if total else 1.0

@@ -1,8 +1,8 @@
-"""The tracker: one small actor beside the driver that knows what the workers are doing.
+"""The tracker: a small actor on the driver's node that records what the workers are doing.
 
-It counts attempts, so that a split that kills its process is given up; it holds the choices that the first
-worker makes for all; and it is what progress is read from. Processes tell it every few seconds that they live, so that
-a slow split is told from a dead worker. It holds nothing that a rerun needs.
+It counts attempts, so that a split that kills its process is failed. It holds the runtime choice that the first
+worker makes for all, and the progress. Processes send heartbeats every few seconds, which distinguishes a slow split
+from a dead worker. It holds nothing that a rerun needs.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 MAX_ATTEMPTS = 3
-"""A split whose process died this often is failed by name."""
+"""A split whose process died this often fails."""
 ALIVE_S = 60.0
-"""Work whose process has given no sign of life for this long is not under way any more."""
+"""Seconds without a heartbeat after which work no longer counts as running."""
 ANSWER_S = 600.0
-"""How long a worker waits for the tracker's answer; the driver ends a job whose tracker is silent before that."""
+"""Seconds that a worker waits for the tracker's answer; the driver ends a job with a silent tracker before that."""
 LOAD = "load"
-"""The stage in which a worker loads the model; what stands for its split is the process."""
+"""The stage in which a worker loads the model; it is recorded under the process's id in place of a split."""
 
 
 @dataclass
 class Activity:
-    """What the workers have done so far."""
+    """The progress of the workers so far."""
 
     rows: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     workers: int = 0
-    """Workers whose model is loaded."""
+    """Workers that have loaded the model."""
     first_loaded: float = 0.0
     """Unix time when the first worker was ready; 0 until then."""
     first_batch: float = 0.0
     """Unix time when the first batch of the job began; 0 until then."""
     last_sign: float = field(default_factory=time.time)
-    """Unix time of the last sign of life."""
+    """Unix time of the last heartbeat."""
     last_progress: float = field(default_factory=time.time)
-    """Unix time when a batch, a split or a load last began or came to its end."""
+    """Unix time when a batch, a split or a load last began or ended."""
     reading: int = 0
-    """Rows of the splits that are being read and made into features."""
+    """Rows of the splits being read and preprocessed."""
     oldest: float = 0.0
-    """Unix time when the split that has been in its stage for the longest entered it; 0 without one."""
+    """Unix time when the split that has spent the longest in its stage entered it; 0 without one."""
     oldest_part: str = ""
     loading: float = 0.0
-    """Unix time since when a process has been loading the model, the longest of them; 0 without one."""
+    """Unix time when the longest current load of the model began; 0 without one."""
     proposal: dict[str, Any] | None = None
-    """Choices that the first worker made."""
+    """The runtime choice of the first worker."""
 
 
 @dataclass
 class _Work:
-    """A stage of a split, or a load, in a process."""
+    """A stage of a split, or a load of the model, in a process."""
 
     rows: int
     began: float
     """Unix time."""
     sign: float
-    """Unix time of the last sign of life of its process."""
+    """Unix time of the last heartbeat of its process."""
 
 
 class TrackerState:
-    """The tracker's methods; an actor of this class is made by `start_tracker`."""
+    """The tracker's state and methods; `start_tracker` creates an actor of this class."""
 
     def __init__(self, settled: dict[str, Any] | None) -> None:
         self._activity = Activity()
@@ -73,7 +73,7 @@ class TrackerState:
         self._under_way: dict[tuple[str, str], _Work] = {}
 
     def attempt(self, stage: str, part: str, rows: int = 0) -> int:
-        """Notes that a stage begins a split; returns how often it has begun without coming to its end."""
+        """Records that a stage begins a split; returns how often it has begun without ending."""
         self._sign()
         key = stage, part
         self._under_way[key] = _Work(rows, time.time(), time.time())
@@ -81,50 +81,50 @@ class TrackerState:
         return self._attempts[key]
 
     def beat(self, stage: str, part: str) -> None:
-        """Notes that the process lives that works on a split, however long that takes."""
+        """Records a heartbeat of the process that works on a split."""
         self._activity.last_sign = time.time()
         if (stage, part) in self._under_way:
             self._under_way[stage, part].sign = time.time()
 
     def end(self, stage: str, part: str) -> None:
-        """Notes that a stage came to its end, well or not, with its process alive."""
+        """Records that a stage ended, successfully or not, with its process alive."""
         self._sign()
         self._under_way.pop((stage, part), None)
         self._attempts.pop((stage, part), None)
 
     def loaded(self) -> None:
-        """Notes that a worker is ready."""
+        """Records that a worker is ready."""
         self._sign()
         self._activity.workers += 1
         self._activity.first_loaded = self._activity.first_loaded or time.time()
 
     def begin_batches(self) -> None:
-        """Notes that batches of the job begin."""
+        """Records that batches of the job begin."""
         self._sign()
         self._activity.first_batch = self._activity.first_batch or time.time()
 
     def advance(self, rows: int, tokens: int, padded_tokens: int) -> None:
-        """Adds what was computed since the last call."""
+        """Adds the rows and tokens computed since the last call."""
         self._sign()
         self._activity.rows += rows
         self._activity.tokens += tokens
         self._activity.padded_tokens += padded_tokens
 
     def propose(self, choice: dict[str, Any]) -> None:
-        """Offers choices for the whole job; the first offer wins."""
+        """Proposes a runtime choice for the whole job; the first proposal wins."""
         self._sign()
         self._activity.proposal = self._activity.proposal or choice
 
     def confirm(self, choice: dict[str, Any]) -> None:
-        """Makes choices final; the driver calls this once they are on disk."""
+        """Makes the runtime choice final; the driver calls this when it is on disk."""
         self._settled = choice
 
     def settled(self) -> dict[str, Any] | None:
-        """The final choices, None until they are made."""
+        """Returns the final runtime choice; None before it is made."""
         return self._settled
 
     def activity(self) -> Activity:
-        """All of it, for the driver."""
+        """Returns the progress, for the driver."""
         living = {key: one for key, one in self._under_way.items() if time.time() - one.sign < ALIVE_S}
         splits = {key: one for key, one in living.items() if key[0] != LOAD}
         oldest = min(splits, key=lambda key: splits[key].began, default=None)
@@ -141,7 +141,7 @@ class TrackerState:
 
 
 def start_tracker(settled: dict[str, Any] | None) -> Any:
-    """A tracker on the driver's own node, which outlives every other node of the job."""
+    """Starts a tracker on the driver's node, which outlives every other node of the job."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(TrackerState).options(num_cpus=0, scheduling_strategy=here)
     return actor.remote(settled)

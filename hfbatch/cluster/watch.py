@@ -1,4 +1,4 @@
-"""Notices that the cluster is gone, and ends the work with a sentence before Ray's library ends the process without one."""
+"""Detects a lost cluster and ends the work with a message, before Ray ends the process without one."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any
 
 import ray
 
-from hfbatch import supervisor
+from hfbatch.console import supervisor
 from hfbatch.errors import WorkerError
 
 POLL_S = 1.0
 PING_S = 5.0
 PING_TIMEOUT_S = 10.0
 SILENCE_S = 40.0
-"""How long the cluster's head may fail to answer: one that is started again is back within this time."""
+"""Seconds that the cluster's head may fail to answer: a restarted head is back within this time."""
 VITAL = ("gcs_server", "raylet")
-"""The processes of a cluster on this machine without which it does not work."""
+"""The processes without which a cluster on this machine does not work."""
 ENDED_BY_RAY = (
-    "Ray's library ended the process, as it does without a word when the cluster's head or this machine's raylet is "
+    "Ray's library ended the process, as it does without a message when the cluster's head or this machine's raylet is "
     "gone"
 )
 
 
 class Watch(threading.Thread):
-    """Asks the cluster's head every few seconds; once it is gone, interrupts the main thread.
+    """Thread that pings the cluster's head every few seconds and interrupts the main thread when it is gone.
 
-    :param node: the node that this process has started itself; None for a cluster of others.
+    :param node: the node that this process started; None for a cluster that it did not start.
     """
 
     def __init__(self, node: Any | None) -> None:
         super().__init__(name="hfbatch-cluster", daemon=True)
         self.lost = ""
-        """What is gone, in a sentence; empty while all is well."""
+        """A sentence that says what is gone; empty while the cluster works."""
         self.leaving = False
-        """Whether the work has ended already, so that nothing is left to interrupt."""
+        """Whether the work has already ended, so that no interrupt is needed."""
         self._node = node
         self._over = threading.Event()
         self._answered = time.monotonic()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Watches the cluster until `stop`."""
         asked = 0.0
         while not self._over.wait(POLL_S):
             self.lost = self._dead()
@@ -59,21 +59,21 @@ class Watch(threading.Thread):
         self._over.set()
 
     def or_lost(self, error: BaseException) -> BaseException:
-        """What ended the work: the loss of the cluster, where it is lost, else the error."""
+        """Returns what ended the work: the loss of the cluster if it is lost, else the error."""
         return WorkerError(self.lost) if self.lost else error
 
     def _dead(self) -> str:
-        """A vital process of the own cluster that has died."""
+        """Returns a message if a vital process of the cluster started here has died; else an empty text."""
         dead = [name for name, _ in self._node.dead_processes() if name in VITAL] if self._node else []
         return f"the Ray cluster of this job is gone: its process {dead[0]} has died" if dead else ""
 
     def _ping(self) -> str:
         client = getattr(ray._private.worker.global_worker, "gcs_client", None)
-        if client is None:  # ray:// talks to a server of the cluster, and notices itself
+        if client is None:  # ray:// connects to a server of the cluster and detects its loss itself
             return ""
         try:
             client.internal_kv_exists(b"hfbatch", None, timeout=PING_TIMEOUT_S)
-        except Exception as error:  # noqa: BLE001 - whatever it is, there was no answer
+        except Exception as error:  # noqa: BLE001 - any error means that there was no answer
             silent = time.monotonic() - self._answered
             if silent < SILENCE_S or self._over.is_set():
                 return ""

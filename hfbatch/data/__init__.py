@@ -1,1 +1,1 @@
-"""Splits, reading, writing, the ledger. Knows nothing of models and of Ray."""
+"""Input: listing, splits, reading, filters, media files. Does not import Ray or models."""

@@ -1,8 +1,8 @@
-"""Columns of Parquet files: what each is read as, what the types of two files have in common, and conversions between them.
+"""Types of Parquet columns: the plain type of a column, the common type of two files, and conversions.
 
-Arrow has several layouts for one kind of value (views, dictionaries), which most of its functions do not take
-inside lists and structs. A column is therefore read in the plain layout. Extension types stay as they are: they
-name what their values mean, and are bytes or text to whoever computes with them.
+Arrow has several layouts for one kind of value (views, dictionaries), and most of its functions do not support them
+inside lists and structs. Columns are therefore read in the plain layout. Extension types are kept, since they give
+values a meaning; computations use their storage, such as bytes or text.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _FLOAT_BITS = {16: 11, 32: 24, 64: 53}
 
 
 def open_parquet(fs: pafs.FileSystem, path: str, **options: Any) -> pq.ParquetFile:
-    """A Parquet file of the input. :param options: of pq.ParquetFile.
+    """Opens a Parquet file of the input. :param options: options of pq.ParquetFile.
 
-    Its INT96 times, which Spark and Hive write, are read as microseconds: nanoseconds reach from 1677 to 2262 only,
-    and another year than the file's came out beyond.
+    INT96 times, which Spark and Hive write, are read as microseconds: nanoseconds only reach from 1677 to 2262, and
+    times beyond would be read with a wrong year.
     """
     return pq.ParquetFile(path, filesystem=fs, coerce_int96_timestamp_unit="us", **options)
 
 
 def fields_of(kind: pa.DataType) -> list[pa.Field]:
-    """The fields that a nested type is made of; empty for one that is not nested."""
+    """Returns the fields of a nested type; empty for other types."""
     if pa.types.is_map(kind):
         return [kind.key_field, kind.item_field]
     if _is_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -40,7 +40,7 @@ def fields_of(kind: pa.DataType) -> list[pa.Field]:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """What a column of a file is read as: no dictionaries, and no views of text, bytes or lists, at any depth."""
+    """Returns the type that a column is read as: no dictionaries, and no views of text, bytes or lists, at any depth."""
     if isinstance(kind, pa.BaseExtensionType):
         return _with_plain_storage(kind)
     if pa.types.is_dictionary(kind):
@@ -53,7 +53,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def storage_type(kind: pa.DataType) -> pa.DataType:
-    """A plain type without its extension types, at any depth: what the values are to a task or to SQL."""
+    """Returns a plain type without extension types, at any depth: the type for tasks and SQL."""
     if isinstance(kind, pa.BaseExtensionType):
         return storage_type(kind.storage_type)
     return _rebuilt(kind, storage_type)
@@ -71,7 +71,7 @@ def _with_plain_storage(kind: pa.BaseExtensionType) -> pa.DataType:
 
 
 def _rebuilt(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """A nested type with the types of its fields changed."""
+    """Returns a nested type with the types of its fields changed."""
     fields = [field.with_type(change(field.type)) for field in fields_of(kind)]
     if pa.types.is_struct(kind):
         return pa.struct(fields)
@@ -85,9 +85,9 @@ def _rebuilt(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) ->
 
 
 def convert(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """A column in another type that holds its values.
+    """Converts a column to another type that holds its values.
 
-    :raises pa.ArrowInvalid: where a value does not fit.
+    :raises pa.ArrowInvalid: if a value does not fit.
     """
     if column.type.equals(kind):
         return column
@@ -101,15 +101,15 @@ def convert(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Chunked
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with its columns, which have the schema's names and order, in the schema's types."""
+    """Converts the columns of a table, which have the names and order of a schema, to the types of the schema."""
     columns = [convert(column, kind) for column, kind in zip(table.columns, schema.types, strict=True)]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _casts_wrongly(kind: pa.DataType) -> bool:
-    """Whether pyarrow 26 may make invalid arrays in casting a type.
+    """Returns whether pyarrow 26 may create invalid arrays when it casts a type.
 
-    It does of list views, of nulls in structs in lists, and of extension types whose storage is a view.
+    It does for list views, for nulls in structs in lists, and for extension types whose storage is a view.
     """
     if isinstance(kind, pa.BaseExtensionType):
         storage = kind.storage_type
@@ -119,7 +119,7 @@ def _casts_wrongly(kind: pa.DataType) -> bool:
 
 
 def _rebuilt_as(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """What a cast should do, level by level. :param kind: a storage type; names of items may come out as others."""
+    """Casts an array level by level. :param kind: a storage type; names of list items may change."""
     if isinstance(array.type, pa.BaseExtensionType):
         return _rebuilt_as(array.storage, kind)
     if not fields_of(array.type):
@@ -149,7 +149,7 @@ def _rebuilt_as(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _offsets(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
-    """Where each list of an array begins in its items, from 0 and with an end; the items, of a map keys and values."""
+    """Returns the offsets of an array's lists, from 0 and with the end, and its items; of a map keys and values."""
     kind = array.type
     if pa.types.is_map(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_numpy()
@@ -160,10 +160,10 @@ def _offsets(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
 
 
 def _items_in_order(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
-    """The same of list views, which may lie in any order and overlap, and of lists of one length.
+    """Like `_offsets`, for list views, which may be in any order and overlap, and for fixed-size lists.
 
-    Without `flatten` and `take` before the items have plain types: pyarrow 26 gives garbage for extension types over
-    views.
+    Does not use `flatten` and `take` before the items have plain types: pyarrow 26 returns wrong values for extension
+    types over views.
     """
     kind = array.type
     lengths = pc.if_else(array.is_null(), 0, pc.list_value_length(array)).to_numpy()
@@ -183,12 +183,12 @@ def _items_in_order(array: pa.Array) -> tuple[np.ndarray, list[pa.Array]]:
 
 
 def _named(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """An array under a type of the same layout, its buffers shared; pyarrow casts to no extension inside a list."""
+    """Relabels an array with a type of the same layout, sharing buffers; pyarrow has no cast to extensions in lists."""
     return pa.array(_Relabelled(array, kind))
 
 
 class _Relabelled:
-    """An array with another type of the same layout, by Arrow's C data interface."""
+    """Exports an array with another type of the same layout through Arrow's C data interface."""
 
     def __init__(self, array: pa.Array, kind: pa.DataType) -> None:
         self._array, self._kind = array, kind
@@ -198,15 +198,15 @@ class _Relabelled:
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:
-    """A table of no rows; `Schema.empty_table` knows no extension types inside lists and structs."""
+    """Creates a table without rows; `Schema.empty_table` does not support extension types in lists and structs."""
     return pa.Table.from_batches([], schema)
 
 
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """The smallest type that holds every value of two plain types exactly; None where there is none.
+    """Returns the smallest type that holds every value of two plain types exactly; None if there is none.
 
-    A value keeps what it is: text stays text, and a number is not rounded. Times of different units have the finer
-    one, but for nanoseconds, which reach from 1677 to 2262 only.
+    Values keep their kind: text stays text, and numbers are not rounded. Times of different units get the finer unit,
+    except nanoseconds, which only reach from 1677 to 2262.
     """
     if first.equals(second) or pa.types.is_null(second):
         return first
@@ -222,14 +222,14 @@ def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def _nullable(kind: pa.DataType) -> pa.DataType:
-    """A type whose structs may lack a field, as those of another file do."""
+    """Makes the fields of structs nullable, since structs of another file may lack them."""
     if not pa.types.is_struct(kind):
         return _rebuilt(kind, _nullable)
     return pa.struct([field.with_type(_nullable(field.type)).with_nullable(True) for field in kind])
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
-    """Whether a type holds every value of another one, exactly and as the same kind of value."""
+    """Returns whether a type holds every value of another one, exactly and as the same kind of value."""
     types = pa.types
     if wide.equals(narrow) or types.is_null(narrow):
         return True
@@ -286,7 +286,7 @@ def _types_in(kind: pa.DataType) -> list[pa.DataType]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    """A list of any length, whatever its layout."""
+    """Returns whether a type is a variable-size list of any layout."""
     types = pa.types
     return bool(
         types.is_list(kind)

@@ -1,7 +1,7 @@
-"""One file over HTTP: from hosts that are named, at addresses that are checked, in one request within limits.
+"""Downloads one file over HTTP from permitted hosts, at checked addresses, within limits of size and time.
 
-Proxies from the environment are not used: a proxy looks hosts up by itself, so that their addresses could not be
-checked.
+Proxies from the environment are not used, since a proxy resolves host names itself, so that the addresses could not
+be checked.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ MOST_REDIRECTS = 5
 CHUNK = 1 << 18
 NAT64 = IPv6Network("64:ff9b::/96")
 METADATA = frozenset((ip_address("168.63.129.16"),))
-"""Addresses at which a cloud tells its machines secrets, and which no registry calls private: Azure's."""
+"""Metadata addresses of clouds, which serve secrets, but are not registered as private: Azure's."""
 
 
 class FileRefusedError(ValueError):
-    """A file that a row names and may not, or one that is too large; the message says which line of the spec allows it."""
+    """A row names a file that is not permitted or too large; the message gives the line of the spec that permits it."""
 
 
 @dataclass(frozen=True)
 class Permit:
-    """What may be downloaded."""
+    """The files that may be downloaded."""
 
     hosts: tuple[str, ...]
-    """Names, *.names, addresses and networks, each with or without `:port`; none: every host at a public address."""
+    """Names, *.names, addresses and networks, each with or without `:port`; if empty, all hosts at public addresses."""
     schemes: tuple[str, ...]
     max_bytes: int
     timeout: float
     spec: str
-    """Where the spec says so, such as `input.files`."""
+    """The section of the spec with the rules, such as `input.files`."""
 
     def check_url(self, url: URL) -> None:
-        """:raises FileRefusedError: for a scheme, host or written address that the permit does not name."""
+        """:raises FileRefusedError: for a scheme, host or literal address that the permit does not allow."""
         host, port = (url.raw_host or "").lower(), url.port
         if url.scheme not in self.schemes:
             raise FileRefusedError(
@@ -54,12 +54,12 @@ class Permit:
             raise FileRefusedError(
                 f"{shown(str(url))} is on a host that rows may not name; to allow it, add it to {self.spec}.hosts: [{host}]"
             )
-        if ":" in host or host.replace(".", "").isdigit():  # an address already, which no resolver will see
+        if ":" in host or host.replace(".", "").isdigit():  # a literal address, which is not resolved
             self.check_address(host, host, port)
 
     def check_address(self, host: str, address: str, port: int | None) -> None:
-        """:raises FileRefusedError: for an address that is not public, unless it is named: the name alone will not do,
-        since whoever owns it can let it lead anywhere."""
+        """:raises FileRefusedError: for an address that is not public, unless the permit lists it. The host name is not
+        enough, since its owner can let it resolve to any address."""
         try:
             real = embedded(ip_address(address))
         except ValueError as error:
@@ -73,11 +73,11 @@ class Permit:
         )
 
     def _names(self, host: str, port: int | None) -> bool:
-        """Whether an entry is this host's name, or a pattern that it matches."""
+        """Returns whether an entry is this host's name or a pattern that matches it."""
         return any(fnmatchcase(host, entry) for entry in self._entries(port))
 
     def _holds(self, address: str, port: int | None) -> bool:
-        """Whether an entry is this address, or a network that it lies in."""
+        """Returns whether an entry is this address or a network that contains it."""
         for entry in self._entries(port):
             with suppress(ValueError):
                 if ip_address(address) in ip_network(entry, strict=False):
@@ -85,7 +85,7 @@ class Permit:
         return False
 
     def _entries(self, port: int | None) -> Iterator[str]:
-        """The entries that hold for a port, without it."""
+        """Yields the entries that apply to a port, without the port."""
         for entry in self.hosts:
             name, _, number = entry.rpartition(":")
             has_port = number.isdigit() and (":" not in name or name.endswith("]")) and name
@@ -94,27 +94,27 @@ class Permit:
 
 
 def embedded(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 one leads to, where it is made for that; else the address itself."""
+    """Returns the IPv4 address embedded in an IPv6 address, if there is one; else the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-    if inner is None and not int(address) >> 32 and int(address) > 1:  # ::a.b.c.d, as of old
+    if inner is None and not int(address) >> 32 and int(address) > 1:  # ::a.b.c.d, the deprecated form
         inner = IPv4Address(int(address))
     return inner or address
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one that the whole Internet can reach, and no cloud's own service."""
+    """Returns whether an address is reachable from the whole Internet and not a service of a cloud."""
     return address.is_global and not address.is_multicast and address not in METADATA
 
 
 def download(name: str, permit: Permit) -> bytes:
-    """The content behind a URL: one GET for each redirect, and no cookies.
+    """Downloads the content of a URL: one GET per redirect, without cookies.
 
-    :raises FileRefusedError: for a URL, redirect or address that the permit does not allow, and for too large a file.
-    :raises OSError: for a host that is not found, an answer other than 200, and a download longer than the timeout.
+    :raises FileRefusedError: for a URL, redirect or address that the permit does not allow, or a file over the limit.
+    :raises OSError: if the host is not found, the status is not 200, or the download exceeds the timeout.
     """
     import aiohttp
     from fsspec.asyn import get_loop, sync
@@ -135,7 +135,7 @@ async def _download(name: str, permit: Permit) -> bytes:
 
     url = URL(name)
     connector = aiohttp.TCPConnector(resolver=_checking_resolver(permit), use_dns_cache=False)
-    # The limit is for all of it together; aiohttp's own ones begin anew at each redirect.
+    # This timeout covers the whole download; aiohttp's own timeouts start again at each redirect.
     async with (
         asyncio.timeout(permit.timeout),
         aiohttp.ClientSession(
@@ -161,7 +161,7 @@ async def _download(name: str, permit: Permit) -> bytes:
 
 
 async def _body(answer: Any, permit: Permit) -> bytes:
-    """What an answer holds, read no further than the limit, whatever length it claims."""
+    """Reads the body of an answer up to the limit, whatever length it claims."""
     parts, size = [], answer.content_length or 0
     if size <= permit.max_bytes:
         size = 0
@@ -176,14 +176,12 @@ async def _body(answer: Any, permit: Permit) -> bytes:
 
 
 def too_large(name: str, limit: int, spec: str) -> FileRefusedError:
-    """The error of a file that has more bytes than the limit."""
-    return FileRefusedError(
-        f"{name} has more bytes than {spec}.max_bytes, {limit:,}; raise it if that is meant"
-    )
+    """Returns the error for a file that has more bytes than the limit."""
+    return FileRefusedError(f"{name} has more bytes than {spec}.max_bytes, {limit:,}; raise it to allow this")
 
 
 def _checking_resolver(permit: Permit) -> Any:
-    """What looks hosts up for a session: it hands over addresses that were checked, to which the session connects."""
+    """Returns a resolver for a session that passes on only checked addresses, to which the session then connects."""
     from aiohttp.abc import AbstractResolver
     from aiohttp.resolver import ThreadedResolver
 
@@ -195,12 +193,12 @@ def _checking_resolver(permit: Permit) -> Any:
             return found
 
         async def close(self) -> None:
-            """Nothing is open."""
+            """Does nothing: no resource is open."""
 
     return Resolver()
 
 
 def shown(name: str, most: int = 120) -> str:
-    """A path or URL for people: without secrets, and not too long."""
+    """Returns a path or URL for messages: without secrets, and shortened."""
     text = redact(name)
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""Paths and URLs to filesystems, and what lies on them. Knows nothing of rows and formats."""
+"""Opens filesystems by path or URL, and lists and stats their files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from hfbatch.errors import SpecError, redact_text
 from hfbatch.errors import redact as redact
-from hfbatch.location import Location
+from hfbatch.spec.location import Location
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z0-9+.\-]+)*://")
 _CHAIN = re.compile(r"::[A-Za-z0-9+.\-]+://")
@@ -26,7 +26,7 @@ _OPTIONS = {
     ),
     "gs": ("scheme", "endpoint_override", "retry_limit_seconds", "project_id"),
 }  # fmt: skip
-"""What pyarrow takes as options in the URL of a bucket."""
+"""Options that pyarrow accepts in the URL of a bucket."""
 _SECRET_QUERY = re.compile(
     r"\?[^/]*(?:secret|token|passw|credential|signature|access_key)[^/=]*=", re.IGNORECASE
 )
@@ -45,26 +45,26 @@ _IDENTITY_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file as a listing shows it."""
+    """A file in a listing."""
 
     path: str
-    """Relative to the folder that was listed."""
+    """Path relative to the listed folder."""
     size: int
     """Bytes."""
     mtime_ns: int
-    """Modification time; else a number that changes with the etag; 0 where neither is known."""
+    """Modification time; else a number that changes with the etag; 0 if neither is known."""
 
 
 def is_url(path: str) -> bool:
-    """Whether a path has a scheme, such as s3://."""
+    """Returns whether a path has a scheme, such as s3://."""
     return bool(_SCHEME.match(path))
 
 
 def absolute(path: str) -> Location:
-    """A local path made absolute; URLs unchanged.
+    """Makes a local path absolute; returns URLs unchanged.
 
-    `~` is the home folder, and a file:// URL is decoded as `Path.as_uri` encodes it. Links before a `..` are followed,
-    as the system does in opening.
+    Expands `~`, and decodes a file:// URL as encoded by `Path.as_uri`. Links before a `..` are followed, as the system
+    does when it opens a path.
     """
     full = Location(path).unmasked
     full = full.removeprefix("local://")
@@ -80,12 +80,12 @@ def absolute(path: str) -> Location:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether an absolute path or URL is a folder, or is below it."""
+    """Returns whether an absolute path or URL is equal to a folder or below it."""
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def real_path(path: str) -> str:
-    """What all names of a place have in common: a local path without links, a URL without user, options and slash."""
+    """Returns a canonical path: a local path without links, a URL without user, options and trailing slash."""
     full = absolute(path).unmasked
     if not is_url(full):
         return os.path.realpath(full)
@@ -95,14 +95,14 @@ def real_path(path: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name, its bytes that are not UTF-8 as escapes such as `caf\\xe9`."""
+    """Escapes the bytes of a file name that are not UTF-8, such as `caf\\xe9`."""
     return name.encode("utf8", "surrogateescape").decode("utf8", "backslashreplace")
 
 
 def split_options(path: str) -> tuple[str, str]:
-    """A URL, and what at its end is not part of the key, with its question mark.
+    """Splits a URL into the part up to the key and the options with their question mark.
 
-    That is the query of http, and for s3 and gs a query of pyarrow's own options alone, such as `?region=eu-west-1`.
+    Options are the query of http, and for s3 and gs a query of only pyarrow's options, such as `?region=eu-west-1`.
     """
     scheme = path.partition("://")[0].lower() if is_url(path) else ""
     found = None
@@ -115,18 +115,18 @@ def split_options(path: str) -> tuple[str, str]:
 
 
 def join(folder: str, name: str) -> Location:
-    """A path below a folder; a URL's options stay at the end."""
+    """Joins a folder and a path below it; a URL's options stay at the end."""
     head, options = split_options(Location(folder).unmasked)
     return Location(f"{head.rstrip('/')}/{name}{options}")
 
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URL, and the path on it without a slash at the end.
+    """Returns the filesystem of a path or URL, and the path on it without a trailing slash.
 
-    A key means itself, but for what `split_options` takes off. S3 goes to AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
-    where one of them is set.
+    A key is taken literally, without the options that `split_options` removes. S3 uses AWS_ENDPOINT_URL_S3 or
+    AWS_ENDPOINT_URL if one of them is set.
 
-    :raises SpecError: for a scheme that nothing installed can open, or a key that it would not take as it is.
+    :raises SpecError: for a scheme that no installed filesystem supports, or a key that it would not take literally.
     """
     shown = absolute(path)
     full = shown.unmasked
@@ -154,7 +154,7 @@ def _open(path: str) -> tuple[pafs.FileSystem, str]:
     if _CHAIN.search(path):
         fs, root = fsspec.core.url_to_fs(path)
     else:
-        # Not by url_to_fs, to which every `::` in a key is a chain of filesystems.
+        # Without url_to_fs, which takes every `::` in a key for a chain of filesystems.
         cls = fsspec.get_filesystem_class(scheme)
         root = cls._strip_protocol(path)
         _check_key(scheme, path, root)
@@ -163,7 +163,7 @@ def _open(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _open_bucket(scheme: str, path: str) -> tuple[pafs.FileSystem, str]:
-    """A bucket, opened by its URL without the key: pyarrow would decode and cut that as a part of the URL."""
+    """Opens a bucket by its URL without the key, since pyarrow would decode and cut the key as part of the URL."""
     url, options = split_options(path)
     authority, _, key = url.partition("://")[2].partition("/")
     user, at, bucket = authority.rpartition("@")
@@ -192,7 +192,7 @@ def _s3_at(endpoint: str, user: str, options: dict[str, str]) -> pafs.FileSystem
 
 
 def _check_key(scheme: str, path: str, root: str) -> None:
-    """:raises ValueError: if a filesystem would take a key for something else than itself."""
+    """:raises ValueError: if a filesystem would not take a key literally."""
     if scheme in ("http", "https"):
         if "#" in path:
             raise ValueError(
@@ -206,28 +206,28 @@ def _check_key(scheme: str, path: str, root: str) -> None:
 
 
 def is_local(fs: pafs.FileSystem) -> bool:
-    """Whether it is this machine's own file tree."""
+    """Returns whether it is the local filesystem."""
     return isinstance(fs, pafs.LocalFileSystem)
 
 
 def fsspec_of(fs: pafs.FileSystem) -> Any | None:
-    """The fsspec filesystem inside, if it is one."""
+    """Returns the wrapped fsspec filesystem, if there is one."""
     handler = getattr(fs, "handler", None)
     return handler.fs if isinstance(handler, pafs.FSSpecHandler) else None
 
 
 def kind_of(fs: pafs.FileSystem, path: str) -> str:
-    """What lies at a path: `file`, `folder` or `nothing`."""
+    """Returns the kind of a path: `file`, `folder` or `nothing`."""
     kind = fs.get_file_info(path).type
     return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(kind, "nothing")
 
 
 def stat_file(fs: pafs.FileSystem, path: str) -> tuple[int, int] | None:
-    """Size in bytes and modification time in nanoseconds of a file; None where there is none."""
+    """Returns size in bytes and modification time in nanoseconds of a file; None if it does not exist."""
     inner = fsspec_of(fs)
     if inner is not None:
         try:
-            # Object stores cache their listings; a change since then must be seen.
+            # Listings of object stores are cached, and later changes must be seen.
             inner.invalidate_cache()
             info = inner.info(path)
         except FileNotFoundError:
@@ -238,7 +238,7 @@ def stat_file(fs: pafs.FileSystem, path: str) -> tuple[int, int] | None:
 
 
 def list_names(fs: pafs.FileSystem, root: str) -> dict[str, bool]:
-    """Names directly below a folder, and whether each is a folder; empty where there is no such folder."""
+    """Returns the names directly below a folder, and whether each is a folder; empty if the folder does not exist."""
     if is_local(fs):
         try:
             with os.scandir(root) as entries:
@@ -250,7 +250,7 @@ def list_names(fs: pafs.FileSystem, root: str) -> dict[str, bool]:
 
 
 def list_versions(fs: pafs.FileSystem, root: str) -> dict[str, tuple[int, int]]:
-    """Files directly below a folder, each with size and modification time in nanoseconds, 0 where it is not known."""
+    """Returns the files directly below a folder, with size and modification time in nanoseconds, 0 if unknown."""
     if is_local(fs):
         try:
             with os.scandir(root) as entries:
@@ -272,19 +272,19 @@ def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message, or its type where it has none: one line of at most 300 characters, without secrets."""
+    """Returns an exception's message, or else its type: one line of at most 300 characters, without secrets."""
     text = redact_text(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 READ_ERRORS = (OSError, ValueError, pa.ArrowException)
-"""What pyarrow and fsspec raise for a file that is absent, forbidden, cut off or not of its format."""
+"""Exceptions of pyarrow and fsspec for a file that is absent, forbidden, truncated or not of its format."""
 
 
 def identity(info: dict[str, Any]) -> int:
-    """A number that changes when the file does, from what the filesystem tells of it; 0 where it tells nothing.
+    """Returns a number that changes with the file, from the filesystem's metadata; 0 if there is none.
 
-    The content's own ids come first: listings and single look-ups agree on them more often than on times.
+    Ids of the content come first: listings and single look-ups agree on them more often than on times.
     """
     value = next((info[key] for key in _IDENTITY_KEYS if info.get(key) is not None), None)
     if isinstance(value, datetime):
@@ -295,7 +295,7 @@ def identity(info: dict[str, Any]) -> int:
 
 
 def absent_folders(path: str) -> list[str]:
-    """The folder and those above it that do not exist, innermost first."""
+    """Returns the folders of a path that do not exist, innermost first."""
     absent = []
     while path and path != "/" and not os.path.lexists(path):
         absent.append(path)

@@ -1,7 +1,7 @@
-"""`input.filter`: a SQL condition on a table's columns, evaluated by DuckDB. Reads no files.
+"""Evaluates `input.filter`, a SQL condition on a table's columns, with DuckDB. Reads no files.
 
-A condition is judged by the tree that DuckDB's own parser makes of it, and the query that was judged is the one
-that runs. What a row's answer may depend on is that row alone: no clock, no chance, no setting, no other row.
+A condition is checked in the tree of DuckDB's own parser, and the checked query is the one that runs. The result of
+a row may depend only on that row: not on the clock, chance, settings or other rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POSITION, _ROWS = "hfbatch_position", "hfbatch_rows"
 _PLAIN = frozenset(
     ("BETWEEN", "CASE", "CAST", "COLLATE", "COMPARISON", "CONJUNCTION", "CONSTANT", "OPERATOR", "TYPE")
 )
-"""Classes of expressions that depend on their operands alone."""
+"""Classes of expressions that depend only on their operands."""
 _OTHERS = {
     "SUBQUERY": "a subquery, as = ANY is (write IN or list_contains)",
     "WINDOW": "a window function",
@@ -39,15 +39,15 @@ _MISNAMED = frozenset(
         "localtimestamp", "reservoir_quantile",
     )
 )  # fmt: skip
-"""What depends on the clock or on chance although DuckDB 2.0 lists it as consistent, or does not list it."""
+"""Functions that depend on the clock or on chance, but that DuckDB 2.0 lists as consistent or does not list."""
 
 
 def matching_rows(table: pa.Table, condition: str, file: str, section: str) -> np.ndarray:
-    """Positions of the rows for which a condition is true, int64, ascending.
+    """Returns the positions of the rows for which a condition is true, int64, ascending.
 
-    :param file: where the rows are from, to name in errors.
-    :param section: the part of the spec that holds the filter, to name in errors.
-    :raises SplitError: when the condition is wrong, or fails on one of the rows.
+    :param file: file of the rows, for errors.
+    :param section: section of the spec with the filter, for errors.
+    :raises SplitError: if the condition is invalid, or fails on one of the rows.
     """
     columns, faults = _examine(condition, table.schema)
     if faults:
@@ -66,12 +66,12 @@ def matching_rows(table: pa.Table, condition: str, file: str, section: str) -> n
 
 
 def filter_columns(filter: str, schema: pa.Schema) -> list[str]:
-    """The columns that a condition reads, in the schema's order."""
+    """Returns the columns that a condition reads, in the schema's order."""
     return list(_examine(filter, schema)[0])
 
 
 def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
-    """What is wrong with a SQL condition on these columns, one sentence each; empty where it is fine."""
+    """Checks a SQL condition on these columns; returns its faults, one sentence each."""
     columns, faults = _examine(filter, schema)
     if faults:
         return list(faults)
@@ -82,8 +82,8 @@ def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
             session.from_arrow(_comparable(nulls[:0])).query(_ROWS, _query(filter)).fetchall()
             answers = session.from_arrow(_comparable(nulls)).project(f"({filter}\n)")
             (kind,) = answers.types
-            with suppress(duckdb.InvalidInputException):  # functions that take no nulls, such as `map`
-                answers.fetchall()  # a row finds the constants that are no dates or numbers
+            with suppress(duckdb.InvalidInputException):  # functions that do not accept nulls, such as `map`
+                answers.fetchall()  # evaluating one row finds constants that are not valid dates or numbers
     except duckdb.Error as error:
         return [_no_condition(filter, schema, _first_line(error))]
     if str(kind) != "BOOLEAN":
@@ -95,7 +95,7 @@ def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
 
 @lru_cache(maxsize=32)
 def _examine(condition: str, schema: pa.Schema) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns that a condition reads, and what its tree shows to be wrong."""
+    """Returns the columns that a condition reads, and the faults in its tree."""
     try:
         reading = _Reading(condition, schema)
         reading.visit(_parse(condition))
@@ -108,7 +108,7 @@ def _examine(condition: str, schema: pa.Schema) -> tuple[tuple[str, ...], tuple[
 
 
 def _confused(condition: str, schema: pa.Schema, columns: Sequence[str]) -> Iterator[str]:
-    """Names that DuckDB does not tell apart, among the columns that are read and inside them."""
+    """Yields faults of names that DuckDB does not distinguish, among the columns read and their fields."""
     groups = [("columns", list(columns))]
     groups += [
         (f"fields of column {name!r}", list(names)) for name in columns for names in _structs(schema, name)
@@ -119,14 +119,14 @@ def _confused(condition: str, schema: pa.Schema, columns: Sequence[str]) -> Iter
             if first.setdefault(_fold(name), name) != name:
                 yield (
                     f"input.filter {condition!r} reads the {what} {first[_fold(name)]!r} and {name!r}, "
-                    "which SQL does not tell apart; rename one of them in the files"
+                    "which SQL does not distinguish; rename one of them in the files"
                 )
     for name in {_POSITION, _ROWS} & {_fold(name) for name in columns}:
         yield f"input.filter {condition!r} reads {name!r}, a name that hfbatch uses itself; rename that column"
 
 
 def _structs(schema: pa.Schema, column: str) -> Iterator[list[str]]:
-    """Field names of each struct in a column, however deep."""
+    """Yields the field names of each struct in a column, at any depth."""
     waiting = [storage_type(schema.field(column).type)]
     while waiting:
         kind = waiting.pop()
@@ -137,10 +137,10 @@ def _structs(schema: pa.Schema, column: str) -> Iterator[list[str]]:
 
 
 class _Reading:
-    """What a condition's tree reads and calls.
+    """Collects the columns and functions in the tree of a condition.
 
-    :param parameters: names that stand for values of their own: those of a macro.
-    :param within: macros that this one is part of.
+    :param parameters: names that are not columns: the parameters of a macro.
+    :param within: macros that contain this one.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class _Reading:
         self._parameters = parameters
 
     def visit(self, node: Any, own: frozenset[str] = frozenset()) -> None:
-        """Takes in a part of the tree. :param own: names that a lambda around it brings."""
+        """Visits a part of the tree. :param own: names defined by an enclosing lambda."""
         if isinstance(node, list):
             for item in node:
                 self.visit(item, own)
@@ -167,9 +167,7 @@ class _Reading:
         kind = node.get("class")
         if kind == "COLUMN_REF":
             self._name(node["column_names"][0], node, own)
-        elif (
-            kind == "LAMBDA" and node.get("syntax_type") != "SINGLE_ARROW"
-        ):  # which is JSON's `column -> path`
+        elif kind == "LAMBDA" and node.get("syntax_type") != "SINGLE_ARROW":  # JSON's `column -> path`
             self.visit(node["expr"], own | frozenset(_names(node["lhs"])))
         elif kind is None or kind in _PLAIN or kind in ("FUNCTION", "LAMBDA"):
             if kind == "FUNCTION":
@@ -183,7 +181,7 @@ class _Reading:
             )
 
     def _name(self, name: str, node: dict[str, Any], own: frozenset[str]) -> None:
-        """A name that should be a column's."""
+        """Checks a name that should be that of a column."""
         if _fold(name) in own | self._parameters:
             return
         alike = [column for column in self._schema.names if _fold(column) == _fold(name)]
@@ -204,7 +202,7 @@ class _Reading:
             self._fault(f"names {name!r}, which is no column of the input (columns: {known})")
 
     def _call(self, node: dict[str, Any], own: frozenset[str]) -> None:
-        """A function, or a method of a column: `name.lower()`."""
+        """Checks a function, or a method of a column: `name.lower()`."""
         path = node.get("qualified_name", {}).get("path") or [
             *filter(None, [node.get("catalog"), node.get("schema")]),
             node["function_name"],
@@ -233,7 +231,7 @@ _CALLS = "calls {}, which gives another answer on each rerun; use a condition on
 
 
 def _names(node: Any) -> Iterator[str]:
-    """Names that a lambda brings, folded."""
+    """Yields the names that a lambda defines, folded."""
     if isinstance(node, dict):
         if node.get("class") == "COLUMN_REF":
             yield _fold(node["column_names"][0])
@@ -244,10 +242,10 @@ def _names(node: Any) -> Iterator[str]:
 
 
 def _is_unstable(name: str, within: frozenset[str] = frozenset()) -> bool:
-    """Whether a function's answer depends on more than its arguments."""
+    """Returns whether a function's result depends on more than its arguments."""
     name = name.lower()
     if name in within:
-        return False  # judged by whoever asks
+        return False  # a recursive macro is checked by the caller
     kinds = _functions().get(name, ())
     return name in _MISNAMED or any(
         stability != "CONSISTENT"
@@ -259,7 +257,7 @@ def _is_unstable(name: str, within: frozenset[str] = frozenset()) -> bool:
 
 @lru_cache
 def _depends(macro: str, parameters: tuple[str, ...], within: frozenset[str]) -> bool:
-    """Whether what a macro stands for depends on more than its parameters."""
+    """Returns whether the expansion of a macro depends on more than its parameters."""
     reading = _Reading(macro, pa.schema([]), frozenset(map(_fold, parameters)), within)
     reading.visit(_parse(macro))
     return bool(reading.faults)
@@ -267,7 +265,7 @@ def _depends(macro: str, parameters: tuple[str, ...], within: frozenset[str]) ->
 
 @lru_cache
 def _functions() -> dict[str, list[tuple[str, str | None, list[str]]]]:
-    """Scalar functions and macros: stability, definition and parameters of each form, by name."""
+    """Returns scalar functions and macros by name: stability, definition and parameters of each overload."""
     found: dict[str, list[tuple[str, str | None, list[str]]]] = {}
     with _connect() as session:
         rows = session.execute(
@@ -280,7 +278,7 @@ def _functions() -> dict[str, list[tuple[str, str | None, list[str]]]]:
 
 
 def _parse(condition: str) -> Any:
-    """The tree of a condition. :raises duckdb.Error: where it is not one, or is more than one."""
+    """Parses a condition to a tree. :raises duckdb.Error: if it is not exactly one condition."""
     tree, pattern = _tree(_query(condition)), _tree(_query("true"))
     where = tree.pop("where_clause", None)
     del pattern["where_clause"]
@@ -306,7 +304,7 @@ def _query(condition: str) -> str:
 
 
 def _comparable(table: pa.Table) -> pa.Table:
-    """A table as DuckDB takes it, with each row's position: half floats and long decimals in types that it knows."""
+    """Returns a table for DuckDB, with the position of each row: half floats and long decimals in supported types."""
     for at, field in enumerate(table.schema):
         kind = field.type
         if pa.types.is_float16(kind):
@@ -319,15 +317,15 @@ def _comparable(table: pa.Table) -> pa.Table:
 
 
 def _connect() -> Any:
-    """A session of this process's one database; opening a database anew takes as long as a small split."""
+    """Opens a session of this process's one database; opening a new database takes as long as a small split."""
     return _database().cursor()
 
 
 @lru_cache
 def _database() -> Any:
-    """A database in memory that can neither reach files nor this process's variables, and whose clock is UTC.
+    """Opens a database in memory without access to files and to this process's variables, and with time zone UTC.
 
-    Times without a zone, and dates of times with one, would else depend on the node's time zone.
+    Otherwise times without a zone, and dates of times with one, would depend on the node's time zone.
     """
     config: dict[str, Any] = {
         "enable_external_access": "false",
@@ -341,7 +339,7 @@ def _database() -> Any:
 
 
 def _fold(name: str) -> str:
-    """A name as DuckDB compares it: letters of ASCII in lower case."""
+    """Folds a name as DuckDB compares it: ASCII letters in lower case."""
     return name.encode("utf8", "surrogatepass").lower().decode("utf8", "surrogatepass")
 
 
@@ -351,7 +349,7 @@ def _no_condition(condition: str, schema: pa.Schema, reason: str) -> str:
 
 
 def _texts(argument: dict[str, Any]) -> list[str]:
-    """The text of an argument that is one."""
+    """Returns the text of an argument that is a text constant."""
     node = argument.get("expression", argument)
     literal = node.get("literal") or {}
     return [literal["text"]] if literal.get("kind") == "STRING" else []

@@ -1,4 +1,4 @@
-"""Finds NaN and infinity in Arrow columns. Knows nothing of what they mean."""
+"""Finds NaN and infinity in Arrow columns."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ NONE = np.empty(0, np.int64)
 
 
 def non_finite(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Rows of a column that hold NaN or infinity, at any depth of lists and structs: int64, increasing.
+    """Returns the rows of a column that hold NaN or infinity, at any depth of lists and structs: int64, increasing.
 
-    A null holds neither. Where all is well, the numbers are read once.
+    Nulls count as finite. If all numbers are finite, they are read once.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

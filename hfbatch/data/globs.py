@@ -1,4 +1,4 @@
-"""Globs over relative paths, taken folder by folder, so that a listing enters only where a match can be."""
+"""Matches globs over relative paths folder by folder, so that a listing enters only folders that can match."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hfbatch.errors import SpecError
 
 MARKS = "*?["
 State = frozenset[int]
-"""How many parts of a pattern a path may have used up; empty where no match can be at or below it."""
+"""Numbers of pattern parts that a path may have matched; empty if nothing at or below it can match."""
 
 
 class Glob:
-    """A pattern in which `**` is any number of folders, `*`, `?` and `[...]` stay in one name.
+    """A pattern in which `**` matches any number of folders, and `*`, `?` and `[...]` match within one name.
 
-    It matches a file also where it matches a folder that the file lies in. "" matches every file.
+    It also matches a file if it matches a folder that contains the file. "" matches every file.
 
-    :raises SpecError: for a pattern that means nothing.
+    :raises SpecError: for an invalid pattern.
     """
 
     def __init__(self, pattern: str = "") -> None:
@@ -31,32 +31,32 @@ class Glob:
         self.start = self._closed({0})
 
     def step(self, state: State, name: str) -> State:
-        """The state below a folder, or at a file, of that name."""
+        """Returns the state below a folder, or at a file, with that name."""
         found = set()
         for used in state:
             if used == len(self._parts):
                 return state
             part = self._parts[used]
             if part is None:
-                # At the end it stands for one name at least.
+                # A final `**` matches at least one name.
                 found |= {used, used + 1} if used + 1 == len(self._parts) else {used}
             elif part.match(name):
                 found.add(used + 1)
         return self._closed(found)
 
     def walk(self, path: str) -> State:
-        """The state at a relative path."""
+        """Returns the state at a relative path."""
         state = self.start
         for name in filter(None, path.split("/")):
             state = self.step(state, name)
         return state
 
     def accepts(self, state: State) -> bool:
-        """Whether a file in that state matches."""
+        """Returns whether a file in that state matches."""
         return len(self._parts) in state
 
     def _closed(self, state: set[int]) -> State:
-        """With the states behind each `**`, which may stand for no folder; where all is used up, that state alone."""
+        """Adds the states after each `**`, which may match no folder; returns only the final state if it is reached."""
         last = len(self._parts) - 1
         for used in sorted(state):
             while used < last and self._parts[used] is None:

@@ -1,4 +1,4 @@
-"""Which files an input path stands for, their format and their partitions. Opens only those without an ending."""
+"""Lists the files of an input path, with their format and partitions. Opens only files without an ending."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from hfbatch.data.filesystem import (
     split_options,
     stat_file,
 )
+from hfbatch.data.formats.texttypes import fits, found_type, texts_note
 from hfbatch.data.globs import MARKS, Glob
-from hfbatch.data.texttypes import fits, found_type, texts_note
 from hfbatch.data.walk import Listing, list_files
 from hfbatch.errors import SpecError
-from hfbatch.spec import InputSpec
+from hfbatch.spec.job import InputSpec
 
 THREADS = 16
 PACKED = ("gz", "bz2", "xz", "zst", "lz4", "zip")
@@ -53,18 +53,18 @@ _NO_ENDING = re.compile(r"[^.]*(\.[0-9][^.]*)*")
 
 
 class Found(NamedTuple):
-    """What an input path stands for."""
+    """The files of an input path."""
 
     root_url: Location
-    """The folder that file names are relative to, as a URL or absolute path."""
+    """The folder of the relative file names, as a URL or absolute path."""
     fs: pafs.FileSystem
     root: str
-    """The same folder as a path on fs."""
+    """The same folder as a path on `fs`."""
     listing: Listing
 
 
 def partition_keys(file: str) -> dict[str, str | None]:
-    """The `key=value` folders of a relative path, URL-decoded; None where the value is hive's null."""
+    """Returns the `key=value` folders of a relative path, URL-decoded; None for Hive's null."""
     pairs = [folder.partition("=") for folder in file.split("/")[:-1] if "=" in folder]
     return {
         _decoded(key): None if value == NO_PARTITION else _decoded(value) for key, _, value in pairs if key
@@ -72,7 +72,7 @@ def partition_keys(file: str) -> dict[str, str | None]:
 
 
 def _decoded(text: str) -> str:
-    """A part of a folder's name without percent signs, or as it is where these stand for no text."""
+    """Decodes percent-encoding in a folder's name; returns it unchanged if it is not valid UTF-8."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
@@ -80,9 +80,9 @@ def _decoded(text: str) -> str:
 
 
 def find_files(path: str) -> Found:
-    """The files that a folder, file or glob stands for, sorted, each once. What is there as it is written is no glob.
+    """Finds the files of a folder, file or glob, sorted, each once. A path that exists literally is not a glob.
 
-    :raises SpecError: when there is no such path or it cannot be listed.
+    :raises SpecError: if there is no such path or it cannot be listed.
     """
     shown = absolute(path)
     try:
@@ -133,9 +133,9 @@ def _has_marks(path: Location) -> bool:
 
 
 def _fixed(path: Location) -> tuple[Location, Glob]:
-    """The folder that a glob begins in, and the parts from there on; a part that is there as it is written is no glob.
+    """Returns the base folder of a glob, and the glob below it; a part that exists literally is not a glob.
 
-    :raises OSError: when an object store does not tell what is there.
+    :raises OSError: if an object store cannot be listed.
     """
     head, options = split_options(path.unmasked)
     parts = head.rstrip("/").split("/")
@@ -148,13 +148,13 @@ def _fixed(path: Location) -> tuple[Location, Glob]:
 
 
 def _folder(parts: list[str], options: str) -> Location:
-    """A path's first parts. A slash keeps a name that looks like options from being taken for these."""
+    """Joins a path's first parts. A trailing slash keeps a name like `?a=b` from being taken for options."""
     path = "/".join(parts) or "/"
     return Location(path + (options or "/" * bool(split_options(path)[1])))
 
 
 def reads(path: str, output: str) -> bool:
-    """Whether an input would be read from an output: where it leads, and what a glob can match, lies in it.
+    """Returns whether an input path would read files of an output: its folder, or matches of its glob, contain it.
 
     :raises SpecError: for a path that cannot be opened.
     """
@@ -183,7 +183,7 @@ def _without(left_out: dict[str, str]) -> str:
 
 
 def tell(left_out: Mapping[str, str]) -> list[str]:
-    """What was left out, one line for each reason with a few of the paths."""
+    """Describes the paths that were left out: one line per reason, with a few of the paths."""
     reasons: dict[str, list[str]] = {}
     for path, reason in sorted(left_out.items()):
         reasons.setdefault(reason, []).append(path)
@@ -194,11 +194,11 @@ def tell(left_out: Mapping[str, str]) -> list[str]:
 
 
 def choose_format(spec: InputSpec, found: Found) -> tuple[str, list[SourceFile]]:
-    """The format to read, and the files that have it; the others are added to what the listing leaves out.
+    """Returns the format to read and the files of that format; adds the other files to `listing.left_out`.
 
-    A file whose name has no ending, as Hive writes them, is Parquet if it begins as such.
+    A file without an ending, as written by Hive, is Parquet if it begins with Parquet's magic bytes.
 
-    :raises SpecError: when there are no files, or the format is unknown or not the same for all.
+    :raises SpecError: if there are no files, or their format is unknown or ambiguous.
     """
     shown, listing = absolute(spec.path), found.listing
     if not listing.files:
@@ -211,7 +211,7 @@ def choose_format(spec: InputSpec, found: Found) -> tuple[str, list[SourceFile]]
         formats |= dict.fromkeys(_nameless_parquet(found), "parquet")
     file_format = _one_format(shown, formats) if spec.format == "auto" else spec.format
     chosen = [file for file in listing.files if formats[file.path] == file_format]
-    if not chosen:  # the spec names the format of files whose endings say nothing
+    if not chosen:  # the spec gives the format of files with unknown endings
         return file_format, listing.files
     for path, kind in formats.items():
         if kind != file_format:
@@ -242,7 +242,7 @@ def _one_format(shown: Location, formats: dict[str, str | None]) -> str:
 
 
 def _nameless_parquet(found: Found) -> list[str]:
-    """Files without an ending that begin as Parquet does; one that cannot be read is taken for one, to be told."""
+    """Returns files without an ending that begin as Parquet; includes unreadable ones, so that they are reported."""
     nameless = [
         file.path for file in found.listing.files if _NO_ENDING.fullmatch(file.path.rpartition("/")[2])
     ]
@@ -261,7 +261,7 @@ def _nameless_parquet(found: Found) -> list[str]:
 
 
 def _is_packed(path: str) -> bool:
-    """Whether a file is one that would be read, compressed."""
+    """Returns whether a file is a compressed file of a known format."""
     stem, _, ending = path.rpartition(".")
     return ending.lower() in PACKED and _format_of(stem) is not None
 
@@ -273,23 +273,23 @@ def _format_of(path: str) -> str | None:
 def partition_types(
     files: list[SourceFile], known: Mapping[str, pa.DataType] | None = None, notes: list[str] | None = None
 ) -> dict[str, pa.DataType]:
-    """Columns that come from `key=value` folders: int64 where every value is written as int64 is, else string.
+    """Returns the columns of `key=value` folders: int64 if every value is in int64's canonical form, else string.
 
     So `zip=01234` and `n=٣` stay texts.
 
-    :param known: types that are taken as they are.
-    :param notes: gets what to mind about columns that look like numbers and stay texts.
+    :param known: types that are given.
+    :param notes: receives notes on columns that look like numbers and stay texts.
     """
     values: dict[str, set[str | None]] = {}
     for folder in {file.path.rpartition("/")[0] for file in files}:
         for key, value in partition_keys(folder + "/").items():
             values.setdefault(key, set()).add(value)
-    # Sorted, since the set of folders has no order of its own.
+    # Sorted, since the order of a set is not deterministic.
     types = dict.fromkeys(sorted(values), pa.string()) | dict(known or {})
     stayed = []
     for key in values.keys() - (known or {}).keys():
         found, why = found_type(pa.array(sorted(filter(None, values[key])), pa.string()))
-        # A folder such as `n=NA` or `n=` has a value: null is written as NO_PARTITION alone.
+        # A folder such as `n=NA` or `n=` has a value: only NO_PARTITION means null.
         fit = all(value is None or fits(value, found, exact=True) for value in values[key])
         types[key] = pa.int64() if fit and found.equals(pa.int64()) else pa.string()
         stayed += [f"{key} ({why})"] if why else []

@@ -1,7 +1,7 @@
-"""Which files a row may name, and their content. A row is data: it must not reach what its author could not.
+"""Reads the files that rows name, with checks: a row is data, and must not give access to what its author cannot read.
 
-Always read are bytes, and regular files below the input's folder: by their real path, or in the same bucket and
-prefix. More is named by the spec's `input.files`.
+Bytes and regular files below the input's folder are always allowed: by their real path, or in the same bucket and
+prefix. The spec's `input.files` can allow more.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ import pyarrow.fs as pafs
 
 from hfbatch.data.download import WEB, FileRefusedError, Permit, download, shown, too_large
 from hfbatch.data.filesystem import absolute, is_url, join, lies_in, open_filesystem, split_options
-from hfbatch.location import Location
-from hfbatch.spec import FilesSpec, InputSpec
+from hfbatch.spec.job import FilesSpec, InputSpec
+from hfbatch.spec.location import Location
 
 REMEMBERED_BYTES = 256 << 20
-"""Files from elsewhere that a process keeps for a while: a split with one bad row asks for its other rows' again."""
+"""Bytes of remote files that a process caches: a split with one bad row reads the files of its other rows again."""
 REMEMBERED_S = 600
 _CHAIN = re.compile(r"[\w+.\-]+::.*://")
-"""As fsspec writes filesystems over others, such as simplecache::https://host/a.png."""
+"""Chained filesystems of fsspec, such as simplecache::https://host/a.png."""
 
 
 @dataclass(frozen=True)
 class RowFiles:
-    """The files that the rows of an input may name; without a folder and rules, none."""
+    """The files that rows of an input may name; none without a folder and rules."""
 
     root: str = ""
-    """Folder or URL that paths in the rows are relative to, and below which every file may be read."""
+    """Folder or URL of relative paths in the rows; all files below it may be read."""
     rules: FilesSpec = field(default_factory=FilesSpec)
     section: str = "input"
-    """The part of the spec that has the rules, to name in errors."""
+    """The section of the spec with the rules, for errors."""
 
     @property
     def spec(self) -> str:
-        """The rules' full name in the spec."""
+        """Full name of the rules in the spec."""
         return f"{self.section}.files"
 
     def read(self, value: Any) -> bytes:
-        """The content of a file.
+        """Reads a file.
 
         :param value: bytes; a path, URL or `data:` URL; or a dict with `bytes` or else `path`.
-        :raises ValueError: where there is neither bytes nor a path.
-        :raises FileRefusedError: for a file that rows may not name, that is no regular file, or too large.
-        :raises OSError: for one that cannot be read.
+        :raises ValueError: if there are neither bytes nor a path.
+        :raises FileRefusedError: for a file that rows may not name, that is not a regular file, or is too large.
+        :raises OSError: if the file cannot be read.
         """
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -70,19 +70,19 @@ class RowFiles:
         return _RECENT.get((self, place), lambda: self._read_elsewhere(place))
 
     def refusal(self, name: str) -> str | None:
-        """Why a file may not be read, as far as its name tells; None for one that may be. Opens nothing."""
+        """Returns why a file may not be read, by its name; None if it may. Opens nothing."""
         if name[:5].lower() == "data:":
             return None
         try:
             self.place_of(name)
         except FileRefusedError as error:
             return str(error)
-        except (OSError, ValueError):  # which reading it will tell
+        except (OSError, ValueError):  # reading the file will report it
             return None
         return None
 
     def place_of(self, name: str) -> str:
-        """The absolute path or URL that a name in a row stands for. :raises FileRefusedError: if it may not be read."""
+        """Resolves a name in a row to an absolute path or URL. :raises FileRefusedError: if it may not be read."""
         place = absolute(f"file://{name[7:]}") if name[:7].lower() == "file://" else name
         scheme = _scheme(place)
         if _CHAIN.match(place):
@@ -109,7 +109,7 @@ class RowFiles:
         return f"the folder of {self.section}.path"
 
     def _place_below(self, name: str) -> str:
-        """The place of a name without a scheme: a file of this machine, or one in the input's bucket."""
+        """Resolves a name without a scheme to a local file or a file in the input's bucket."""
         if not is_url(self.root) or name.startswith("/"):
             path = os.path.join(self.root, name)
             self._check_local(path, os.path.realpath(path))
@@ -130,8 +130,8 @@ class RowFiles:
             )
 
     def _read_local(self, path: str) -> bytes:
-        # A handle that only names the file, so that what is checked is what is read and nothing else is opened:
-        # opening a FIFO waits for a writer, and opening a device may do something.
+        # An O_PATH handle, so that the checked file is the one that is read, and nothing else is opened: opening a FIFO
+        # waits for a writer, and opening a device may have side effects.
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             itself = f"/proc/self/fd/{handle}"
@@ -147,14 +147,14 @@ class RowFiles:
             os.close(handle)
 
     def _root_of(self, url: str) -> str | None:
-        """The root, of those in buckets and on the web, that a URL lies below."""
+        """Returns the root in a bucket or on the web that contains a URL."""
         if ".." in url.split("/"):
             return None
         roots = [root for root in (self.root, *self.rules.roots) if is_url(root)]
         return next((root for root in roots if lies_in(_bare(url), _bare(root, True))), None)
 
     def _permit(self, url: str) -> Permit:
-        """What a URL of the web may be downloaded by. :raises FileRefusedError: if it may not be."""
+        """Returns the permit to download a web URL. :raises FileRefusedError: if it may not be downloaded."""
         from yarl import URL
 
         parsed, root = URL(url), self._root_of(url)
@@ -176,7 +176,7 @@ class RowFiles:
         root = self._root_of(url)
         if root is None:
             fs, path = open_filesystem(url)
-        else:  # with the root's credentials and options, and the key as it stands
+        else:  # with the root's credentials and options, and the literal key
             fs, folder = _filesystem(Location(root).unmasked)
             path = f"{folder}/{_bare(url)[len(_bare(root, True)) + 1 :]}"
         with fs.open_input_file(path) as file:
@@ -187,7 +187,7 @@ class RowFiles:
 
 
 def with_absolute_paths(given: InputSpec) -> InputSpec:
-    """An input whose paths hold in every folder."""
+    """Makes the paths of an input absolute."""
     files = given.files.model_copy(update={"roots": tuple(map(absolute, given.files.roots))})
     return given.model_copy(update={"path": absolute(given.path), "files": files})
 
@@ -202,9 +202,9 @@ def _scheme(url: str) -> str:
 
 
 def _bare(url: str, is_root: bool = False) -> str:
-    """A URL without `user:secret@` and without a slash at its end; that of a root also without the store's options."""
+    """Removes `user:secret@` and a trailing slash from a URL; from a root's URL also the store's options."""
     full = Location(url).unmasked
-    if _scheme(url) in WEB:  # as a request has it, where %2e%2e leads to the folder above
+    if _scheme(url) in WEB:  # as in a request, where %2e%2e means the parent folder
         from yarl import URL
 
         full = str(URL(full))
@@ -217,7 +217,7 @@ def _bare(url: str, is_root: bool = False) -> str:
 
 
 def _inline(url: str) -> bytes:
-    """What a `data:` URL holds."""
+    """Decodes a `data:` URL."""
     head, _, body = url.partition(",")
     if not head.lower().endswith(";base64"):
         raise ValueError("a data: URL without base64; write data:image/png;base64,...")
@@ -225,9 +225,9 @@ def _inline(url: str) -> bytes:
 
 
 class _Recent:
-    """Files from elsewhere, and why some could not be read, kept for a while.
+    """Caches remote files, and the errors of those that could not be read.
 
-    A split with a bad row is tried again in halves, which asks for the files of all its rows again.
+    A split with a bad row is tried again in halves, which reads the files of all its rows again.
     """
 
     def __init__(self) -> None:
@@ -235,7 +235,7 @@ class _Recent:
         self._bytes, self._lock = 0, Lock()
 
     def get(self, key: Any, load: Callable[[], bytes]) -> bytes:
-        """What load returns, or raises, at its first call for a key."""
+        """Returns, or raises, the result of the first call of `load` for a key."""
         with self._lock:
             kept = self._kept.get(key)
         if kept is None or time.monotonic() - kept[0] > REMEMBERED_S:
@@ -259,7 +259,7 @@ class _Recent:
 
 
 def _size(kept: tuple[float, bytes | Exception] | None) -> int:
-    """Bytes that an entry holds; a little for one that holds an error."""
+    """Returns the bytes of an entry; a small number for an error."""
     return len(kept[1]) if kept and isinstance(kept[1], bytes) else 4096 if kept else 0
 
 

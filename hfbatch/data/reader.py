@@ -1,4 +1,4 @@
-"""Reading one split: its columns and filter. Works from plain values alone, lists nothing, knows no task."""
+"""Reads one split: its columns and filter. Needs only plain values, and lists no files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data import textfiles
 from hfbatch.data.columns import convert, empty_table, open_parquet
 from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, redact, stat_file
 from hfbatch.data.filter import filter_columns, filter_faults, matching_rows
-from hfbatch.data.lines import BadRow, Parsed, Wanted, misfit
+from hfbatch.data.formats import textfiles
+from hfbatch.data.formats.lines import BadRow, Parsed, Wanted, misfit
+from hfbatch.data.formats.texttypes import convert as convert_text
+from hfbatch.data.formats.texttypes import fits
 from hfbatch.data.listing import partition_keys
 from hfbatch.data.rowgroups import MOST_BYTES, read_rows
 from hfbatch.data.splits import Piece, Split
-from hfbatch.data.texttypes import convert as convert_text
-from hfbatch.data.texttypes import fits
 from hfbatch.errors import SplitError
 
 __all__ = ["PLACES", "ReadPlan", "Rows", "filter_columns", "filter_faults", "read_split"]
@@ -30,25 +30,25 @@ PLACES = pa.schema([("file", pa.string()), ("row", pa.int64())])
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What a worker needs to read any split of an input."""
+    """The description of an input with which a worker reads any split."""
 
     path: str
-    """The folder that file names are relative to, as a URL or absolute path."""
+    """The folder of the relative file names, as a URL or absolute path."""
     format: str
     columns: tuple[str, ...]
-    """Columns to read, those of the filter included."""
+    """Columns to read, including those of the filter."""
     schema: pa.Schema
     """Their types, the same in every split."""
     hive: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """Columns that come from `key=value` folders."""
+    """Columns from `key=value` folders."""
     filter: str | None = None
-    """A SQL condition; rows for which it is not true are left out."""
+    """A SQL condition; rows for which it is not true are dropped."""
     section: str = "input"
-    """The part of the spec that asks for it, to name in errors."""
+    """The section of the spec with the input, for errors."""
     given: frozenset[str] = frozenset()
     """Columns whose type the spec gives."""
     whole: bool = False
-    """Whether columns of JSONL that are not among these are to be told."""
+    """Whether to report JSONL columns that are not in `columns`."""
 
 
 @dataclass
@@ -56,21 +56,21 @@ class Rows:
     """The rows of a split."""
 
     table: pa.Table
-    """ReadPlan.columns, in that order and of those types."""
+    """The columns of `ReadPlan.columns`, in that order and with those types."""
     places: pa.Table
-    """`file` (string) and `row` (int64) of each row: where it comes from."""
+    """The origin of each row: `file` (string) and `row` (int64)."""
     read: int
     """Rows before the filter."""
     bad: list[BadRow] = field(default_factory=list)
-    """Those that cannot be read, whatever the filter says; by their positions in the table."""
+    """Rows that cannot be read, whatever the filter; with their positions in the table."""
     unplanned: dict[str, int] = field(default_factory=dict)
-    """Columns that the plan did not see, and in how many rows they hold a value."""
+    """Columns that are not in the plan, with the number of rows in which they hold a value."""
 
 
 def read_split(split: Split, plan: ReadPlan) -> Rows:
     """Reads the rows of a split in input order and applies the filter.
 
-    :raises SplitError: when a file is gone, changed, unreadable, or has other rows than the split says.
+    :raises SplitError: if a file is missing, changed or unreadable, or its rows differ from the split's.
     """
     if split.fault is not None:
         raise SplitError(split.fault)
@@ -78,7 +78,7 @@ def read_split(split: Split, plan: ReadPlan) -> Rows:
     pieces: list[Parsed] = []
     left = MOST_BYTES
     for piece in split.pieces:
-        left -= (piece.stop - piece.start) * (len(piece.file) + 16)  # what tells where each row is from
+        left -= (piece.stop - piece.start) * (len(piece.file) + 16)  # the origins of the rows
         pieces.append(_read_piece(fs, root, piece, plan, left))
         left -= pieces[-1].table.nbytes
     table = pa.concat_tables([empty_table(plan.schema), *(piece.table for piece in pieces)])
@@ -127,7 +127,7 @@ def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan, mo
 
 
 def _bad_partitions(keys: Mapping[str, str | None], count: int, plan: ReadPlan) -> list[BadRow]:
-    """All rows of a file, where one of its `key=value` folders does not fit the type of its column."""
+    """Returns all rows of a file as bad rows if one of its `key=value` folders does not fit the type of its column."""
     for name, kind in plan.hive.items():
         value = keys.get(name)
         if value is not None and not fits(value, kind, exact=name not in plan.given):
@@ -140,16 +140,16 @@ def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPla
     now = stat_file(fs, path)
     if now is None:
         raise SplitError(
-            f"{piece.file} is gone from {redact(plan.path)}; put it back, or run again to do without it"
+            f"{piece.file} is gone from {redact(plan.path)}; restore it, or run again without it"
         )
     size, mtime_ns = now
-    # Some filesystems tell the time in a listing only: 0 is unknown.
+    # Some filesystems give the time only in a listing: 0 is unknown.
     if size != piece.size or (mtime_ns and piece.mtime_ns and mtime_ns != piece.mtime_ns):
         raise SplitError(f"{piece.file} changed while the job ran; run again")
 
 
 def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan, most: int) -> pa.Table:
-    """The piece's rows, of `most` bytes together; only columns that the file has."""
+    """Reads the piece's rows, at most `most` bytes together; only columns that the file has."""
     again = partial(open_parquet, fs, path)
     with again(pre_buffer=True) as file:
         metadata = file.metadata

@@ -1,8 +1,8 @@
-"""Rows of Parquet row groups, as many bytes of them as a process may hold.
+"""Reads rows of Parquet row groups up to a limit of decoded bytes.
 
-A file of 100 kB may decode to gigabytes: a value that stands once in a dictionary, on every row. Its footer tells how
-many values there are, not how long they are; so a group that could become too large is read in batches, whose rows
-are few enough for the longest value of each dictionary, until the limit.
+A file of 100 kB may decode to gigabytes, if a value in a dictionary is used on every row. The footer gives the number
+of values, not their lengths. So a row group that could become too large is read in batches, which are small enough
+for the longest value of each dictionary, up to the limit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from hfbatch.data.columns import convert
 
 MOST_BYTES = 2 << 30
-"""Bytes that the rows of a split may decode to. One column of Arrow's plain strings or bytes cannot hold more."""
+"""Most decoded bytes of the rows of a split. One column of Arrow's plain strings or bytes cannot hold more."""
 BATCH_BYTES = 256 << 20
 SMALL_BYTES, FEW_BATCHES = 16 << 20, 256
-"""A look into dictionaries takes time by their size, which may be that of all values; where it is not small and the
-batches for the longest value that there could be are few, these cost less."""
+"""Reading dictionaries takes time in proportion to their size, which may be that of all values; if it is not small
+and few batches suffice for the longest possible value, batches cost less."""
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
 EACH = 5
-"""Bytes of a value beside itself: its offset, and whether it is null."""
+"""Bytes per value in addition to its content: offset and null bit."""
 
 Opener = Callable[..., pq.ParquetFile]
 
@@ -38,13 +38,13 @@ def read_rows(
     schema: pa.Schema,
     most: int = MOST_BYTES,
 ) -> pa.Table:
-    """Some rows of consecutive row groups.
+    """Reads some rows of consecutive row groups.
 
     :param again: opens the same file with other options of pq.ParquetFile.
-    :param skipped: rows of the groups before the first that is wanted; count: those that are wanted.
-    :param schema: columns to read, with the types that dictionaries and views become.
-    :param most: bytes that they may decode to.
-    :raises ValueError: when there are more.
+    :param skipped: rows of the groups before the first wanted one; count: wanted rows.
+    :param schema: columns to read, with the plain types of dictionaries and views.
+    :param most: most decoded bytes.
+    :raises ValueError: if there are more.
     """
     sizes = {group: _most_bytes(file, again, group, schema.names, most) for group in groups}
     if sum(sizes.values()) <= most:
@@ -64,8 +64,8 @@ def read_rows(
                 held += parts[-1].nbytes
             if held > most:
                 raise ValueError(
-                    f"its rows decode to more than the {MOST_BYTES:,} bytes that a split may have; set split_rows lower "
-                    "where the spec has the path, or write the file in smaller row groups"
+                    f"its rows decode to more than the {MOST_BYTES:,} bytes that a split may have; lower split_rows "
+                    "beside the path in the spec, or write the file in smaller row groups"
                 )
             if seen >= stop:
                 break
@@ -73,8 +73,8 @@ def read_rows(
 
 
 def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema, those of dictionaries and views as what they stand for, which takes the bytes counted."""
-    table = table.select(schema.names)  # asked for `s.t`, pyarrow gives field `t` of a struct `s` too
+    """Returns the columns of a schema with dictionaries and views decoded, which takes the bytes counted."""
+    table = table.select(schema.names)  # for `s.t`, pyarrow also returns field `t` of a struct `s`
     for at, column in enumerate(table.columns):
         kind = schema.field(table.column_names[at]).type
         if _is_short(column.type) and column.type != kind:
@@ -83,14 +83,14 @@ def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _is_short(kind: pa.DataType) -> bool:
-    """Whether values of a type, or of one in it, may share their bytes."""
+    """Returns whether values of a type, or of a nested type, may share their bytes."""
     tests = (pa.types.is_dictionary, pa.types.is_string_view, pa.types.is_binary_view)
     inner = (kind.field(at).type for at in range(kind.num_fields))
     return any(test(kind) for test in tests) or any(map(_is_short, inner))
 
 
 def _most_bytes(file: pq.ParquetFile, again: Opener, group: int, names: Sequence[str], enough: int) -> int:
-    """Bytes that columns of a group decode to at most: by its footer, and by its dictionaries where that is not enough."""
+    """Returns the most decoded bytes of columns of a group: by its footer, and by its dictionaries if necessary."""
     found, known = file.metadata.row_group(group), 0
     repeated = {}
     for at in range(found.num_columns):
@@ -114,7 +114,7 @@ def _most_bytes(file: pq.ParquetFile, again: Opener, group: int, names: Sequence
 
 
 def _longest(again: Opener, group: int, paths: list[str]) -> dict[str, int]:
-    """Bytes of the longest value in each dictionary of a group; only those that can be read as dictionaries."""
+    """Returns the bytes of the longest value in each dictionary of a group that can be read as a dictionary."""
     found = {}
     for path in paths:
         try:
@@ -127,7 +127,7 @@ def _longest(again: Opener, group: int, paths: list[str]) -> dict[str, int]:
 
 
 def _longest_in(array: Any) -> int:
-    """Bytes of the longest value in the dictionaries of an array. :raises ValueError: without any."""
+    """Returns the bytes of the longest value in the dictionaries of an array. :raises ValueError: if it has none."""
     if pa.types.is_dictionary(array.type):
         return pc.max(pc.binary_length(array.dictionary)).as_py() or 0
     if pa.types.is_struct(array.type):

@@ -1,4 +1,4 @@
-"""The input as a whole: files, format and schema, and how it is cut. Knows nothing of tasks and outputs."""
+"""Opens an input: its files, format and schema, and its splits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data import textfiles
 from hfbatch.data.columns import common_type, open_parquet, plain_type
 from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
+from hfbatch.data.formats import textfiles
+from hfbatch.data.formats.texttypes import KNOWN, name_of, type_of
 from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types, tell
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
 from hfbatch.data.textschema import TextSchemas, Types, csv_schemas, jsonl_schemas
-from hfbatch.data.texttypes import KNOWN, name_of, type_of
 from hfbatch.errors import SpecError
-from hfbatch.spec import InputSpec
+from hfbatch.spec.job import InputSpec
 
 THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What planning keeps of a file's own metadata."""
+    """The metadata of a file that planning uses."""
 
     schema: pa.Schema
     rows: np.ndarray
@@ -36,47 +36,47 @@ class Footer:
     sizes: np.ndarray
     """Uncompressed bytes of each row group, int64."""
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of numbered classes, by column."""
+    """Class names by column."""
 
 
 @dataclass
 class Source:
-    """An input that was listed and whose schema is known."""
+    """A listed input with a known schema."""
 
     path: Location
-    """What the spec names, made absolute."""
+    """The path of the spec, made absolute."""
     root_url: Location
-    """The folder that file names are relative to, as a URL or absolute path."""
+    """The folder of the relative file names, as a URL or absolute path."""
     fs: pafs.FileSystem
     root: str
-    """The same folder as a path on fs."""
+    """The same folder as a path on `fs`."""
     files: list[SourceFile]
     """Sorted by path."""
     format: str
     schema: pa.Schema
-    """The columns of all files together, partition columns last, as columns.plain_type and common_type have them."""
+    """The columns of all files, partition columns last, with types by `columns.plain_type` and `common_type`."""
     hive: dict[str, pa.DataType]
-    """Columns that come from `key=value` folders."""
+    """Columns from `key=value` folders."""
     broken: dict[str, str]
     """Files that cannot be read, and why."""
     footers: dict[str, Footer] = field(default_factory=dict, repr=False)
     conflicts: dict[str, str] = field(default_factory=dict)
-    """Columns that have types in different files which no type holds exactly, or that occur twice: a sentence each."""
+    """Columns whose types in the files have no common type, or that occur twice: one sentence each."""
     left_out: list[str] = field(default_factory=list)
-    """What lies there and is not read: one line for each reason."""
+    """Paths that are not read: one line per reason."""
     given: frozenset[str] = frozenset()
     """Columns whose type the spec gives."""
     notes: list[str] = field(default_factory=list)
-    """What to mind about rows and types, one sentence each."""
+    """Warnings about rows and types, one sentence each."""
 
     def faults_of(self, columns: Iterable[str]) -> list[str]:
-        """What is wrong with the columns that are read; what nobody reads may be as it likes."""
+        """Returns the faults of the columns that are read; those of other columns do not matter."""
         wanted = set(columns)
         return [fault for name, fault in self.conflicts.items() if name in wanted]
 
     @property
     def types(self) -> dict[str, Any]:
-        """Types that a later run keeps to, in plain values: of text files' columns and of partitions."""
+        """Types that a later run keeps, as plain values: those of text files' columns and of partitions."""
         names = self.hive if self.format == "parquet" else self.schema.names
         return {name: name_of(self.schema.field(name).type) for name in names}
 
@@ -86,9 +86,9 @@ class Source:
         return sum(file.size for file in self.files)
 
     def classes_of(self, column: str) -> tuple[str, ...] | None:
-        """Names that the files give to a column's numbers, 0 first; None without any.
+        """Returns the class names of a column in the files, by class number; None if there are none.
 
-        :raises SpecError: when files give them different names.
+        :raises SpecError: if files have different class names.
         """
         named = {
             path: footer.classes[column] for path, footer in self.footers.items() if column in footer.classes
@@ -103,16 +103,16 @@ class Source:
         return named.get(first)
 
     def files_without(self, column: str) -> list[str]:
-        """Files that lack a column, so that it is null there; a JSONL file's columns show only in reading."""
+        """Returns files that lack a column, which is null there; JSONL columns are known only after reading."""
         if column in self.hive:
             return [file.path for file in self.files if column not in partition_keys(file.path)]
         return [path for path, footer in self.footers.items() if column not in footer.schema.names]
 
     def cut(self, split_rows: int, limit: int | None = None) -> list[Split]:
-        """All splits in input order; a broken file is one of no rows, with its fault.
+        """Cuts the input into splits, in input order; a broken file becomes a split without rows, with its fault.
 
-        :param limit: only the first rows, in order of files; Parquet splits are the same as without a limit,
-            but for the last.
+        :param limit: number of first rows, in order of files; Parquet splits are the same as without a limit,
+            except the last.
         """
         if self.format == "parquet":
             pieces: Iterator[tuple[list[Piece], int]] = map(self._parquet_pieces(split_rows), self.files)
@@ -125,7 +125,7 @@ class Source:
         return splits if limit is None else first_rows(splits, limit)
 
     def _packed(self, pieces: Iterator[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
-        """Packs file by file, with broken files between as splits of their own."""
+        """Packs pieces file by file; broken files become separate splits."""
         healthy: list[tuple[list[Piece], int]] = []
         for item in pieces:
             if item[0][0].file in self.broken:
@@ -171,7 +171,7 @@ class Source:
         return [Piece(file.path, 0, 0, file.size, file.mtime_ns)], 0
 
     def _text_pieces_until(self, split_rows: int, limit: int) -> Iterator[tuple[list[Piece], int]]:
-        """One file after the other, since a scan reads the file: those beyond the limit stay unread."""
+        """Scans one file after the other, since a scan reads the file; files beyond the limit are not read."""
         for file in self.files:
             if limit <= 0:
                 return
@@ -181,11 +181,11 @@ class Source:
 
 
 def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Source:
-    """Lists the input and reads what tells its schema: Parquet footers, or a sample of text.
+    """Lists the input and finds its schema, from Parquet footers or a sample of text.
 
-    :param kept: the types of an earlier run, as `Source.types` gave them.
-    :raises SpecError: when there is nothing to read or the format is unknown. Files that contradict each other are
-        no error before somebody reads the columns in question: see Source.faults_of.
+    :param kept: the types of an earlier run, from `Source.types`.
+    :raises SpecError: if there is nothing to read or the format is unknown. Conflicting types of a column are an
+        error only if the column is read: see `Source.faults_of`.
     """
     types = Types(_types_given(spec), {name: type_of(value) for name, value in (kept or {}).items()})
     found = find_files(spec.path)
@@ -217,28 +217,28 @@ def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Sourc
 
 
 def _types_given(spec: InputSpec) -> dict[str, pa.DataType]:
-    """The types that the spec gives. :raises SpecError: with all that are none."""
+    """Parses the types in the spec. :raises SpecError: with all invalid types."""
     found, faults = {}, []
     for name, value in spec.types.items():
         try:
             found[name] = type_of(value)
         except ValueError:
-            faults.append(f"input.types: {value!r} of column {name!r} is no type; use one of: {KNOWN}")
+            faults.append(f"input.types: {value!r} of column {name!r} is not a type; use one of: {KNOWN}")
     if faults:
         raise SpecError(faults)
     return found
 
 
 def _check_given(spec: InputSpec, file_format: str, schema: pa.Schema, hive: dict[str, pa.DataType]) -> None:
-    """:raises SpecError: for columns that the spec gives a type which they cannot have."""
+    """:raises SpecError: for columns that cannot have the type given in the spec."""
     faults = []
     for name in spec.types:
         if name not in schema.names:
             faults.append(f"input.types: column {name!r} not in input (has: {', '.join(schema.names)})")
         elif name not in hive and file_format == "parquet":
             faults.append(
-                f"input.types: column {name!r} has its type in the Parquet files; types are given for JSONL, CSV and "
-                "key=value folders alone"
+                f"input.types: column {name!r} has its type in the Parquet files; types can be given only "
+                "for JSONL, CSV and key=value folders"
             )
         elif pa.types.is_nested(schema.field(name).type) and (file_format == "csv" or name in hive):
             faults.append(
@@ -251,7 +251,7 @@ def _check_given(spec: InputSpec, file_format: str, schema: pa.Schema, hive: dic
 def _read_footers(
     fs: pafs.FileSystem, root: str, files: list[SourceFile], file_format: str, types: Types, notes: list[str]
 ) -> tuple[dict[str, Footer], dict[str, str]]:
-    """Footers of the files that have one, and the reasons of those that should; what to mind goes to notes."""
+    """Reads the footers of the files; returns them and the faults of unreadable files, and adds to `notes`."""
 
     def read(file: SourceFile) -> Footer | str:
         try:
@@ -284,20 +284,20 @@ def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
 
 
 def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """Names of numbered classes as `datasets` keeps them in a Parquet file: of ClassLabels and lists of these.
+    """Returns class names that `datasets` stored in a Parquet file: of ClassLabels and lists of these.
 
     Source: `Features.arrow_schema` in datasets' features.py.
     """
     try:
         features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):  # written by something else
+    except (KeyError, TypeError, ValueError):  # written by another library
         return {}
     named = {name: _class_label(feature) for name, feature in features.items()}
     return {name: names for name, names in named.items() if names}
 
 
 def _class_label(feature: Any) -> tuple[str, ...]:
-    """Names of a feature that is a ClassLabel or a list of such; in older versions lists stand for lists."""
+    """Returns the names of a ClassLabel or a list of these; older versions write lists as Python lists."""
     while (isinstance(feature, list) and feature) or (isinstance(feature, dict) and "feature" in feature):
         feature = feature[0] if isinstance(feature, list) else feature["feature"]
     is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
@@ -308,22 +308,22 @@ _NO_GROUPS = np.zeros(0, np.int64)
 
 
 def _text_footers(schemas: TextSchemas) -> tuple[dict[str, Footer], dict[str, str]]:
-    """What text files have in place of footers."""
+    """Converts the schemas of text files to footers."""
     footers = {path: Footer(schema, _NO_GROUPS, _NO_GROUPS) for path, schema in schemas.schemas.items()}
     return footers, schemas.broken
 
 
 @dataclass
 class _Union:
-    """The columns of all files together."""
+    """The common columns of all files."""
 
     types: dict[str, pa.DataType] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
-    """The file that a column's type is from."""
+    """The file from which a column's type comes."""
     conflicts: dict[str, str] = field(default_factory=dict)
 
     def add(self, path: str, schema: pa.Schema) -> None:
-        """Takes in the columns of a file."""
+        """Adds the columns of a file."""
         for name, count in Counter(schema.names).items():
             kind = plain_type(schema.types[schema.names.index(name)])
             before = self.types.setdefault(name, kind)
@@ -344,7 +344,7 @@ class _Union:
 
 
 def _unite(footers: dict[str, Footer]) -> _Union:
-    """One type for each column of the files, and where they contradict each other."""
+    """Finds the common type of each column of the files, and the conflicts."""
     union = _Union()
     seen: list[pa.Schema] = []
     for path, footer in footers.items():

@@ -1,4 +1,4 @@
-"""Splits: the units of work and of commit. How they are cut depends on the input and the spec alone."""
+"""Splits: the units of work and of commit. They depend only on the input and the spec."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SPLIT_BYTES = 64 << 20
-"""Most bytes of a split, uncompressed for Parquet; one row group or row that is larger is still one."""
+"""Most bytes of a split, uncompressed for Parquet; a larger row group or row is still one split."""
 MOST_SLICES = 16
-"""Most splits that one row group is sliced into."""
+"""Most splits of one row group."""
 SMALL_SHARE = 8
 """A file with fewer than split_rows / SMALL_SHARE rows shares a split with its neighbours."""
 PACK_EVERY = 16
-"""One in so many small files always opens a split."""
+"""On average, one in this many small files always starts a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +24,24 @@ class Piece:
     """A run of rows of one input file."""
 
     file: str
-    """Path relative to the input root."""
+    """Path relative to the input's root."""
     start: int
     stop: int
     """Row numbers in the file, stop excluded."""
     size: int
     mtime_ns: int
-    """Size in bytes and modification time of the file, by which a change is noticed."""
+    """Size in bytes and modification time of the file, which detect a change."""
     bytes_range: tuple[int, int] | None = None
-    """Where the rows lie in a JSONL or CSV file."""
+    """Byte range of the rows in a JSONL or CSV file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Pieces that are read, computed and committed together."""
+    """Pieces that are read, processed and committed together."""
 
     pieces: tuple[Piece, ...]
     fault: str | None = None
-    """Why it cannot be read, where the plan knows already."""
+    """Why the split cannot be read, if known at planning."""
 
     @property
     def rows(self) -> int:
@@ -50,33 +50,33 @@ class Split:
 
     @property
     def where(self) -> str:
-        """The half of the id that tells the place: files and row ranges."""
+        """The half of the id for the position: files and row ranges."""
         return _digest([(p.file, p.start, p.stop) for p in self.pieces])
 
     @property
     def what(self) -> str:
-        """The half of the id that tells the content: sizes and modification times."""
+        """The half of the id for the content: sizes and modification times."""
         return _digest([(p.size, p.mtime_ns) for p in self.pieces])
 
     @property
     def part(self) -> str:
-        """Name of the part; sorted names follow the input's order within a folder."""
+        """Name of the part; sorted names are in input order within a folder."""
         first = self.pieces[0]
         stem = re.sub(r"[^A-Za-z0-9]+", "-", first.file.rsplit(".", 1)[0]).strip("-")[-60:]
         return f"part-{stem}-{first.start:010d}-{self.where}-{self.what}.parquet"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Split:
-        """The reverse of to_dict."""
+        """Creates a split from the result of `to_dict`."""
         return cls(tuple(Piece(**_tuples(piece)) for piece in values["pieces"]), values["fault"])
 
 
 def where_of(part: str) -> str:
-    """The place half of a part's name."""
+    """Returns the position half of a part's name."""
     return part.rsplit("-", 2)[1]
 
 
@@ -90,11 +90,11 @@ def _digest(values: object) -> str:
 
 
 def cut_groups(rows: Sequence[int], sizes: Sequence[int], split_rows: int) -> list[tuple[int, int, int]]:
-    """Cuts a Parquet file into row ranges (start, stop) with their bytes; at least one, maybe empty.
+    """Cuts a Parquet file into row ranges (start, stop) with their bytes; at least one, which may be empty.
 
-    Row groups are joined up to split_rows rows and SPLIT_BYTES. A row group of more rows than that is sliced,
-    into at most MOST_SLICES: every slice reads the whole group again, so finer ones would cost more in
-    reading than they give in smaller splits.
+    Row groups are joined up to split_rows rows and SPLIT_BYTES. A larger row group is cut into at most MOST_SLICES
+    slices: every slice reads the whole group again, so that the reading cost of more slices would exceed the gain of
+    smaller splits.
 
     :param rows: rows of each row group.
     :param sizes: uncompressed bytes of each row group.
@@ -117,12 +117,12 @@ def cut_groups(rows: Sequence[int], sizes: Sequence[int], split_rows: int) -> li
 
 
 def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
-    """Splits from the pieces of each file: one split a piece, but small files of one folder share one.
+    """Packs the pieces of files into splits: one split per piece, but small files of one folder share a split.
 
-    A file whose path hashes to 0 mod PACK_EVERY always opens a split. So a file that comes or goes moves the
-    cuts only up to the next such file, and all other parts stay valid.
+    A file whose path hashes to 0 mod PACK_EVERY always starts a split. So an added or removed file changes the
+    splits only up to the next such file, and all other parts stay valid.
 
-    :param files: in order, the pieces of each file and its bytes.
+    :param files: the pieces and the bytes of each file, in order.
     """
     run: list[Piece] = []
     rows = held = 0
@@ -151,7 +151,7 @@ def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[
 
 
 def first_rows(splits: Iterable[Split], limit: int) -> list[Split]:
-    """The splits up to a number of rows; the last one is shortened to fit."""
+    """Returns the splits up to a number of rows; the last one is shortened to fit."""
     kept: list[Split] = []
     left = limit
     for split in splits:

@@ -1,7 +1,7 @@
-"""Temporary folders that only this user can enter, and that do not outlive their job by much.
+"""Private temporary folders that are removed after their job, even if the job is killed.
 
-Whoever makes one keeps a lock on a file in it, which the kernel frees when the process dies, however it dies. The next
-job on the machine deletes the folders whose lock is free.
+The process that creates a folder holds a lock on a file in it, which the kernel releases when the process ends. The
+next job on the machine deletes the folders whose lock is free.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 PREFIX = "hfbatch-"
 OWNER = "owner"
-"""The locked file in a folder: the id of the process that made it."""
+"""The locked file in a folder, with the id of the process that created it."""
 
 
 @contextmanager
 def own_folder(kind: str = "", parent: str | None = None) -> Iterator[Path]:
-    """A new folder of mode 0700, deleted at the end of the block; deletes those of dead processes first.
+    """Creates a folder of mode 0700 that is deleted after the block; first deletes folders of dead processes.
 
-    :param kind: goes into the folder's name.
-    :param parent: where to; default: the system's folder for temporary files.
+    :param kind: part of the folder's name.
+    :param parent: parent folder; default: the system's folder for temporary files.
     """
     within = Path(parent or tempfile.gettempdir())
     sweep(within)
@@ -48,7 +48,7 @@ def sweep(parent: Path) -> list[str]:
 
 
 def _swept(folder: Path) -> bool:
-    """Deletes a folder whose maker is dead. One that is being made has an empty file, or none, and is left alone."""
+    """Deletes a folder of a dead process. A folder under construction has an empty file, or none, and is kept."""
     try:
         facts = folder.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():

@@ -1,6 +1,6 @@
-"""The columns of JSONL and CSV files and their types: as the spec gives them, as an earlier run had them, or by a sample.
+"""Finds the columns of JSONL and CSV files and their types: from the spec, an earlier run, or a sample.
 
-The sample: the first MiB of the first file that has rows, and a few blocks that are spread evenly over all files.
+The sample is the first MiB of the first file with rows, and a few blocks spread evenly over all files.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data import csvfiles
 from hfbatch.data.filesystem import READ_ERRORS, SourceFile, one_line
-from hfbatch.data.jsonltypes import Inferred, infer
-from hfbatch.data.lines import refuse_utf16
-from hfbatch.data.texttypes import found_type, texts_note
+from hfbatch.data.formats import csvfiles
+from hfbatch.data.formats.jsonltypes import Inferred, infer
+from hfbatch.data.formats.lines import refuse_utf16
+from hfbatch.data.formats.texttypes import found_type, texts_note
 
 THREADS = 16
 FIRST_BYTES = 1 << 20
 BLOCK_BYTES = 64 << 10
 BLOCKS = 15
 MOST_NAMED = 5
-"""Columns or files that a note names."""
+"""Most columns or files in a note."""
 
 
 @dataclass(frozen=True)
 class Types:
-    """Types of columns that are known before any row is looked at."""
+    """Types of columns that are known before rows are sampled."""
 
     given: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """By the spec; they go before all others."""
+    """Types in the spec; they take precedence."""
     kept: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """By an earlier run on the same output."""
+    """Types of an earlier run on the same output."""
     section: str = "input"
-    """The part of the spec that gives them, to name in messages."""
+    """The section of the spec with the types, for messages."""
 
     @property
     def known(self) -> dict[str, pa.DataType]:
-        """Both together."""
+        """The types in the spec and of an earlier run."""
         return {**self.kept, **self.given}
 
     def without(self, names: Collection[str]) -> Types:
-        """The types of the other columns."""
+        """Returns the types of the other columns."""
         given, kept = ({n: k for n, k in of.items() if n not in names} for of in (self.given, self.kept))
         return Types(given, kept, self.section)
 
 
 @dataclass
 class TextSchemas:
-    """What is known of text files before their rows are read."""
+    """The schemas of text files, found before their rows are read."""
 
     schemas: dict[str, pa.Schema] = field(default_factory=dict)
-    """Columns of the files that tell them; of JSONL, those of all files under the name of one."""
+    """Columns by file; for JSONL, the columns of all files under the name of one."""
     broken: dict[str, str] = field(default_factory=dict)
     """Files that cannot be read, and why."""
     notes: list[str] = field(default_factory=list)
-    """What to mind, one sentence each."""
+    """Warnings, one sentence each."""
 
 
 def jsonl_schemas(fs: pafs.FileSystem, root: str, files: list[SourceFile], types: Types) -> TextSchemas:
-    """The columns of all files together, since a JSONL file tells its own nowhere."""
+    """Finds the common columns of all JSONL files, which have no header."""
     made = TextSchemas()
     first, found = _first_with_rows(fs, root, files, types, made.broken)
     if first is None:
@@ -110,7 +110,7 @@ def _first_with_rows(
 
 
 def _head(fs: pafs.FileSystem, path: str) -> bytes:
-    """Whole lines from the beginning of a file, at least one of them not blank."""
+    """Reads whole lines from the beginning of a file, at least one of them not blank."""
     least = FIRST_BYTES
     with fs.open_input_file(path) as file:
         while True:
@@ -122,7 +122,7 @@ def _head(fs: pafs.FileSystem, path: str) -> bytes:
 
 
 def _spread(files: list[SourceFile]) -> list[tuple[SourceFile, int]]:
-    """Places all over the files, by bytes: a file and a byte offset in it."""
+    """Returns positions spread evenly over the bytes of the files: a file and a byte offset in it."""
     ends = np.cumsum([file.size for file in files])
     offsets = np.linspace(0, int(ends[-1]), BLOCKS + 1)[1:] - BLOCK_BYTES
     at = np.unique(offsets.astype(np.int64))
@@ -134,7 +134,7 @@ def _spread(files: list[SourceFile]) -> list[tuple[SourceFile, int]]:
 
 
 def _block(fs: pafs.FileSystem, path: str, offset: int) -> bytes:
-    """Whole lines from the middle of a file; none where it cannot be read, which is told when its rows are."""
+    """Reads whole lines from the middle of a file; none if it cannot be read, which is reported later."""
     try:
         with fs.open_input_file(path) as file:
             data: bytes = file.read_at(BLOCK_BYTES, offset)
@@ -149,7 +149,7 @@ def _block(fs: pafs.FileSystem, path: str, offset: int) -> bytes:
 def _merge(
     columns: dict[str, pa.DataType], schema: pa.Schema, path: str, types: Types, notes: list[str]
 ) -> None:
-    """Adds what a block knows of columns to what is known."""
+    """Merges the columns of a block into the known columns."""
     for new in schema:
         before = columns.get(new.name)
         if before is None or new.name in types.known:
@@ -160,8 +160,8 @@ def _merge(
                 columns[new.name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
             except (pa.ArrowTypeError, pa.ArrowInvalid):
                 notes.append(
-                    f"column {new.name!r} is {before}, but {new.type} in some rows of {path}, which will be rejects; mend "
-                    f"them, or take it as it is written with {types.section}.types: {{{new.name}: string}}"
+                    f"column {new.name!r} is {before}, but {new.type} in some rows of {path}, which will be rejects; fix "
+                    f"them, or read the column as text with {types.section}.types: {{{new.name}: string}}"
                 )
 
 
@@ -171,13 +171,13 @@ def _bad_rows(sampled: list[tuple[str, Inferred]]) -> list[str]:
         return []
     rows, count = sum(one.rows for _, one in sampled), sum(one.bad for _, one in bad)
     return [
-        f"{count:,} of {rows:,} rows that were looked at cannot be read and will be rejects; the first, in {bad[0][0]}: "
+        f"{count:,} of {rows:,} sampled rows cannot be read and will be rejects; the first, in {bad[0][0]}: "
         f"{bad[0][1].first}"
     ]
 
 
 def _is_mentioned(fs: pafs.FileSystem, root: str, files: list[SourceFile], name: str) -> bool:
-    """Whether a key occurs anywhere in the files; reads them up to that."""
+    """Returns whether a key occurs anywhere in the files; reads them up to its first occurrence."""
     keys = {json.dumps(name).encode(), json.dumps(name, ensure_ascii=False).encode()}
     longest = max(map(len, keys))
     for file in files:
@@ -192,7 +192,7 @@ def _is_mentioned(fs: pafs.FileSystem, root: str, files: list[SourceFile], name:
 
 
 def csv_schemas(fs: pafs.FileSystem, root: str, files: list[SourceFile], types: Types) -> TextSchemas:
-    """Each file's columns, by its header; types by the first rows of a few files."""
+    """Finds the columns of each file from its header, and types from the first rows of a few files."""
     made = TextSchemas()
 
     def names(file: SourceFile) -> list[str] | str:
@@ -218,7 +218,7 @@ def csv_schemas(fs: pafs.FileSystem, root: str, files: list[SourceFile], types: 
 def _csv_types(
     fs: pafs.FileSystem, root: str, paths: list[str], types: Types, made: TextSchemas
 ) -> dict[str, pa.DataType]:
-    """Types of columns by the first file and some others; what to mind goes to `made`."""
+    """Finds types of columns from the first file and some others; adds warnings to `made`."""
     places = np.linspace(0, len(paths) - 1, min(len(paths), BLOCKS + 1)).astype(int)
     some = [paths[at] for at in np.unique(places)]
 

@@ -1,4 +1,4 @@
-"""Every file below a folder, each once, whatever links and names lead to it. Knows nothing of formats and rows."""
+"""Lists every file below a folder once, whatever links and names lead to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hfbatch.data.filesystem import SourceFile, fsspec_of, identity, is_local, l
 from hfbatch.data.globs import Glob, State
 
 FOLDER = "_hfbatch"
-"""What tells that a folder is an output of hfbatch."""
+"""Marks a folder as an output of hfbatch."""
 OUTPUT = "outputs of hfbatch, which are read only where they are input.path themselves"
 DANGLING = "links that lead nowhere"
 ABOVE = "links to a folder that holds the input"
@@ -27,24 +27,24 @@ NOT_UTF8 = "its name is not UTF-8; rename it"
 
 @dataclass
 class Listing:
-    """What lies below a folder."""
+    """The files below a folder."""
 
     files: list[SourceFile] = field(default_factory=list)
     """Sorted by path, without those at or below a name that begins with `.` or `_`, unless that is a partition."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Other paths that would count, and why they do not."""
+    """Other paths, and why they are left out."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Paths of files that cannot be opened, and why."""
 
 
 def list_files(fs: pafs.FileSystem, root: str, glob: Glob | None = None) -> Listing:
-    """The files below a folder that a glob matches, each file once, and what is left out.
+    """Lists the files below a folder that match a glob, each file once, and the paths left out.
 
-    An output of hfbatch below the folder is left out. A file or folder that links lead to as well is read under its own
-    name; a file with several names of its own (hard links) under the first of them, but once for each partition, since
-    the values of partitions are part of its rows.
+    Outputs of hfbatch below the folder are left out. A file or folder that is also the target of links is read under
+    its own name. A file with hard links is read under the first of its names, but once for each partition, since the
+    values of partitions are part of its rows.
 
-    :raises OSError: when a folder cannot be listed.
+    :raises OSError: if a folder cannot be listed.
     """
     glob = glob or Glob()
     listing = _Walk(root, glob).run() if is_local(fs) else _list_store(fs, root, glob)
@@ -54,7 +54,7 @@ def list_files(fs: pafs.FileSystem, root: str, glob: Glob | None = None) -> List
 
 @dataclass(frozen=True)
 class _Seen:
-    """A file as the walk came to it."""
+    """A file found by the walk."""
 
     path: str
     by_link: bool
@@ -62,7 +62,7 @@ class _Seen:
 
 
 class _Walk:
-    """A walk through local folders: first all that is there itself, then where links lead."""
+    """Walks through local folders: first files and folders, then the targets of links."""
 
     def __init__(self, root: str, glob: Glob) -> None:
         self._root, self._real, self._glob = root, os.path.realpath(root), glob
@@ -72,7 +72,7 @@ class _Walk:
         self._left_out: dict[str, str] = {}
 
     def run(self) -> Listing:
-        """The listing, not sorted."""
+        """Returns the listing, not sorted."""
         self._enter("", self._real, self._glob.start, False)
         while self._links:
             self._follow(*self._links.popleft())
@@ -105,7 +105,7 @@ class _Walk:
                 elif entry.is_dir():
                     folders.append((name, os.path.join(real, entry.name), after))
                 elif self._glob.accepts(after):
-                    with suppress(FileNotFoundError):  # gone since the folder was listed
+                    with suppress(FileNotFoundError):  # deleted since the folder was listed
                         self._add(name, entry.stat(), by_link)
 
     def _follow(self, path: str, state: State) -> None:
@@ -134,10 +134,10 @@ class _Walk:
             self._left_out[path] = SPECIAL
 
     def _once(self) -> Iterator[_Seen]:
-        """Each file under the first of its names, its own before those of links."""
+        """Yields each file under the first of its names; its own names come before those of links."""
         first: dict[tuple[int, int] | str, list[str]] = {}
         for one in sorted(self._seen, key=lambda one: (one.by_link, one.path)):
-            # Some network filesystems number no files.
+            # Some network filesystems have no inode numbers.
             same = (one.status.st_dev, one.status.st_ino) if one.status.st_ino else one.path
             names = first.setdefault(same, [])
             partitions = [_partition(name) for name in names]
@@ -149,7 +149,7 @@ class _Walk:
 
 
 def _list_store(fs: pafs.FileSystem, root: str, glob: Glob) -> Listing:
-    """A listing of what is no local folder, where there are no links."""
+    """Lists a folder of an object store, which has no links."""
     found = list(_find(fs, root))
     inside = f"/{FOLDER}/"
     outputs = {file.path.partition(inside)[0] for file in found if inside in file.path}
@@ -180,12 +180,12 @@ def _find(fs: pafs.FileSystem, root: str) -> Iterator[SourceFile]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a name is no data by custom; names such as `_year=2020` are partitions."""
+    """Returns whether a name is hidden by convention; names such as `_year=2020` are partitions."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def _partition(path: str) -> list[str]:
-    """The folders that are values of partition columns."""
+    """Returns the folders that are values of partition columns."""
     return [folder for folder in path.split("/")[:-1] if "=" in folder]
 
 

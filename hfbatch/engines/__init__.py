@@ -1,1 +1,1 @@
-"""One file per engine: loads a model, runs batches on a device."""
+"""Inference engines: each loads a model and runs batches on a device."""

@@ -16,7 +16,7 @@ from hfbatch.errors import WorkerError
 
 @dataclass
 class _OnGpu:
-    """Results on their way to pinned host memory."""
+    """Results being copied to pinned host memory."""
 
     host: dict[str, Any]
     copied: torch.cuda.Event
@@ -25,18 +25,18 @@ class _OnGpu:
 class TorchEngine(Engine):
     """Runs a model loaded with an AutoClass of transformers.
 
-    On the CPU, as many batches run at a time as there are threads, one thread each: threads that share one batch
-    wait for each other after every layer, and all of them for one that the system holds up. With fewer batches
-    than threads, or where batches must not run beside each other, the threads share.
+    On the CPU, one batch runs on each thread: threads that share a batch wait for each other after every layer,
+    and a thread delayed by the system delays all of them. With fewer batches than threads, or where batches must
+    not run concurrently, threads share a batch.
 
-    On a GPU, each batch is copied from pinned memory on a stream of its own while the one before computes, and
-    its results come back on a third stream, so that the compute stream never waits for the host.
+    On a GPU, each batch is copied from pinned memory on a separate stream while the previous one computes, and
+    its results are copied back on a third stream, so that the compute stream never waits for the host.
 
     :param folder: the model's files, safetensors weights among them.
     :param threads: CPU threads.
-    :param concurrent: whether batches may run beside each other.
-    :param vocabulary: how many tokens need an embedding, where that may be more than the model has.
-    :param seed: of the embeddings of such tokens.
+    :param concurrent: whether batches may run concurrently.
+    :param vocabulary: number of tokens that need an embedding, if it may exceed the model's.
+    :param seed: seed of the embeddings of added tokens.
     :param unused: names of layers whose weights may be missing.
     """
 
@@ -72,7 +72,7 @@ class TorchEngine(Engine):
         )
         missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
         if missing:
-            # transformers only warns, and gives such layers random weights.
+            # transformers only warns, and initializes such layers at random.
             raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
         if vocabulary is not None:
             grow_vocabulary(self.model, vocabulary, seed)
@@ -95,12 +95,12 @@ class TorchEngine(Engine):
             self._lanes, self.depth = ThreadPoolExecutor(threads), 2 * threads
 
     def expect(self, batches: int) -> None:
-        """Shares the threads out among the batches that run at a time."""
+        """Divides the threads among the concurrent batches."""
         if self._lanes is not None:
             self._threads_each = max(self._threads // batches, 1)
 
     def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
-        """Starts a batch; on a CPU whose threads share, it is done when this returns."""
+        """Starts a batch; on a CPU where threads share a batch, runs it to the end."""
         if self._lanes is not None:
             return self._lanes.submit(self._run_on_cpu, batch, forward)
         if self._torch_device.type == "cpu":
@@ -112,7 +112,7 @@ class TorchEngine(Engine):
             raise self._lost_or(error) from error
 
     def _run_on_cpu(self, batch: dict[str, np.ndarray], forward: Forward) -> dict[str, torch.Tensor]:
-        torch.set_num_threads(self._threads_each)  # of this Python thread alone
+        torch.set_num_threads(self._threads_each)  # for this Python thread only
         with torch.inference_mode():
             return forward(self.model, {name: as_tensor(value) for name, value in batch.items()})
 
@@ -145,7 +145,7 @@ class TorchEngine(Engine):
         return _OnGpu(host, copied)
 
     def collect(self, handle: Any) -> dict[str, np.ndarray]:
-        """Results as NumPy arrays that share memory with the tensors."""
+        """Returns results as NumPy arrays that share memory with the tensors."""
         if isinstance(handle, Future):
             handle = handle.result()
         if not isinstance(handle, _OnGpu):
@@ -157,7 +157,7 @@ class TorchEngine(Engine):
         return {name: as_array(value) for name, value in handle.host.items()}
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        """Out of device memory, or of host memory where the CPU is the device."""
+        """Whether device memory ran out, or host memory if the device is the CPU."""
         return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(
             error
         )
@@ -168,7 +168,7 @@ class TorchEngine(Engine):
             torch.cuda.empty_cache()
 
     def _lost_or(self, error: RuntimeError) -> Exception:
-        """A CUDA error other than out-of-memory leaves a context in which every later call fails too."""
+        """Returns DeviceLostError for a CUDA error other than out-of-memory, after which every later call fails too."""
         if (
             self._torch_device.type == "cuda"
             and "CUDA error" in str(error)
@@ -179,9 +179,9 @@ class TorchEngine(Engine):
 
 
 def grow_vocabulary(model: Any, size: int, seed: int) -> None:
-    """Adds token embeddings, drawn closely around the mean of the others: the same ones for the same seed.
+    """Adds token embeddings, drawn close to the mean of the existing ones; deterministic for a given seed.
 
-    Never removes any: many models have spare ones, and more of them than their tokenizer has tokens.
+    Never removes any: many models have more embeddings than their tokenizer has tokens.
     """
     if size > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):
@@ -190,34 +190,34 @@ def grow_vocabulary(model: Any, size: int, seed: int) -> None:
 
 
 def as_tensor(value: Any) -> Any:
-    """An array as a tensor that shares its memory; anything else as it is."""
+    """Converts an array to a tensor that shares its memory; returns other values unchanged."""
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def as_array(value: Any) -> Any:
-    """A tensor as an array that shares its memory; anything else as it is."""
+    """Converts a tensor to an array that shares its memory; returns other values unchanged."""
     return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep the memory of freed activations instead of returning it to the system after each layer.
+    """Makes glibc keep the memory of freed activations instead of returning it to the system after each layer.
 
-    Returned memory comes back as page faults: on the CPU, a batch of MiniLM ran a fifth slower with them,
-    and more so in threads other than the main one. See mallopt(3); other C libraries are left as they are.
+    Returned memory causes page faults when allocated again: on the CPU, they slowed a batch of MiniLM by a fifth,
+    and more in threads other than the main one. See mallopt(3); has no effect with other C libraries.
     """
     mmap_threshold, trim_threshold, top_pad, most_arenas = -3, -1, -2, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes on 64 bits
+        mallopt(mmap_threshold, 32 << 20)  # the maximum that glibc accepts on 64 bits
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 << 20)
-        mallopt(most_arenas, 1)  # those of other threads return their memory whatever the above say
+        mallopt(most_arenas, 1)  # arenas of other threads return memory despite the settings above
 
 
 def is_stateless(model: torch.nn.Module) -> bool:
-    """Whether two batches may run at once: rotary embeddings that adapt to a batch's length keep it in the model.
+    """Whether two batches may run concurrently: rotary embeddings that adapt to a batch's length modify the model.
 
-    So does BigBird with the kind of attention that it goes over to at short ones.
+    So does BigBird, which switches its attention type at short lengths.
 
     Source: `dynamic_rope_update` in transformers' modeling_rope_utils, `set_attention_type` in modeling_big_bird.
     """
@@ -228,7 +228,7 @@ def is_stateless(model: torch.nn.Module) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """A device with the model of its hardware."""
+    """Returns the device type with the hardware model."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name()})"
     return f"cpu ({torch.cpu.get_capabilities().get('cpu_name', 'unknown')})"

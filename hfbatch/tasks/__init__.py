@@ -1,40 +1,51 @@
-"""One file per task: columns to features, features to output columns.
+"""Tasks: each turns columns into features, and model outputs into output columns.
 
-A new task is one new file here, `some_task.py` for `some-task`, with a subclass of `Task` of that name. What
-several tasks share is in `parts`.
+A new task is one new file in the folder of its kind: `some_task.py` for `some-task`, with a subclass of `Task` whose
+`name` is "some-task". Base classes that tasks share are in the same folders.
 """
 
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 from typing import Any
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks.base import Task
 
-TASKS = tuple(
-    sorted(
-        module.name.replace("_", "-")
-        for module in iter_modules(__path__)
-        if not module.ispkg and module.name != "base"
-    )
-)
+KINDS = ("text", "generation", "vision", "audio", "multimodal")
+"""Subpackages that hold tasks."""
+
+
+def _modules() -> dict[str, str]:
+    """Maps task names to modules. Reads the source files, because importing all of them takes seconds."""
+    found = {}
+    for kind in KINDS:
+        for path in (Path(__file__).parent / kind).glob("*.py"):
+            name = path.stem.replace("_", "-")
+            if f'\n    name = "{name}"\n' in path.read_text(encoding="utf8"):
+                found[name] = f"{__name__}.{kind}.{path.stem}"
+    return dict(sorted(found.items()))
+
+
+_MODULES = _modules()
+TASKS = tuple(_MODULES)
+"""Names of all tasks."""
 
 
 @cache
 def aliases() -> dict[str, str]:
-    """Other names of tasks, and which task each means."""
+    """Maps aliases to task names."""
     return {alias: name for name in TASKS for alias in _load(name).aliases}
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task, by its name or an alias. :raises SpecError: for an unknown name."""
+    """Returns the class of a task, given its name or an alias. :raises SpecError: for an unknown name."""
     return named(name)[0]
 
 
 def named(name: str) -> tuple[type[Task], dict[str, Any]]:
-    """The class of a task, and the params that this name of it stands for.
+    """Returns the class of a task, and the params that the given name implies.
 
     :raises SpecError: for an unknown name.
     """
@@ -47,10 +58,5 @@ def named(name: str) -> tuple[type[Task], dict[str, Any]]:
 
 
 def _load(name: str) -> type[Task]:
-    module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    found = [cls for cls in vars(module).values() if getattr(cls, "name", None) == name]
-    if not found:
-        raise TypeError(
-            f"{module.__file__} has no subclass of Task whose name is {name!r}, as the file's name says"
-        )
-    return found[0]
+    module = import_module(_MODULES[name])
+    return next(cls for cls in vars(module).values() if getattr(cls, "name", None) == name)

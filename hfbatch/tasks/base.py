@@ -1,12 +1,12 @@
-"""What a task is: the contract between columns, features and output columns. Knows nothing of Ray and of files.
+"""The task interface: columns to features, features to output columns. Does not import Ray.
 
-A split's rows pass through one task object in three places:
+The rows of a split pass through three methods of one task:
 
     preprocess    CPU     columns  -> features       one row each, ragged Arrow lists
-    forward       device  batch    -> tensors        padded arrays made by collate, first dimension the batch
+    forward       device  batch    -> tensors        padded arrays from collate, batch dimension first
     postprocess   CPU     tensors  -> output columns
 
-The same object can be built anywhere from `(model, params, max_length, seed)`; its tokenizer and config load
+A task can be built in any process from `(model, params, max_length, seed)`; its tokenizer and config load
 when they are first used.
 """
 
@@ -22,15 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.media_files import RowFiles
-from hfbatch.spec import BatchSpec, Section, TokenizerSpec
-from hfbatch.tasks.parts.positions import embedding_rows
-from hfbatch.tasks.parts.vocabulary import check_vocabulary
+from hfbatch.spec.job import BatchSpec, Section, TokenizerSpec
+from hfbatch.tasks.positions import embedding_rows
+from hfbatch.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from hfbatch.data.models import Model
+    from hfbatch.hub.models import Model
 
 SEE_PADDING = frozenset(
     (
@@ -38,108 +38,108 @@ SEE_PADDING = frozenset(
         "perceiver", "recurrent_gemma", "rwkv", "xlstm", "yoso",
     )
 )  # fmt: skip
-"""Types of models whose answers padding changes, whatever the attention mask says: they convolve, pool or mix tokens,
-carry a state through them, or go by the length of the batch."""
+"""Model types whose outputs depend on padding despite the attention mask: they convolve, pool or mix tokens, carry a
+state through them, or depend on the length of the batch."""
 FINITE = "finite"
-"""An output of forward that the predictor takes for itself, bool [batch]: whether numbers that forward computed and
-does not return, such as the logits that tokens are chosen by, were finite."""
+"""An output of forward that the predictor consumes, bool [batch]: whether intermediate values that forward does not
+return, such as the logits from which tokens are chosen, were finite."""
 Batch = dict[str, Any]
-"""NumPy arrays, which go to the device; anything else stays on the host."""
+"""NumPy arrays, which are copied to the device; other values stay on the host."""
 
 
 class Params(Section):
-    """Base of a task's options; each field's docstring is its help."""
+    """Base class of a task's options; the docstring of a field is its help text."""
 
 
 @dataclass(frozen=True)
 class InputColumn:
-    """A column that a task reads."""
+    """An input column of a task."""
 
     name: str
     accepts: Callable[[pa.DataType], bool]
-    """Whether an Arrow type will do."""
+    """Returns whether an Arrow type is accepted."""
     wants: str
-    """The accepted types in words, for errors and help."""
+    """Describes the accepted types in errors and help."""
     required: bool = True
     by_name: bool = True
-    """Whether a dataset column of this name is read without being mapped to it."""
+    """Whether a dataset column of the same name is read without an explicit mapping."""
     nullable: bool = False
-    """Whether a null is a value; elsewhere its row is rejected."""
+    """Whether nulls are valid; otherwise a row with a null is rejected."""
     files: bool = False
-    """Whether its values may name files."""
+    """Whether values may be file paths."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Rows made ready for the device."""
+    """Preprocessed rows."""
 
     table: pa.Table
-    """One row for each input row, in input order: `input_ids` and the like as list<int32>."""
+    """One row per input row, in input order: columns such as `input_ids` as list<int32>."""
     cut: np.ndarray | None = None
-    """Which rows were cut to the length limit, bool [rows]; None for none of them."""
+    """Which rows were truncated to the length limit, bool [rows]; None if none was."""
 
     @property
     def truncated(self) -> int:
-        """How many rows were cut to the length limit."""
+        """Number of rows truncated to the length limit."""
         return 0 if self.cut is None else int(self.cut.sum())
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Which number of each prediction the report draws."""
+    """The value of each prediction that the report plots as a histogram."""
 
     name: str
     edges: tuple[float, ...]
-    """Bin edges; values outside are counted in the outermost bins."""
+    """Bin edges; values outside are counted in the first or last bin."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A small input that documents the task and feeds its tests."""
+    """A small input for the task's documentation and tests."""
 
     rows: Mapping[str, list[Any]]
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """One thing to do with each row, such as `embedding`."""
+    """An inference task that processes each row, such as `embedding`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for `hfbatch tasks`."""
+    """One-line description for `hfbatch tasks`."""
     aliases: ClassVar[tuple[str, ...]] = ()
-    """Other names that the task goes by."""
+    """Other names of the task."""
     general: ClassVar[bool] = True
-    """Whether a model's class tells `task: auto` this task; False for special uses of models of another one."""
+    """Whether `task: auto` may infer this task from a model's class; False if its models are made for another task."""
     takes: ClassVar[frozenset[str]] = frozenset({"text"})
-    """Of what a model without a head must read something, to do the task: text, image, audio, video."""
+    """Modalities (text, image, audio, video), of which a model without a head must read at least one."""
     auto_class: str
     """The transformers AutoClass that loads the model."""
     inputs: ClassVar[tuple[InputColumn, ...]]
     outputs: ClassVar[Mapping[str, str]]
-    """Output columns and their types in words, for help."""
+    """Output columns and descriptions of their types, for help."""
     exclusive: ClassVar[tuple[str, ...]] = ()
-    """Inputs of which exactly one is read; one that the spec maps goes before one found by its name."""
+    """Inputs of which exactly one is read; a mapped input takes precedence over one found by its name."""
     Params: ClassVar[type[Params]] = Params
     split_rows: ClassVar[int] = 8192
-    """Rows of a split, unless the spec says: large enough to sort by length, small enough to lose."""
+    """Default number of rows in a split: enough to sort by length, few enough to recompute after a failure."""
     histogram: ClassVar[Histogram]
     concurrent: bool = True
-    """Whether a CPU does best with one batch on each core; False where a batch takes many small steps."""
+    """Whether a CPU is fastest with one batch on each core; False where a batch takes many small steps."""
     whole_texts: ClassVar[bool] = False
-    """Whether a batch is one pass over texts, so that its tokens are what it costs."""
+    """Whether a batch is one forward pass over texts, so that its cost is its number of tokens."""
     ragged: ClassVar[Mapping[str, str]] = {}
-    """Outputs whose second dimension differs from row to row, and the output that holds its length."""
+    """Maps outputs whose second dimension varies by row to the output that holds its length."""
     windows: ClassVar[tuple[str, ...]] = ()
-    """Features with a list for each row, an item for each of its windows, of which there is at least one.
+    """Features that hold a list per row with one item per window, at least one.
 
-    Windows are what a task batches whose rows may take several calls of the model, such as pieces of a long
-    text: collate and forward see windows of all rows side by side, and postprocess gets a list for each row.
+    Tasks whose rows may need several model calls, such as the pieces of a long text, batch windows instead of
+    rows: collate and forward process windows of different rows together, and postprocess gets a list per row.
     """
     finite: ClassVar[bool] = True
-    """Whether a row for which forward returns NaN or infinity is a reject; False where they are proper answers."""
+    """Whether a row is rejected when forward returns NaN or infinity for it; False where these are valid outputs."""
     carried: ClassVar[tuple[str, ...]] = ()
-    """Features that postprocess reads beside what forward returned."""
+    """Features that postprocess reads in addition to the outputs of forward."""
     EXAMPLE: ClassVar[Example]
 
     def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
@@ -148,21 +148,21 @@ class Task(ABC):
         self.max_length = max_length
         self.seed = seed
         self.files = RowFiles()
-        """The files that rows may name."""
+        """Opens the files that rows refer to."""
         self.batch = BatchSpec()
-        """How rows are batched, for tasks that have a part in it."""
+        """Batch settings, for tasks that use them."""
         self.tokenizer_changes = TokenizerSpec()
         self.added_tokens = 0
-        """How many tokens these changes added; known once the tokenizer is loaded."""
+        """Number of tokens that `tokenizer_changes` added; set when the tokenizer is loaded."""
 
     @classmethod
     def params_of(cls, name: str) -> dict[str, Any] | None:
-        """The params that a name of the task stands for; None for a name that is not one of its own."""
+        """Returns the params that a name of the task implies; None if the name is not one of this task."""
         return {} if name in (cls.name, *cls.aliases) else None
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The model's config; no weights are read."""
+        """The model's config; loading it reads no weights."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.model.folder, trust_remote_code=self.model.trust_remote_code)
@@ -173,7 +173,7 @@ class Task(ABC):
         return self.load_tokenizer()
 
     def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
-        """The model's tokenizer with the changes that the spec asks for.
+        """Loads the model's tokenizer and applies the changes in the spec.
 
         :param options: further arguments of `AutoTokenizer.from_pretrained`.
         """
@@ -190,7 +190,7 @@ class Task(ABC):
 
     @property
     def vocabulary(self) -> int | None:
-        """How many tokens the model needs embeddings for, where the spec adds some; else None."""
+        """Number of tokens that need an embedding if the spec adds tokens; else None."""
         if self.tokenizer_changes == TokenizerSpec():
             return None
         size = len(self.tokenizer)
@@ -198,12 +198,12 @@ class Task(ABC):
 
     @cached_property
     def embedded(self) -> int | None:
-        """How many token ids the model has embeddings for; None where its config does not tell."""
+        """Number of token ids with an embedding; None if the config does not specify it."""
         return embedding_rows(self.config, self.vocabulary)
 
     @cached_property
     def not_embedded(self) -> dict[int, str]:
-        """Tokens of the tokenizer that the model has no embedding for, by id."""
+        """Tokens of the tokenizer without an embedding in the model, by id."""
         if self.embedded is None:
             return {}
         return {
@@ -212,43 +212,43 @@ class Task(ABC):
 
     @property
     def pads(self) -> bool:
-        """Whether rows of different lengths may share a batch."""
+        """Whether rows of different lengths may be padded into one batch."""
         return self.config.model_type not in SEE_PADDING
 
     def check(self) -> list[str]:
-        """What keeps this model and these params from doing the task; called once, before work starts."""
+        """Returns errors in the combination of model and params; called once, before the job starts."""
         return []
 
     def continuous_faults(self) -> list[str]:
-        """What keeps the task from `batch.continuous`; called once, before work starts, where the spec has it."""
+        """Returns errors of `batch.continuous`; called once, before the job starts, if the spec sets it."""
         return [f"batch.continuous is for text-generation; leave it out for task {self.name}"]
 
     def columns(self) -> tuple[InputColumn, ...]:
-        """Those of `inputs` that the task reads with this model."""
+        """Returns the inputs that the task reads with this model."""
         return self.inputs
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Names of layers that the task has no use for, so that their weights may be missing."""
+        """Names of layers that the task does not use, whose weights may be missing."""
         return ("pooler",)
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """What is wrong with the set of task inputs that the dataset has, beyond required ones that lack.
+        """Returns errors in the set of task inputs, other than missing required ones.
 
         :param present: names of task inputs that are mapped or found.
         """
         return []
 
     def notes(self) -> list[str]:
-        """Choices made for the user that the plan should say."""
+        """Returns notes for the plan on defaults chosen for the user."""
         return []
 
     @abstractmethod
     def output_fields(self) -> list[pa.Field]:
-        """Names and types of the output columns, from the config alone."""
+        """Returns names and types of the output columns. Reads the config only."""
 
     def fields_for(self, present: set[str]) -> list[pa.Field]:
-        """`output_fields()`; overridden where the types depend on which optional inputs there are.
+        """Returns `output_fields()`; overridden where types depend on the optional inputs present.
 
         :param present: names of task inputs that are mapped or found.
         """
@@ -256,63 +256,63 @@ class Task(ABC):
 
     @abstractmethod
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Turns input columns, none of which holds a null, into features.
+        """Turns input columns, which contain no nulls, into features.
 
         :param columns: task input name to array, all of one length.
-        :param places: `file` (string) and `row` (int64) of each row: where it comes from in the input.
-        :raises Exception: whatever is wrong with a row; the caller then finds the row and rejects it.
+        :param places: `file` (string) and `row` (int64) of each row: its position in the input.
+        :raises Exception: for an invalid row; the caller then finds the row and rejects it.
         """
 
     @abstractmethod
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """The cost of each row that padding depends on, int64 [rows]: its number of tokens, for text.
+        """Returns the length by which rows are padded, int64 [rows]: for text, the number of tokens.
 
-        :param features: rows, or windows apart from each other.
+        :param features: rows, or single windows.
         """
 
     @abstractmethod
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Gathers rows, or windows apart from each other, into padded arrays.
+        """Gathers rows, or single windows, into padded arrays.
 
         :param rows: positions in features, int64 [batch].
         :param multiple: the padded length is a multiple of this.
         """
 
     def padded_size(self, batch: Batch) -> int:
-        """What the device computes for a batch, padding included, in the unit of `lengths`."""
+        """Returns the size of a batch including padding, in the unit of `lengths`."""
         return int(batch["input_ids"].size) if "input_ids" in batch else len(next(iter(batch.values())))
 
     @abstractmethod
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Runs the model on a batch that is on its device. Runs under inference_mode.
+        """Runs the model on a batch that is on its device. Called under inference_mode.
 
-        :returns: tensors of first dimension batch; ragged ones padded on the right. A row with NaN or infinity in
-            them, or without `FINITE` where that is among them, is rejected, see `Task.finite`.
+        :returns: tensors with the batch dimension first; ragged ones padded on the right. A row is rejected if they
+            hold NaN or infinity for it, or if `FINITE` is returned and false for it; see `Task.finite`.
         """
 
-    def probe(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What stands for forward when batch sizes are compared; overridden where forward takes long."""
+    def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Replaces forward in batch size trials; overridden where forward is slow."""
         return self.forward(model, batch)
 
     @abstractmethod
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
-        """Turns what forward returned, one row for each input row in input order, into `output_fields()`.
+        """Turns the outputs of forward, one row per input row in input order, into `output_fields()`.
 
-        :param outputs: a column for each output, of lists over a row's windows where there are any, and `carried`.
-        :param columns: the task's input columns of the same rows.
+        :param outputs: a column per output, which holds lists over windows if the task has any, and `carried`.
+        :param columns: the task's input columns for the same rows.
         """
 
     @abstractmethod
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
-        """The number of each row that `histogram` counts, float [rows].
+        """Returns the value of each row that `histogram` counts, float [rows].
 
-        :param outputs: what forward returned.
-        :param columns: what postprocess made of it, of the same rows or fewer.
+        :param outputs: the outputs of forward.
+        :param columns: the result of postprocess, for the same rows or fewer.
         """
 
 
 def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
-    """Makes changes to a tokenizer; tokens that it has already keep their ids."""
+    """Applies changes to a tokenizer; existing tokens keep their ids."""
     if changes.special_tokens:
         tokenizer.add_special_tokens(dict(changes.special_tokens))
     tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
@@ -322,6 +322,6 @@ def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec)
 
 
 def no_embedding(task: Task, token: int) -> str:
-    """Why a row with a token beyond the model's embeddings is rejected."""
+    """Returns the reject message for a row with a token that has no embedding."""
     name = task.not_embedded.get(token)
-    return f"token {name!r} has id {token}, and the model has embeddings for {task.embedded} tokens alone"
+    return f"token {name!r} has id {token}, and the model has embeddings for only {task.embedded} tokens"

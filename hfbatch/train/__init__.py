@@ -1,1 +1,1 @@
-"""Fine-tuning on Ray Train. Beside `cluster`, the only place that imports ray."""
+"""Fine-tuning on Ray Train. Only this package and `cluster` import ray."""

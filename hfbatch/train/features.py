@@ -1,4 +1,4 @@
-"""Rows to features on the cluster: examined first, then written as Parquet that every training process opens."""
+"""Validates rows on the cluster, and converts them to features in Parquet, which every training process opens."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from ray.exceptions import RayError
 from hfbatch.data.filesystem import one_line, open_filesystem
 from hfbatch.data.media import NO_FILES
 from hfbatch.data.media_files import RowFiles
-from hfbatch.data.models import Model
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.splits import Split
-from hfbatch.data.writer import part_table_bytes, write_file
 from hfbatch.errors import SplitError, WorkerError
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.tasks.parts.text import flatten
-from hfbatch.train.held_out import compared, is_aside, row_hashes
-from hfbatch.train.order import build_recipe
+from hfbatch.hub.models import Model
+from hfbatch.output.writer import part_table_bytes, write_file
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.tasks.tokens import flatten
+from hfbatch.train.data.held_out import compared, is_aside, row_hashes
+from hfbatch.train.data.rows import LENGTH, ROW
+from hfbatch.train.loop.worker_config import build_recipe
 from hfbatch.train.recipes.base import MOST_FAULTS, Recipe, Survey
-from hfbatch.train.rows import LENGTH, ROW
 
 POLL_S = 60
 SILENCE_S = 4 * 3600
-"""How long to wait for the next split that is read."""
+"""Timeout of waiting for the next split."""
 MOST_LETTERS = 400
-"""Letters of a value that are shown to people."""
+"""Maximum characters of a value in the report."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One set of rows, `train` or `eval`, as every process can read it."""
+    """The training or the evaluation set, as every process can read it."""
 
     splits: Sequence[Split]
     read: ReadPlan
     columns: Mapping[str, str]
-    """Column of the recipe to column of the rows."""
+    """Maps columns of the recipe to columns of the dataset."""
     share: tuple[float, int] | None = None
-    """Share of the rows that are set aside, and the seed of the choice; None where they are all taken."""
+    """Share of the rows that is held out, and the seed of the choice; None if no rows are held out."""
     aside: bool = False
-    """Take those that are set aside, in place of the others."""
+    """Whether this part is the held-out rows or the others."""
     files: RowFiles = NO_FILES
     """The files that the rows may name."""
 
     @property
     def rows(self) -> int:
-        """Of its files, before filter and share."""
+        """Number of rows of the files, before filter and share."""
         return sum(split.rows for split in self.splits)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a split's rows."""
+    """Statistics of the features of a split."""
 
     rows: int
     features: int
@@ -68,7 +68,7 @@ class Written:
 
 
 def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
-    """Looks at all rows. :raises SplitError: when some cannot be read."""
+    """Validates all rows on the cluster. :raises SplitError: if some cannot be read."""
 
     def look(number: int, split: Split) -> dict[str, Any]:
         return vars(look_at(recipe_of(spec, model, part), split, part))
@@ -82,12 +82,12 @@ def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
 def write_features(
     spec: FinetuneSpec, model: Model, settled: dict[str, Any], part: Part, folder: str
 ) -> Written:
-    """Writes the features of all rows, a file for each split, in order. :returns: sums over them."""
+    """Writes the features of all rows on the cluster, one file per split, in order. :returns: totals."""
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
 
     def write(number: int, split: Split) -> dict[str, Any]:
         columns, places = read_rows(split, part)
-        if not len(places):  # as the share of a split may be
+        if not len(places):  # possible if rows are held out
             return asdict(Written(0, 0, 0, 0, 0))
         recipe = recipe_of(spec, model, part, settled)
         table, truncated = make_features(recipe, columns, places, int(firsts[number]))
@@ -105,7 +105,7 @@ def write_features(
 
 
 def recipe_of(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
-    """The recipe, for rows that may name the files of their part."""
+    """Builds the recipe with access to the files that rows of the part may name."""
     recipe = build_recipe(spec, model.fetch(), settled)
     recipe.task.files = part.files
     return recipe
@@ -114,7 +114,7 @@ def recipe_of(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, A
 def make_features(
     recipe: Recipe, columns: Mapping[str, pa.Array], places: pa.Table, first: int = 0
 ) -> tuple[pa.Table, int]:
-    """Features of some rows with ROW and LENGTH, and how many rows were truncated. :param first: number of row 0."""
+    """Returns features with ROW and LENGTH, and the number of truncated rows. :param first: number of row 0."""
     made = recipe.features(columns, places)
     table, lengths = made.table, recipe.lengths(made.table)
     if ROW not in table.column_names:
@@ -125,7 +125,7 @@ def make_features(
 
 
 def look_at(recipe: Recipe, split: Split, part: Part) -> Survey:
-    """What a split's rows hold, with the hashes that tell which hold the same; one that cannot be read is a fault."""
+    """Validates the rows of a split, with hashes to find duplicates; rows that cannot be read are faults."""
     columns, places, unreadable = _read(split, part)
     survey = recipe.examine(columns, places)
     if part.share is not None:
@@ -137,7 +137,7 @@ def look_at(recipe: Recipe, split: Split, part: Part) -> Survey:
 
 
 def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
-    """The recipe's columns of a split, and where each row is from. :raises SplitError: when one cannot be read."""
+    """Reads the recipe's columns of a split, and each row's file and number. :raises SplitError: if one is unreadable."""
     columns, places, unreadable = _read(split, part)
     if unreadable:
         raise SplitError(unreadable[0])
@@ -145,12 +145,12 @@ def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
 
 
 def columns_of(table: pa.Table, part: Part) -> dict[str, pa.Array]:
-    """The recipe's columns of some rows."""
+    """Returns the recipe's columns of a table."""
     return {name: flatten(table[column]) for name, column in part.columns.items()}
 
 
 def _read(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table, list[str]]:
-    """The same without the rows that cannot be read, and what is wrong with each of these."""
+    """Reads a split without the rows that cannot be read, for which it returns messages."""
     rows = read_split(split, part.read)
     kept = np.ones(len(rows.table), bool)
     if part.share is not None:
@@ -169,9 +169,9 @@ def _read(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table, list
 
 
 def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows by the numbers that `ROW` gives them: `file`, `row` (its number there) and `values`, by column.
+    """Reads rows by their numbers in `ROW`: `file`, `row` (its number there) and `values`, by column.
 
-    Values are texts cut to MOST_LETTERS; columns that are no text, such as pictures, are left out.
+    Values are texts of at most MOST_LETTERS characters; columns that are not text, such as images, are left out.
     """
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
     owners = np.searchsorted(firsts, numbers, side="right") - 1
@@ -190,7 +190,7 @@ def look_up(part: Part, numbers: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def is_readable(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type is told to people: texts, numbers, and lists and structs of texts."""
+    """Returns whether the report shows columns of this Arrow type: texts, numbers, lists and structs of texts."""
     if pa.types.is_struct(kind):
         return all(is_readable(kind.field(at).type) for at in range(kind.num_fields))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -200,21 +200,21 @@ def is_readable(kind: pa.DataType) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A value for people, cut to MOST_LETTERS."""
+    """Formats a value for the report, at most MOST_LETTERS characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
 def _all_of(tasks: list[Any]) -> list[Any]:
-    """The results of tasks, in their order. :raises WorkerError: if for hours none of them comes to its end."""
-    waiting, heard = tasks, time.monotonic()
+    """Returns the results of tasks in their order. :raises WorkerError: if none of them ends within SILENCE_S."""
+    waiting, latest = tasks, time.monotonic()
     while waiting:
         ended, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
-        heard = time.monotonic() if ended else heard
-        if time.monotonic() - heard > SILENCE_S:
+        latest = time.monotonic() if ended else latest
+        if time.monotonic() - latest > SILENCE_S:
             raise WorkerError(
-                f"no split was read in {SILENCE_S // 3600} hours: other jobs may hold the cluster (see `ray status`), or "
-                "its rows are slow; lower train.split_rows"
+                f"no split was read in {SILENCE_S // 3600} hours: other jobs may occupy the cluster (see `ray status`), or "
+                "its rows are slow to read; lower train.split_rows"
             )
     return ray.get(tasks, timeout=SILENCE_S)
 
@@ -222,10 +222,10 @@ def _all_of(tasks: list[Any]) -> list[Any]:
 def over_splits(
     splits: Sequence[Split], work: Callable[[int, Split], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What work makes of each split, in their order, on the cluster.
+    """Runs a function on each split on the cluster; returns the results in order.
 
-    :raises SplitError: if it fails on one.
-    :raises WorkerError: if its process dies again and again.
+    :raises SplitError: if it fails for a split.
+    :raises WorkerError: if its process dies repeatedly.
     """
 
     def guarded(number: int) -> tuple[dict[str, Any], str]:
@@ -233,7 +233,7 @@ def over_splits(
             return work(number, splits[number]), ""
         except SplitError as error:
             return {}, str(error)
-        except Exception as error:  # noqa: BLE001 - told below with the file, in one sentence
+        except Exception as error:  # noqa: BLE001 - raised below with the file
             return {}, f"{splits[number].pieces[0].file}: {type(error).__name__}: {error}"
 
     task = ray.remote(num_cpus=1, max_retries=3)(guarded)

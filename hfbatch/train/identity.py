@@ -1,4 +1,4 @@
-"""What makes a training the one that it is, and whether an output holds it. Reads no rows."""
+"""The identity of a training, and whether an output holds that training. Reads no rows."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import hashlib
 import json
 from typing import Any
 
-from hfbatch.data import results_version
 from hfbatch.data.filesystem import join, open_filesystem
-from hfbatch.data.models import Model
 from hfbatch.errors import SpecError
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.hub.models import Model
+from hfbatch.output import results_version
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.data.held_out import CHOICE
 from hfbatch.train.features import Part
-from hfbatch.train.held_out import CHOICE
 
 
 def training_identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]) -> dict[str, Any]:
-    """What changes the model that comes out. The number of workers and how a step is cut do not."""
+    """Returns everything that changes the trained model: not the number of workers, nor how a step is split."""
     plain = spec.model_dump(mode="json")
     for name in ("output", "workers", "report_to", "push_to_hub", "train", "eval"):
         plain.pop(name)
     plain["batch"].pop("per_device")
     if spec.workers.strategy == "fsdp":
-        plain["workers"] = {"strategy": "fsdp"}  # its checkpoints are for itself alone
+        plain["workers"] = {"strategy": "fsdp"}  # its checkpoints cannot be used with ddp
     plain["model"] = {**plain["model"], "name": None, "revision": None, "commit": model.commit}
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -36,10 +36,10 @@ def training_identity(spec: FinetuneSpec, model: Model, parts: tuple[Part, Part]
 
 
 def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, Any]) -> bool:
-    """Whether the output holds this training, done.
+    """Returns whether the output holds this training, finished.
 
-    :param state: its job.json.
-    :raises SpecError: if it holds another one, or one of another version of results that is not done.
+    :param state: job.json of the output.
+    :raises SpecError: if it holds another training, or an unfinished one of another version of results.
     """
     old, new = _leaves(state["identity"]), _leaves(identity)
     for leaves in (old, new):
@@ -50,7 +50,7 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
     done = fs.get_file_info(root).is_file
     fault = results_version.version_fault(spec.output, state)
     if differing == ["held_out"] and "held_out" not in old and (done or fault):
-        differing = []  # an older version chose other rows to measure with, as the version's fault says
+        differing = []  # an older version held out other rows, as the version's fault says
     if differing:
         shown = "; ".join(
             f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
@@ -65,7 +65,7 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
 
 
 def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """Nested values by their full names."""
+    """Flattens nested values to their full names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, dict) and value

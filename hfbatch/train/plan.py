@@ -1,4 +1,4 @@
-"""The plan of a fine-tuning: the spec made concrete, all faults together. Starts nothing, changes nothing."""
+"""The plan of a fine-tuning: resolves the spec and reports all faults together. Does not start Ray or write output."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfbatch import __version__
-from hfbatch.compute.checks import model_faults
+from hfbatch._version import __version__
 from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, real_path
-from hfbatch.data.ledger import Ledger
 from hfbatch.data.listing import reads
-from hfbatch.data.lock import guard_note
 from hfbatch.data.media_files import RowFiles, with_absolute_paths
-from hfbatch.data.models import Model, pin
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError, SplitError
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.plan import bind_columns, gather, left_out_notes, versions
-from hfbatch.spec import InputSpec, faults_of
+from hfbatch.hub.models import Model, pin
+from hfbatch.output.ledger import Ledger
+from hfbatch.output.lock import guard_note
+from hfbatch.predict.bind import bind_columns, gather, left_out_notes
+from hfbatch.predict.plan import versions
+from hfbatch.runtime.checks import model_faults
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.spec.job import InputSpec, faults_of
 from hfbatch.tasks import named
-from hfbatch.train.adapters import method_faults
 from hfbatch.train.features import Part
 from hfbatch.train.hub import hub_faults
 from hfbatch.train.identity import is_finished, training_identity
-from hfbatch.train.model import override_faults
-from hfbatch.train.order import build_recipe
+from hfbatch.train.loop.adapters import method_faults
+from hfbatch.train.loop.model import override_faults
+from hfbatch.train.loop.trackers import reporting_faults
+from hfbatch.train.loop.worker_config import build_recipe
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
-from hfbatch.train.reporting import reporting_faults
 
 TRAINING = (
     "datasets",
@@ -49,14 +50,14 @@ TRAINING = (
     "sacrebleu",
     "jiwer",
 )
-"""Modules of the extra `train` that any training may come to need."""
+"""Modules of the extra `train`; any training may need them."""
 OURS = ("_SUCCESS", "metrics.json", "report.html", "model", "adapter", "tensorboard")
-"""What a training writes into its output beside `_hfbatch`, in the order in which it is deleted."""
+"""What a training writes to its output besides `_hfbatch`, in the order in which it is deleted."""
 
 
 @dataclass
 class FinetunePlan:
-    """A fine-tuning that is ready to start, but for what its rows hold."""
+    """A fine-tuning that is ready to start, except that its rows are not validated yet."""
 
     spec: FinetuneSpec
     model: Model
@@ -64,24 +65,24 @@ class FinetunePlan:
     train: Part
     eval: Part
     types: dict[str, pa.DataType]
-    """Of the recipe's columns in training."""
+    """Types of the recipe's columns in the training set."""
     identity: dict[str, Any]
-    """What changes results."""
+    """Everything that changes the results."""
     finished: bool = False
-    """Whether the output holds this training, done."""
+    """Whether the output holds this training, finished."""
     remarks: tuple[str, ...] = ()
-    """Notes on the output and on files beside the rows that are not read."""
+    """Notes on the output and on input files that are not read."""
     repeats: list[str] = field(default_factory=list)
-    """What to mind about rows that hold the same, once all were looked at."""
+    """Notes on duplicate rows, once all rows were read."""
 
     @property
     def parts(self) -> dict[str, Part]:
-        """Both sets of rows, by name."""
+        """The training and the evaluation set, by name."""
         return {"train": self.train, "eval": self.eval}
 
     @property
     def metric(self) -> str:
-        """What decides which checkpoint is the best; the recipe has to be settled."""
+        """Name of the metric that selects the best checkpoint; available once the rows are validated."""
         return self.spec.evaluation.metric or self.recipe.metric
 
     @property
@@ -92,7 +93,7 @@ class FinetunePlan:
 
     @property
     def notes(self) -> list[str]:
-        """What to mind about the rows; the recipe has to be settled. Those to measure with may be learnt from too."""
+        """Notes on the rows, such as an evaluation set in the training set; available once the rows are validated."""
         train, eval_ = self.train.read, self.eval.read
         files = [
             {join(part.read.path, piece.file) for split in part.splits for piece in split.pieces}
@@ -104,17 +105,17 @@ class FinetunePlan:
         return [
             *self.recipe.notes,
             *self.remarks,
-            f"eval holds rows that train holds too, of {both[0]}{' and others' if len(both) > 1 else ''}: a model "
-            "does well on what it has learnt by heart; take them out of train, or leave eval out for a share of train",
+            f"eval contains rows of train, from {both[0]}{' and others' if len(both) > 1 else ''}: metrics on rows "
+            "that the model was trained on are too good; remove them from train, or leave eval out to hold out a share",
         ]
 
     @property
     def title(self) -> str:
-        """The training in a few words."""
+        """A short title of the training."""
         return f"{self.spec.task} with {self.model.name}, {self.spec.method.name}"
 
     def job(self) -> dict[str, Any]:
-        """The content of job.json: no secrets, plain values."""
+        """Returns the content of job.json: plain values without secrets."""
         spec = self.spec.model_dump(mode="json")
         return {
             "hfbatch": __version__,
@@ -126,7 +127,7 @@ class FinetunePlan:
 
 
 def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetunePlan:
-    """Checks all that can be checked without reading rows. :raises SpecError: with every fault found."""
+    """Plans a fine-tuning, and checks everything that needs no rows. :raises SpecError: with every fault found."""
     faults: list[str] = []
     spec = _with_absolute_paths(spec)
     with gather(faults):
@@ -149,7 +150,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
                 faults += method_faults(spec, recipe)
     if spec.method.name not in cls.methods:
         allowed = ", ".join(cls.methods)
-        faults.append(f"method {spec.method.name!r} trains nothing in {cls.name}; use one of: {allowed}")
+        faults.append(f"method {spec.method.name!r} is not available for {cls.name}; use one of: {allowed}")
     sources = _sources(spec, faults)
     bound = {} if recipe is None else _columns(recipe, spec, sources, faults)
     types = {
@@ -170,7 +171,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
     try:
         guard = None if more else guard_note(spec.output)
     except OSError as error:
-        more = [f"output {spec.output} cannot be locked: {one_line(error)}; give access to it"]
+        more = [f"output {spec.output} cannot be locked: {one_line(error)}; grant access to it"]
     faults += more
     with gather(faults):
         faults += _inside(spec)
@@ -187,7 +188,7 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
 
 
 def _missing() -> list[str]:
-    """The fault of an hfbatch without what training needs."""
+    """Checks that the packages for training are installed."""
     missing = [name for name in TRAINING if find_spec(name) is None]
     if not missing:
         return []
@@ -206,7 +207,7 @@ def _with_absolute_paths(spec: FinetuneSpec) -> FinetuneSpec:
 
 
 def _sources(spec: FinetuneSpec, faults: list[str]) -> dict[str, Source]:
-    """The files of both sets of rows. What is wrong with them is put under the names of this spec."""
+    """Opens the files of the training and the evaluation set; names faults as in this spec."""
     sources: dict[str, Source] = {}
     for name, given in (("train", spec.train), ("eval", spec.eval)):
         if given is not None:
@@ -219,7 +220,7 @@ def _sources(spec: FinetuneSpec, faults: list[str]) -> dict[str, Source]:
 
 
 def _renamed(fault: str, name: str) -> str:
-    """A fault of a job's input, told of `train` or `eval`."""
+    """Replaces `input` by `train` or `eval` in a fault."""
     fault = re.sub(r"\binput\.(?=path|format|filter|columns|types)", f"{name}.", fault)
     return fault.replace(" not in input (has", f" not in {name} (has")
 
@@ -227,7 +228,7 @@ def _renamed(fault: str, name: str) -> str:
 def _columns(
     recipe: Recipe, spec: FinetuneSpec, sources: Mapping[str, Source], faults: list[str]
 ) -> dict[str, dict[str, str]]:
-    """Column of the recipe to column of the rows, for each set of rows; faults have the names of this spec."""
+    """Maps columns of the recipe to columns of the dataset, for each set of rows; names faults as in this spec."""
     bound = {}
     for name, source in sources.items():
         given = spec.train if name == "train" else spec.eval or spec.train
@@ -243,9 +244,9 @@ def _columns(
 def _class_names(
     recipe: Recipe, bound: Mapping[str, Mapping[str, str]], sources: Mapping[str, Source]
 ) -> dict[str, tuple[str, ...]]:
-    """Params that the spec leaves out and that name numbers of classes, as the files do.
+    """Returns class names from the files for the params of class names that the spec leaves out.
 
-    :raises SpecError: when files give them different names.
+    :raises SpecError: if files give different names.
     """
     found: dict[str, tuple[str, ...]] = {}
     for name, param in recipe.numbered.items():
@@ -266,7 +267,7 @@ def _class_names(
 def _parts(
     spec: FinetuneSpec, sources: Mapping[str, Source], bound: Mapping[str, Mapping[str, str]], rows: int
 ) -> tuple[Part, Part]:
-    """The rows to learn from, and those to measure with. :param rows: of a split, unless the spec says."""
+    """Returns the training and the evaluation set. :param rows: default rows of a split."""
     train = _part("train", spec.train, sources["train"], bound["train"], rows)
     if spec.eval is not None:
         return train, _part("eval", spec.eval, sources["eval"], bound["eval"], rows)
@@ -279,7 +280,7 @@ def _columns_read(given: InputSpec, source: Source, columns: Mapping[str, str]) 
 
 
 def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str], rows: int) -> Part:
-    """What every process needs to read the rows of `train` or `eval`. :param rows: of a split, unless the spec says."""
+    """Returns what every process needs to read the rows of `train` or `eval`. :param rows: default rows of a split."""
     wanted = _columns_read(given, source, columns)
     names = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([(name, storage_type(source.schema.field(name).type)) for name in names])
@@ -292,9 +293,9 @@ def _part(name: str, given: InputSpec, source: Source, columns: Mapping[str, str
 
 
 def look_again(plan: FinetunePlan, overwrite: bool) -> None:
-    """Brings a plan up to date with the output, which this process holds by now.
+    """Updates a plan from the output, once this process holds its lock.
 
-    :raises SpecError: if another training has come there.
+    :raises SpecError: if the output holds another training by now.
     """
     state, faults = _output(plan.spec)
     if faults:
@@ -303,9 +304,9 @@ def look_again(plan: FinetunePlan, overwrite: bool) -> None:
 
 
 def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
-    """What job.json of an earlier training there says; and what is wrong with the folder, nothing being changed.
+    """Reads job.json of an earlier training in the output; also returns faults of the folder. Changes nothing.
 
-    Names that a training writes to are its own only where its job.json is; what else they hold is not replaced.
+    Files under the names that a training writes belong to it only if its job.json exists; others are not replaced.
     """
     ledger, shown = Ledger(spec.output), spec.output
     fault = ledger.check_writable()
@@ -322,14 +323,14 @@ def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
     there = [name for name in OURS if kind_of(ledger.fs, f"{ledger.root}/{name}") != "nothing"]
     if there:
         return None, [
-            f"output {shown} holds {', '.join(there)} of no known training (no _hfbatch/job.json of one); choose another "
+            f"output {shown} holds {', '.join(there)}, but no training (there is no _hfbatch/job.json); choose another "
             "folder, or move them away"
         ]
     return None, []
 
 
 def _inside(spec: FinetuneSpec) -> list[str]:
-    """The fault of an output that holds the model to begin with, or lies among the rows, which the next run would read."""
+    """Checks that the output does not contain the base model, and is in no folder of rows, where it would be read."""
     if Path(spec.model.name).is_dir() and lies_in(real_path(spec.model.name), real_path(spec.output)):
         return [
             f"model {spec.model.name} lies in the output {spec.output}, where the new model takes its place; choose "

@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: a bar on a terminal, a line now and then elsewhere. Knows nothing of Ray."""
+"""Shows the progress of a training on stderr: a bar on a terminal, else periodic lines. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from hfbatch.display import line, say, screen
-from hfbatch.progress import compact, duration
+from hfbatch.console.display import line, say, screen
+from hfbatch.console.progress import compact, duration
 from hfbatch.train.recipes.base import LOWER_IS_BETTER
 
 SECONDS_BETWEEN_LINES = 15
 
 
 class FieldColumn(ProgressColumn):
-    """A field of a task's, or its description, beside rich's progress bar."""
+    """Column of rich's progress bar that shows a field of a task, or its description."""
 
     def __init__(self, name: str, style: str = "") -> None:
         super().__init__()
         self._name, self._style = name, style
 
     def render(self, task: Task) -> Text:
-        """The text of now."""
+        """Returns the current text."""
         text = task.description if self._name == "description" else task.fields[self._name]
         return line((text, self._style))
 
 
 class TrainProgress:
-    """Says what a training does. May be told from any thread.
+    """Shows the progress of a training. Thread-safe.
 
-    :param title: what the training is.
-    :param quiet: say nothing.
+    :param title: title of the training.
+    :param quiet: show nothing.
     """
 
     def __init__(self, console: Console | None, title: str, quiet: bool = False) -> None:
@@ -44,7 +44,7 @@ class TrainProgress:
         self._lock = threading.Lock()
         self._metric, self._rows = "loss", 0
         self._begun: tuple[float, int] | None = None
-        self._told = 0.0
+        self._shown = 0.0
         self._known: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -63,18 +63,18 @@ class TrainProgress:
             self._bar.stop()
 
     def measure(self, metric: str, rows: int) -> None:
-        """Fixes what is shown. :param metric: the one that decides. :param rows: rows of a step."""
+        """Sets what is shown. :param metric: the one that selects the best model. :param rows: rows of a step."""
         self._metric, self._rows = metric, rows
 
     def say(self, text: str) -> None:
-        """A phase."""
+        """Shows a phase."""
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=text)
         else:
             self._line(text, always=True)
 
     def show(self, news: dict[str, Any]) -> None:
-        """A step, a loss or metrics."""
+        """Shows a step, a loss or metrics."""
         with self._lock:
             self._known |= {name: value for name, value in news.items() if name in ("step", "steps", "loss")}
             measured = {name[5:]: value for name, value in news.items() if name.startswith("eval_")}
@@ -98,7 +98,7 @@ class TrainProgress:
                 self._line(f"step {step:,}/{steps:,} · {figures}")
 
     def _take(self, value: float) -> None:
-        """Keeps the better one of the metric's values."""
+        """Keeps the best value of the metric."""
         best = self._known.get("best")
         choose = min if self._metric in LOWER_IS_BETTER else max
         self._known["best"] = value if best is None else choose(best, value)
@@ -115,6 +115,6 @@ class TrainProgress:
         return figures
 
     def _line(self, text: str, always: bool = False) -> None:
-        if not self._quiet and (always or time.monotonic() - self._told > SECONDS_BETWEEN_LINES):
-            self._told = time.monotonic()
+        if not self._quiet and (always or time.monotonic() - self._shown > SECONDS_BETWEEN_LINES):
+            self._shown = time.monotonic()
             say(self._console, text)

@@ -1,4 +1,4 @@
-"""What an output folder says of its fine-tuning, without rows and without a cluster."""
+"""Reads the status of a fine-tuning from its output folder, without rows and without a cluster."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from typing import Any
 
 from hfbatch.data.filesystem import READ_ERRORS, Location, join, kind_of, open_filesystem, redact
-from hfbatch.data.lock import describe_holder
 from hfbatch.errors import SpecError
-from hfbatch.train.checkpoints import Checkpoints
+from hfbatch.output.lock import describe_holder
+from hfbatch.train.loop.checkpoints import Checkpoints
 
 
 def read_training(out: str) -> dict[str, Any]:
-    """How far a training is: its newest checkpoint while it lasts, its figures once it is done.
+    """Reads the progress of a training from its newest checkpoint, or from its metrics once it is finished.
 
-    :returns: `task`, `method`, `model`, `success`, `running` (who trains now, or None), `step` saved last and `steps` in all (None where not known),
-        `best` (the best evaluation so far, None before the first checkpoint).
+    :returns: `task`, `method`, `model`, `success`, `running` (who trains now, or None), `step` saved last and `steps`
+        in all (None if unknown), `best` (the best evaluation so far, None before the first checkpoint).
     """
     job = _read(out, "_hfbatch/job.json") or {}
     metrics = _read(out, "metrics.json") if _done(out) else None
@@ -35,11 +35,11 @@ def read_training(out: str) -> dict[str, Any]:
 
 
 def read_metrics(out: str) -> dict[str, Any]:
-    """metrics.json of a finished training. :raises SpecError: if it has not finished."""
+    """Reads metrics.json of a finished training. :raises SpecError: if it has not finished."""
     metrics = _read(out, "metrics.json") if _done(out) else None
     if metrics is None:
         raise SpecError(
-            f"{redact(out)} has no figures yet: its training has not finished; see `hfbatch status {redact(out)}`"
+            f"{redact(out)} has no metrics yet: its training has not finished; see `hfbatch status {redact(out)}`"
         )
     return metrics
 
@@ -50,7 +50,7 @@ def _done(out: str) -> bool:
 
 
 def _newest_state(out: str) -> dict[str, Any]:
-    """What the trainer wrote of itself into the newest checkpoint; the step alone where it did not."""
+    """Reads the trainer's state in the newest checkpoint; returns only the step if there is none."""
     checkpoints = Checkpoints(join(out, "_hfbatch/checkpoints"))
     steps = checkpoints.steps()
     if not steps:
@@ -61,7 +61,7 @@ def _newest_state(out: str) -> dict[str, Any]:
 
 
 def _best(state: dict[str, Any]) -> dict[str, Any] | None:
-    """The evaluation of the best step so far."""
+    """Returns the evaluation of the best step so far."""
     for entry in state.get("log_history", ()):
         if entry["step"] == state.get("best_global_step") and "eval_loss" in entry:
             figures = {name[5:]: value for name, value in entry.items() if name.startswith("eval_")}

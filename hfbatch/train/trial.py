@@ -1,4 +1,4 @@
-"""A few real steps on a worker, for `hfbatch plan`: how fast a training will be, and what it holds."""
+"""Runs a few real steps on a worker for `hfbatch plan`, to measure speed and memory of a training."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import pyarrow as pa
 import ray
 
 from hfbatch.data.temporary import own_folder
-from hfbatch.data.writer import part_table_bytes
 from hfbatch.errors import WorkerError
+from hfbatch.output.writer import part_table_bytes
+from hfbatch.train.data.rows import FeatureRows
 from hfbatch.train.features import Part, make_features, read_rows
-from hfbatch.train.launch import Team
-from hfbatch.train.order import TrainOrder
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from hfbatch.train.recipes.base import Recipe
-from hfbatch.train.rows import FeatureRows
+from hfbatch.train.worker_group import WorkerGroup
 
 if TYPE_CHECKING:
     import torch
 
 ROWS = 512
-"""Rows that are made ready, for lengths and for the trial."""
+"""Number of sampled rows, for lengths and for the trial."""
 STEPS = 3
-"""Steps that are timed, after one that is not."""
+"""Number of timed steps, after one warm-up step."""
 TIMEOUT_S = 600
 
 
-def try_steps(order: TrainOrder, part: Part, team: Team) -> dict[str, Any]:
-    """What a process of the training did with rows of the first split.
+def try_steps(order: TrainWorkerConfig, part: Part, team: WorkerGroup) -> dict[str, Any]:
+    """Runs a trial on a worker with rows of the first split.
 
     :returns: `seconds_per_step`, `rows_per_s` and `tokens_per_s` of one process, `eval_rows_per_s`, `load_seconds`,
-        `steps` timed, `activations` (bytes, of the longest row of the sample repeated), `trainable`, `weights`,
+        `steps` timed, `activations` (bytes, for copies of the longest sampled row), `trainable`, `weights`,
         `device`, `dtype`.
-    :raises WorkerError: if the model does not train there, or no worker comes up in ten minutes.
+    :raises WorkerError: if the model cannot be trained there, or no worker starts within ten minutes.
     """
     task = ray.remote(_try).options(num_cpus=team.cpus, num_gpus=team.gpus, max_retries=0)
     try:
         return ray.get(task.remote(order.to_json(), part, team.workers, team.cpus), timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
-        raise WorkerError(f"no worker came up in {TIMEOUT_S // 60} minutes; see `ray status`") from error
+        raise WorkerError(f"no worker started within {TIMEOUT_S // 60} minutes; see `ray status`") from error
     except ray.exceptions.RayError as error:
         raise WorkerError(f"the trial failed: {str(error).strip().splitlines()[-1]}") from error
 
@@ -51,11 +51,11 @@ def _try(order_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]
 
     torch.set_num_threads(max(int(cpus), 1))
     with own_folder("trial-") as local:
-        return _Trial(TrainOrder.from_json(order_json), part, world, local).figures()
+        return _Trial(TrainWorkerConfig.from_json(order_json), part, world, local).figures()
 
 
 def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, int]:
-    """Features of rows of the first split that has any, evenly spaced: as a training has them, the rows, and how many are truncated.
+    """Returns features of evenly spaced rows of the first non-empty split, the number of rows, and of truncated ones.
 
     :param local: an empty folder on this machine.
     """
@@ -73,15 +73,15 @@ def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, i
 
 
 class _Trial:
-    """One process's part of a training, with rows of a sample."""
+    """The part of one process in a training step, with sampled rows."""
 
-    def __init__(self, order: TrainOrder, part: Part, world: int, local: Path) -> None:
+    def __init__(self, order: TrainWorkerConfig, part: Part, world: int, local: Path) -> None:
         import torch
 
-        from hfbatch.train.accelerate_loop import optimizer_of
-        from hfbatch.train.arguments import arguments
-        from hfbatch.train.model import build_model
-        from hfbatch.train.training import collator
+        from hfbatch.train.loop.accelerate_loop import optimizer_of
+        from hfbatch.train.loop.arguments import arguments
+        from hfbatch.train.loop.model import build_model
+        from hfbatch.train.loop.training import collator
 
         begun = time.perf_counter()
         self.order, self.recipe = order, order.recipe
@@ -97,13 +97,13 @@ class _Trial:
 
     @property
     def dtype(self) -> str:
-        """What the forward pass computes in."""
+        """Precision of the forward pass."""
         return "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
 
     def figures(self) -> dict[str, Any]:
-        """See `try_steps`."""
-        from hfbatch.train.memory import kept_for_backward
-        from hfbatch.train.model import trainable
+        """Returns the results of `try_steps`."""
+        from hfbatch.train.loop.memory import kept_for_backward
+        from hfbatch.train.loop.model import trainable
 
         activations = kept_for_backward(self.model, lambda: self.loss(self.longest()))
         each, tokens, steps = self.time_steps()
@@ -124,32 +124,32 @@ class _Trial:
         }
 
     def longest(self) -> dict[str, torch.Tensor]:
-        """A batch whose rows are all the longest."""
+        """Returns a batch with copies of the longest row."""
         return self.batch([int(self.rows.lengths.argmax())] * self.args.per_device_train_batch_size)
 
     def batch(self, numbers: list[int]) -> dict[str, torch.Tensor]:
-        """Rows as a batch on the device."""
+        """Returns a batch of rows on the device."""
         return {name: value.to(self.device) for name, value in self.collate(numbers).items()}
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of a batch, computed as the training does."""
+        """Computes the loss of a batch as the training does."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with self.precision():
             outputs = self.model(**inputs)
         return self.recipe.loss(outputs, batch["labels"], 1)
 
     def precision(self) -> torch.autocast:
-        """What makes the model compute in `dtype`."""
+        """Returns a context in which the model computes in `dtype`."""
         import torch
 
         return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
 
     def time_steps(self) -> tuple[float, float, int]:
-        """Seconds and tokens of a mean step of this process, and how many were timed.
+        """Returns seconds and tokens of an average step of this process, and the number of timed steps.
 
-        Steps differ in length: what is measured is the time of what is computed, padding included.
+        Since steps differ in length, the time is measured per computed token, including padding.
         """
-        from hfbatch.train.sampler import NO_ROW, ShuffledRows
+        from hfbatch.train.loop.sampler import NO_ROW, ShuffledRows
 
         part, parts = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         batch, lengths = self.order.spec.batch, self.rows.lengths
@@ -163,7 +163,7 @@ class _Trial:
         return float(pace * computed.mean()), float(real.mean()), STEPS
 
     def step(self, batches: list[list[int]]) -> float:
-        """One optimizer step; its seconds."""
+        """Runs one optimizer step; returns its seconds."""
         begun = time.perf_counter()
         for numbers in batches:
             self.loss(self.batch(numbers)).backward()
@@ -173,7 +173,7 @@ class _Trial:
         return time.perf_counter() - begun
 
     def time_evaluation(self) -> float:
-        """Rows that are measured in a second."""
+        """Returns the rows per second of evaluation."""
         import torch
 
         size = min(self.args.per_device_train_batch_size * 2, len(self.rows))
@@ -185,7 +185,7 @@ class _Trial:
         return size / (time.perf_counter() - begun)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Waits until the device has finished its work."""
         import torch
 
         if self.device.type == "cuda":

@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from hfbatch.compute.precision import native_dtype
-from hfbatch.compute.prepare import POSITION, preprocess
-from hfbatch.compute.worker import Settled, Worker
 from hfbatch.data.reader import read_split
-from hfbatch.plan import make_plan
-from hfbatch.spec import JobSpec
+from hfbatch.engines.precision import native_dtype
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.config import RuntimeChoice
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.job import JobSpec
 from tests.benchmarks.tools import minilm
 
 WARM_UP_ROWS = 256
@@ -34,24 +34,25 @@ def bare_loop(source: Path, batch: int, dtype: str = "auto") -> dict[str, float 
         spec = JobSpec.build({"task": "embedding", "model": minilm(), "input": str(source), "output": out})
         plan = make_plan(spec)
     dtype = native_dtype()[1] if dtype == "auto" else dtype
-    worker = Worker(plan.order)
-    worker.settle(Settled(batch, dtype, worker.engine.device))
+    runner = Runner(plan.runner)
+    engine = runner.load(dtype)
+    runner.apply(RuntimeChoice(batch, dtype, engine.device))
     tokenised, features = 0.0, []
     for split in plan.splits:
         rows = read_split(split, plan.read)
         columns = {name: rows.table[column].combine_chunks() for name, column in plan.inputs.items()}
         begun = time.perf_counter()
-        features.append(preprocess(worker.task, columns, rows.places).features.drop_columns([POSITION]))
+        features.append(runner.preprocess(columns, rows.places).features)
         tokenised += time.perf_counter() - begun
-    worker.predict(features[0].slice(0, WARM_UP_ROWS))
+    runner.predict(features[0].slice(0, WARM_UP_ROWS))
     begun = time.perf_counter()
-    rows_out = sum(len(worker.predict(table).outputs) for table in features)
+    rows_out = sum(len(runner.predict(table).outputs) for table in features)
     device = time.perf_counter() - begun
     return {
         "rows": rows_out,
         "device_s": device,
         "tokenise_s": tokenised,
-        "dtype": worker.engine.dtype,
+        "dtype": engine.dtype,
         "batch": batch,
     }
 

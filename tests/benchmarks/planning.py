@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.compute.worker import Settled
-from hfbatch.data.ledger import MANIFESTS
-from hfbatch.data.manifest import LENGTH_EDGES, Manifest
 from hfbatch.data.splits import Split
-from hfbatch.data.writer import FOOTER_KEY, part_table_bytes
-from hfbatch.plan import Plan, make_plan
-from hfbatch.spec import JobSpec
+from hfbatch.output.ledger import MANIFESTS
+from hfbatch.output.manifest import LENGTH_EDGES, Manifest
+from hfbatch.output.writer import FOOTER_KEY, part_table_bytes
+from hfbatch.predict.plan import Plan, make_plan
+from hfbatch.runtime.config import RuntimeChoice
+from hfbatch.spec.job import JobSpec
 from tests.benchmarks import tools
 from tests.models.text import CORPUS, tiny_bert_encoder
 
@@ -39,8 +39,8 @@ GROUP_ROWS = 2
 TIMED_PLAN = """
 import sys, time
 begun = time.perf_counter()
-from hfbatch.plan import make_plan
-from hfbatch.spec import JobSpec
+from hfbatch.predict.plan import make_plan
+from hfbatch.spec.job import JobSpec
 imported = time.perf_counter()
 plan = make_plan(JobSpec.load(sys.argv[1]))
 made = time.perf_counter()
@@ -78,7 +78,7 @@ def commit_all_but_one(plan: Plan) -> Split:
 
     Past PartWriter, which waits for the disk at every part: 100,000 waits would measure the disk.
     """
-    job = plan.job() | {"settled": vars(Settled(8, "float32", "cpu"))}
+    job = plan.job() | {"settled": vars(RuntimeChoice(8, "float32", "cpu"))}
     plan.ledger.write_job(job)
     left = plan.splits[len(plan.splits) // 2]
     table = part_table(plan.schema)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfbatch.cluster.resources import lay_out
-from hfbatch.compute.machine import Node
 from hfbatch.errors import SpecError
-from hfbatch.spec import WorkersSpec
+from hfbatch.runtime.machine import Node
+from hfbatch.spec.job import WorkersSpec
 
 CPU_NODES = st.lists(
     st.builds(Node, st.sampled_from([1.0, 2.0, 4.0, 16.0, 64.0]), st.just(0.0)), min_size=1, max_size=5

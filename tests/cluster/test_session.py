@@ -96,7 +96,7 @@ def test_a_cluster_that_somebody_else_may_have_named_is_not_joined(
         case _:
             os.chown(file if way == "file" else file.parent, 12345, 12345)
     assert session.find_cluster(None) is None
-    assert "it is not joined" in " ".join(capsys.readouterr().err.split())
+    assert "it is not used" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SpecError, match="give the cluster's address"):
         session.find_cluster("auto")
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.8:6379")  # asked for

@@ -9,8 +9,8 @@ import pytest
 from hfbatch.cluster import pipeline, tracker
 from hfbatch.cluster.pipeline import _silence
 from hfbatch.cluster.tracker import LOAD, Activity, TrackerState
-from hfbatch.compute.heartbeat import beating
-from hfbatch.progress import Rates, Snapshot, status_line
+from hfbatch.console.progress import Rates, Snapshot, status_line
+from hfbatch.runtime.heartbeat import beating
 
 
 def test_work_that_takes_long_tells_that_it_lives_until_it_ends() -> None:
@@ -42,7 +42,7 @@ def test_a_slow_split_is_told_of_and_does_not_end_the_job(monkeypatch: pytest.Mo
     assert status_line(shown, Rates()).endswith("256 rows being read · slowest split 29:52")
 
     now[0] += pipeline.SILENCE_TIMEOUT_S + 1  # its process is dead, or stopped
-    assert "sign of life" in _silence(state.activity(), 1_000_000.0)[0]
+    assert "heartbeat" in _silence(state.activity(), 1_000_000.0)[0]
     assert state.activity().reading == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from hfbatch import SpecError
-from hfbatch.plan import make_plan
+from hfbatch.predict.plan import make_plan
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, sentences, write_shards
 from tests.models.text import tiny_bert_for

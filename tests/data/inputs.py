@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from hfbatch.data.reader import ReadPlan, Rows, read_split
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Split
-from hfbatch.spec import InputSpec
+from hfbatch.spec.job import InputSpec
 
 
 def write_groups(path: Path, groups: list[list[int]]) -> None:

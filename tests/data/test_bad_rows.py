@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfbatch.data import csvfiles, jsonl, textschema
-from hfbatch.data.lines import Wanted
+from hfbatch.data import textschema
+from hfbatch.data.formats import csvfiles, jsonl
+from hfbatch.data.formats.lines import Wanted
+from hfbatch.data.formats.texttypes import convert, found_type, name_of, type_of
 from hfbatch.data.reader import Rows
 from hfbatch.data.source import open_source
-from hfbatch.data.texttypes import convert, found_type, name_of, type_of
 from hfbatch.errors import SpecError
-from hfbatch.spec import InputSpec
+from hfbatch.spec.job import InputSpec
 from tests.data.inputs import read_all, source_of
 
 quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,7 +89,7 @@ BAD_LINES = [
     (
         b'{"id": "one"}',
         "Misfit",
-        r"has the text 'one'; mend the row, or give the type in input\.types.*\{id: string\}",
+        r"has the text 'one'; fix the row, or give the type in input\.types.*\{id: string\}",
     ),
     (b'{"text": 5}', "Misfit", r"column 'text' is string, but the row has the number 5; .*\{text: string\}"),
     (b'{"text": {"a": 1}}', "Misfit", "has an object"),
@@ -190,15 +191,13 @@ def test_bad_rows_stay_whatever_the_filter_says(tmp_path):
 def test_the_plan_tells_of_bad_lines_in_the_sample(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*GOOD, b"null", b'{"id": "x"}']))
     (note,) = source_of(tmp_path).notes
-    assert note.startswith(
-        "2 of 14 rows that were looked at cannot be read and will be rejects; the first, in a.jsonl: "
-    )
+    assert note.startswith("2 of 14 sampled rows cannot be read and will be rejects; the first, in a.jsonl: ")
 
 
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b'[\n{"a": 1},\n{"a": 2}\n]\n', r"a\.jsonl: not one JSON object a line"),
+        (b'[\n{"a": 1},\n{"a": 2}\n]\n', r"a\.jsonl: not one JSON object per line"),
         ('{"a": 1}\n'.encode("utf-16"), r"a\.jsonl: it is UTF-16; save it as UTF-8"),
         (b'{"n": 1}\n{"n": "x"}\n', r"several types: n \(1 number, 1 text\); .*input\.types: \{n: string\}"),
         (b'{"n": [1, "x"]}\n', r"several types: n \(1 number, 1 text\)"),
@@ -207,7 +206,7 @@ def test_the_plan_tells_of_bad_lines_in_the_sample(tmp_path):
             r"-9223372036854775809, which no type of numbers holds exactly.*\{n: string\}",
         ),
         (b'{"n": 12345678901234567891}\n{"n": 0.5}\n', r"12345678901234567891, which no type"),
-        (b'{"n": {}}\n', r"empty objects alone, which Parquet does not have; .*\{n: string\}"),
+        (b'{"n": {}}\n', r"only empty objects, which Parquet does not support; .*\{n: string\}"),
     ],
 )
 def test_what_no_type_fits_is_a_fault_that_names_the_way_out(tmp_path, data, fault):
@@ -285,8 +284,8 @@ def test_other_types_later_in_the_input_are_told_by_the_plan(tmp_path):
     source = source_of(tmp_path)
     assert source.schema == pa.schema([("id", pa.float64()), ("n", pa.int64())])
     assert source.notes == [
-        "column 'n' is int64, but string in some rows of b.jsonl, which will be rejects; mend them, or take it as it is "
-        "written with input.types: {n: string}"
+        "column 'n' is int64, but string in some rows of b.jsonl, which will be rejects; fix them, or read the column "
+        "as text with input.types: {n: string}"
     ]
 
 
@@ -300,7 +299,7 @@ def test_types_of_an_earlier_run_hold(tmp_path):
     rows = read_all(again, again.cut(10))
     assert rows.table["id"].to_pylist() == [None, 2]
     assert "input.types: {id: string}" in rows.bad[0].message
-    assert "1 of 2 rows that were looked at" in again.notes[0]
+    assert "1 of 2 sampled rows" in again.notes[0]
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "a.csv").write_text("id,zip\n1,5\n")
     kept = json.loads(json.dumps(source_of(tmp_path).types))
@@ -343,7 +342,7 @@ def test_a_bad_row_of_csv_is_one_bad_row_and_all_others_are_read(tmp_path, line,
 
 @pytest.mark.parametrize("chunk", [3, 16, 1 << 20])
 def test_a_quote_that_is_never_closed_ends_with_its_line(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("hfbatch.data.textfiles.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("hfbatch.data.formats.textfiles.CHUNK_BYTES", chunk)
     (tmp_path / "a.csv").write_bytes(b'id,text\n1,"a\nb"\n2,5" pipe\n3,"open\n4,c\n5,d\n')
     rows = read(tmp_path, split_rows=2)
     assert rows.table["text"].to_pylist() == ["a\nb", '5" pipe', None, "c", "d"]
@@ -353,7 +352,7 @@ def test_a_quote_that_is_never_closed_ends_with_its_line(tmp_path, monkeypatch, 
 
 def test_an_open_quote_does_not_take_in_the_whole_file(tmp_path, monkeypatch):
     monkeypatch.setattr(csvfiles, "MOST_OPEN_BYTES", 1000)
-    monkeypatch.setattr("hfbatch.data.textfiles.CHUNK_BYTES", 64)
+    monkeypatch.setattr("hfbatch.data.formats.textfiles.CHUNK_BYTES", 64)
     lines = [b"%d,some text" % number for number in range(500)]
     lines[10], lines[480] = b'10,"open', b'480,"closed\nagain"'
     (tmp_path / "a.csv").write_bytes(b"\n".join([b"id,text", *lines]))

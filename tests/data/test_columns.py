@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfbatch.data.columns import common_type, convert, plain_type, storage_type
-from hfbatch.data.manifest import Manifest
-from hfbatch.data.payload import pack, unpack
-from hfbatch.data.rejects import Reject, reject_schema, rejects_table
+from hfbatch.data.serialization import deserialize, serialize
 from hfbatch.data.splits import Piece, Split
-from hfbatch.data.writer import PartWriter, stored_schema
+from hfbatch.output.manifest import Manifest
+from hfbatch.output.rejects import Reject, reject_schema, rejects_table
+from hfbatch.output.writer import PartWriter, stored_schema
 from tests.data.inputs import read_all, source_of
 
 TIMES = st.integers(-(2**50), 2**50)
@@ -129,7 +129,7 @@ def test_a_column_of_any_type_passes_through_split_filter_stages_part_and_reject
     splits = source.cut(2)
     assert plain_values(read_all(source, splits).table["x"]) == expected
     rows_read = read_all(source, splits, "n >= 0")
-    table = unpack(pack(rows_read.table.slice(1)))
+    table = deserialize(serialize(rows_read.table.slice(1)))
     assert plain_values(table["x"]) == expected[1:]
     chosen = pa.array(range(0, len(table), 2), pa.int64())
     part, count = table.take(chosen), len(rows_read.table)

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfbatch.data.filesystem import absolute, join, open_filesystem, redact
-from hfbatch.data.ledger import Ledger
-from hfbatch.data.manifest import Manifest
 from hfbatch.data.reader import read_split
-from hfbatch.data.writer import PartWriter, reject_schema, write_file
 from hfbatch.errors import SpecError, SplitError, WorkerError
-from hfbatch.location import WITH_SECRETS, Location
-from hfbatch.spec import JobSpec
+from hfbatch.output.ledger import Ledger
+from hfbatch.output.manifest import Manifest
+from hfbatch.output.writer import PartWriter, reject_schema, write_file
+from hfbatch.spec.job import JobSpec
+from hfbatch.spec.location import WITH_SECRETS, Location
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
 
 

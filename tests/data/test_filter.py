@@ -70,7 +70,7 @@ def test_what_depends_on_clock_chance_or_settings_is_refused(condition, called):
         ("list_aggregate(items, 'reservoir' || '_quantile') = 1", "write that name as text"),
         ("read_text('/etc/passwd') is null", "is a table function"),
         ("ts < 'now'", "invalid timestamp"),
-        ("twins.A = 1", "the fields of column 'twins' 'a' and 'A', which SQL does not tell apart"),
+        ("twins.A = 1", "the fields of column 'twins' 'a' and 'A', which SQL does not distinguish"),
         ("(" * 2000 + "id = 1" + ")" * 2000, "depth limit"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_filter_reads_the_column_of_the_name_in_the_files_or_is_refused(
 def test_two_columns_that_differ_in_case_only_are_not_compared():
     schema = pa.schema([("Lang", pa.string()), ("lang", pa.string())])
     (fault,) = filter_faults('"Lang" = "lang"', schema)
-    assert "columns 'Lang' and 'lang', which SQL does not tell apart; rename one of them" in fault
+    assert "columns 'Lang' and 'lang', which SQL does not distinguish; rename one of them" in fault
 
 
 HOURS = [dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=3 * k) for k in range(-8, 16)]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from hfbatch.data.filesystem import open_filesystem, printable
 from hfbatch.data.globs import Glob
-from hfbatch.data.ledger import Ledger
 from hfbatch.data.listing import partition_keys, reads
 from hfbatch.data.walk import OUTPUT, list_files
 from hfbatch.errors import SpecError
-from hfbatch.spec import JobSpec
+from hfbatch.output.ledger import Ledger
+from hfbatch.spec.job import JobSpec
 from tests.data.inputs import read_all, source_of, write_groups
 
 

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from hfbatch.compute.named_files import named_files, names_in
 from hfbatch.data import rowgroups
 from hfbatch.data.download import FileRefusedError, Permit
 from hfbatch.data.media import to_image, to_sound
@@ -35,8 +34,9 @@ from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.source import open_source
 from hfbatch.errors import SplitError
-from hfbatch.location import Location
-from hfbatch.spec import FilesSpec, InputSpec
+from hfbatch.predict.named_files import named_files, names_in
+from hfbatch.spec.job import FilesSpec, InputSpec
+from hfbatch.spec.location import Location
 from hfbatch.tasks import task_class
 from tests.data.test_pictures import file_of, noise
 
@@ -368,7 +368,7 @@ def test_a_program_is_not_started_by_a_picture(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(ValueError, match="not a picture of a known format"):
+    with pytest.raises(ValueError, match="not an image of a known format"):
         to_image(file_of(noise(), "EPS"))
     assert not (tmp_path / "started").exists()
 
@@ -483,7 +483,7 @@ def test_rows_that_decode_to_too_much_are_an_error(
     source = open_source(InputSpec(path=str(tmp_path)))
     plan = ReadPlan(source.root_url, source.format, ("image", "k"), source.schema)
     (split,) = source.cut(1000)
-    with pytest.raises(SplitError, match=r"a\.parquet \(rows 0-1000\) .* set split_rows lower"):
+    with pytest.raises(SplitError, match=r"a\.parquet \(rows 0-1000\) .* lower split_rows"):
         read_split(split, plan)
     monkeypatch.setattr("hfbatch.data.reader.MOST_BYTES", 5 << 20)
     tables = [read_split(split, plan).table for split in source.cut(63)]

@@ -86,12 +86,12 @@ def test_a_picture_is_turned_upright() -> None:
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (b"", r"not a picture of a known format \(0 bytes\)"),
-        (b"neither a picture nor a path", r"not a picture of a known format \(28 bytes\)"),
+        (b"", r"not an image of a known format \(0 bytes\)"),
+        (b"neither a picture nor a path", r"not an image of a known format \(28 bytes\)"),
         (file_of(noise(), "JPEG")[:-500], r"can be read .*truncated"),
         (file_of(noise(height=60, width=60), "PNG")[:-5000], r"can be read .*truncated"),
         (damaged(file_of(noise(height=60, width=60), "PNG")), r"can be read .*broken"),
-        (file_of(noise(), "PNG")[:20], r"not a picture"),
+        (file_of(noise(), "PNG")[:20], r"not an image"),
         (file_of(noise(), "GIF")[:-300], r"can be read .*truncated"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_an_error_with_its_reason(file: bytes, reason: st
 def test_a_picture_that_would_fill_the_memory_is_an_error(excess: float, monkeypatch: Any) -> None:
     file = file_of(Image.new("1", (600, 400)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 * 400 / excess))
-    with pytest.raises(ValueError, match=r"too large a picture .*240000 pixels"):
+    with pytest.raises(ValueError, match=r"the image is too large: .*240000 pixels"):
         to_image(file)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 400)
     assert to_image(file).size == (600, 400)

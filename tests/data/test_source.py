@@ -18,7 +18,7 @@ from hfbatch.data.listing import NO_PARTITION
 from hfbatch.data.reader import read_split
 from hfbatch.data.source import open_source
 from hfbatch.errors import SpecError
-from hfbatch.spec import InputSpec
+from hfbatch.spec.job import InputSpec
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
 
 
@@ -163,9 +163,9 @@ def test_wrong_types_in_the_spec_are_all_told(tmp_path):
     with pytest.raises(SpecError) as caught:
         source_of(tmp_path, types={"zip": "sting", "id": {}, "x": ["int64", "int64"]})
     assert [fault.split(";")[0] for fault in caught.value.faults] == [
-        "input.types: 'sting' of column 'zip' is no type",
-        "input.types: {} of column 'id' is no type",
-        "input.types: ['int64', 'int64'] of column 'x' is no type",
+        "input.types: 'sting' of column 'zip' is not a type",
+        "input.types: {} of column 'id' is not a type",
+        "input.types: ['int64', 'int64'] of column 'x' is not a type",
     ]
 
 

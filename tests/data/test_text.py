@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfbatch.data import textfiles
+from hfbatch.data.formats import textfiles
 from hfbatch.errors import SpecError
 from tests.data.inputs import read_all, source_of
 
@@ -118,7 +118,7 @@ def test_a_header_alone_and_an_empty_file_have_no_rows(tmp_path):
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"id,text\r1,a\r2,b\r", "end in carriage returns alone"),
+        (b"id,text\r1,a\r2,b\r", "end in carriage returns only"),
         (b"text,text\na,b\n", "more than one column named 'text'"),
     ],
 )
@@ -148,7 +148,7 @@ def test_tab_separated_files_are_csv(tmp_path):
 
 def test_a_json_list_is_not_jsonl(tmp_path):
     (tmp_path / "a.json").write_text('[\n{"a": 1},\n{"a": 2}\n]\n')
-    with pytest.raises(SpecError, match=r"a\.json: not one JSON object a line"):
+    with pytest.raises(SpecError, match=r"a\.json: not one JSON object per line"):
         source_of(tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfbatch import SpecError
-from hfbatch.plan import make_plan
+from hfbatch.predict.plan import make_plan
 from tests.jobs.tools import call, make_spec, sentences, write_shards
 from tests.models.text import tiny_t5
 
@@ -39,7 +39,7 @@ def test_a_name_with_languages_is_planned_as_translation_with_params(tmp_path: P
         )
     ]
     assert {plan.fingerprint for plan in plans} == {plans[0].fingerprint}
-    assert all("puts 'to German: ' before each row" in plan.notes for plan in plans)
+    assert all("prepends 'to German: ' to each row" in plan.notes for plan in plans)
 
 
 def test_a_task_that_the_model_cannot_do_is_one_fault_among_all(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,21 +17,18 @@ import torch
 import hfbatch
 from hfbatch import SpecError
 from hfbatch.data import textschema
-from hfbatch.describe import sample_lengths
-from hfbatch.plan import make_plan
-from hfbatch.report import build_report, render_html
-from hfbatch.spec import RejectsSpec
-from hfbatch.verify import verify_output
+from hfbatch.pages.report import build_report, render_html
+from hfbatch.predict.describe import sample_lengths
+from hfbatch.predict.plan import make_plan
+from hfbatch.predict.verify import verify_output
+from hfbatch.spec.job import RejectsSpec
 from tests.jobs.here import job_here
 from tests.jobs.poison import poison_model
 from tests.jobs.tools import (
-    HFBATCH,
     make_spec,
     read_output,
     read_rejects,
-    run_job,
     sentences,
-    start_job,
     write_shards,
 )
 
@@ -73,8 +71,7 @@ def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     assert (counts["read"], counts["in"], counts["out"], counts["rejected"]) == (27, 27, 23, 4)
     assert counts["truncated"] >= 1
     assert (
-        "which the plan looked at: late (1 row); to keep them, give their types in input.types"
-        in result.message
+        "which the plan read: late (1 row); to keep them, give their types in input.types" in result.message
     )
     assert verify_output(str(tmp_path / "out")) == []
 
@@ -248,22 +245,16 @@ def test_a_json_column_is_text_to_a_task_and_json_in_the_output(tmp_path: Path, 
     )
 
 
-def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, minilm: str, ray_cluster: str) -> None:
+def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(240, most=4), shards=12)
-    spec = make_spec("embedding", minilm, tmp_path / "in", tmp_path / "out", input={"split_rows": 20})
-    job = start_job(spec, tmp_path, ray_cluster)
-    while not (tmp_path / "out/_hfbatch/job.json").exists():  # planned, and no worker is up yet
-        assert job.poll() is None
-        time.sleep(0.01)
-    last = tmp_path / "in/shard-00000-011.parquet"
-    aside = shutil.move(last, tmp_path / "aside")
-    printed, _ = job.communicate(timeout=400)
-    assert job.returncode == 1, printed
-    assert last.name in printed
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", input={"split_rows": 20})
+    last, aside = tmp_path / "in/shard-00000-011.parquet", tmp_path / "aside"
+    result = job_here(spec, meanwhile=lambda: last.rename(aside))
+    assert result.exit_code == 1
+    assert last.name in result.message
     assert len(read_output(tmp_path / "out")) == 220
-    shutil.move(aside, last)
-    code, printed = run_job(spec, tmp_path, ray_cluster)
-    assert code == 0, printed
+    aside.rename(last)
+    assert job_here(spec).exit_code == 0
     assert len(read_output(tmp_path / "out")) == 240
 
 
@@ -305,21 +296,35 @@ def test_a_row_that_kills_its_process_fails_its_split_alone(tmp_path: Path) -> N
     assert read_output(tmp_path / "out")["id"].to_pylist() == [k for k in range(40) if not 10 <= k < 20]
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_stays(
-    tmp_path: Path, minilm: str, ray_cluster: str
-) -> None:
-    """A tmpfs of 1.5 MiB, in a mount namespace of its own, holds about a third of the parts."""
-    write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(2000, most=2))], shards=8)
+JOB_HERE = """
+import sys
+from hfbatch import JobSpec
+from tests.jobs.here import job_here
+result = job_here(JobSpec.load(sys.argv[1]))
+print(result.message)
+sys.exit(result.exit_code)
+"""
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path, encoder: str) -> None:
+    """A tmpfs of 1 MiB, in a mount namespace of its own, holds about a third of the parts."""
+    write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(8000, most=2))], shards=8)
     out = tmp_path / "out"
     out.mkdir()
-    spec = make_spec("embedding", minilm, tmp_path / "in", out, batch={"size": 64}, input={"split_rows": 250})
+    spec = make_spec(
+        "embedding", encoder, tmp_path / "in", out, batch={"size": 64}, input={"split_rows": 1000}
+    )
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    (tmp_path / "job.py").write_text(JOB_HERE)
     script = (
-        f"mount -t tmpfs -o size=1536k tmpfs {out} && "
-        f"{' '.join(HFBATCH)} run {tmp_path}/spec.yaml --address local; code=$?; "
+        f"mount -t tmpfs -o size=1024k tmpfs {out} && "
+        f"{sys.executable} {tmp_path}/job.py {tmp_path}/spec.yaml; code=$?; "
         f"ls {out}; cp -r {out} {tmp_path}/kept; exit $code"
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed
     assert "No space left on device" in printed
@@ -327,12 +332,11 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(
     kept = tmp_path / "kept"
     parts = [pq.read_table(part) for part in kept.glob("part-*.parquet")]
     assert 0 < len(parts) < 8
-    assert all(len(part) == 250 for part in parts)
+    assert all(len(part) == 1000 for part in parts)
 
     shutil.copytree(kept, out, dirs_exist_ok=True)  # as if room had been made
-    code, printed = run_job(spec, tmp_path, ray_cluster)
-    assert code == 0, printed
-    assert len(read_output(out)) == 2000
+    assert job_here(spec).exit_code == 0
+    assert len(read_output(out)) == 8000
     assert verify_output(str(out)) == []
 
 
@@ -369,13 +373,12 @@ def test_a_model_without_safe_weights(tmp_path: Path, encoder: str) -> None:
     assert "config.json" in faults_of("embedding", str(bare), tmp_path / "in", tmp_path / "out")
 
 
-def test_a_broken_weight_file_ends_the_job_at_once(tmp_path: Path, encoder: str, ray_cluster: str) -> None:
+@cluster
+def test_a_broken_weight_file_ends_the_job_at_once(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(30, most=1))
     bad = Path(shutil.copytree(encoder, tmp_path / "bad"))
     config = json.loads((bad / "config.json").read_text())
     (bad / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
-    code, printed = run_job(
-        make_spec("embedding", str(bad), tmp_path / "in", tmp_path / "out"), tmp_path, ray_cluster
-    )
-    assert code == 1, printed
-    assert "the model does not load on a worker" in printed
+    result = hfbatch.run(make_spec("embedding", str(bad), tmp_path / "in", tmp_path / "out"), quiet=True)
+    assert result.exit_code == 1
+    assert "the model does not load on a worker" in result.message

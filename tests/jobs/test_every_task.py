@@ -20,9 +20,9 @@ from PIL import Image
 import hfbatch
 from hfbatch import JobSpec
 from hfbatch.data.media_files import RowFiles
-from hfbatch.job import JobResult
+from hfbatch.predict.run import JobResult
+from hfbatch.predict.verify import verify_output
 from hfbatch.tasks import TASKS, task_class
-from hfbatch.verify import verify_output
 from tests.cases.case import Case, near
 from tests.cases.every import CASES
 from tests.jobs.here import job_here

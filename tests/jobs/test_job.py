@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import pipeline
 
 import hfbatch
-from hfbatch.verify import verify_output
+from hfbatch import JobResult, JobSpec
+from hfbatch.predict.verify import verify_output
 from tests.jobs.here import job_here
 from tests.jobs.tools import (
     make_spec,
-    part_names,
     part_stamps,
     read_output,
     read_rejects,
@@ -39,7 +41,7 @@ def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> 
     write_shards(tmp_path / "in", texts)
     spec = make_spec("embedding", minilm, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.1})
 
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
 
     assert result.exit_code == 0
     out = read_output(tmp_path / "out")
@@ -98,36 +100,23 @@ def test_generation_equals_the_pipeline_for_prompts_and_chats(tmp_path: Path) ->
         assert found == [oracle(one, **params)[0]["generated_text"] for one in inputs]
 
 
-def test_sampling_does_not_depend_on_workers_or_batches(tmp_path: Path) -> None:
+def test_sampling_does_not_depend_on_processes_or_batches(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     write_shards(tmp_path / "in", [text[:40] for text in sentences(16, most=1)])
     params = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.5}
-    found = []
-    for size, count, seed in ((1, 1, 0), (8, 2, 0), (8, 1, 1)):
-        out = tmp_path / f"out-{size}-{count}-{seed}"
+
+    def texts(run: Callable[[JobSpec], JobResult], size: int, seed: int) -> list[str]:
+        out = tmp_path / f"out-{size}-{seed}"
         spec = make_spec(
             "text-generation", model, tmp_path / "in", out,
-            params=params, batch={"size": size}, workers={"count": count}, seed=seed,
-            input={"split_rows": 4},
+            params=params, batch={"size": size}, workers={"count": 2}, seed=seed, input={"split_rows": 4},
         )  # fmt: skip
-        assert hfbatch.run(spec, quiet=True).exit_code == 0
-        found.append(read_output(out)["generated_text"].to_pylist())
-    assert found[0] == found[1]
-    assert found[0] != found[2]
+        assert run(spec).exit_code == 0
+        return read_output(out)["generated_text"].to_pylist()
 
-
-def test_one_and_three_workers_give_the_same_bits(tmp_path: Path, minilm: str) -> None:
-    write_shards(tmp_path / "in", sentences(90), shards=6)
-    outs = []
-    for count in (1, 3):
-        out = tmp_path / f"out-{count}"
-        spec = make_spec(
-            "embedding", minilm, tmp_path / "in", out, workers={"count": count}, input={"split_rows": 15}
-        )
-        assert hfbatch.run(spec, quiet=True).exit_code == 0
-        outs.append(out)
-    assert part_names(outs[0]) == part_names(outs[1])
-    assert read_output(outs[0]).equals(read_output(outs[1]))
+    found = texts(job_here, 1, 0)
+    assert texts(partial(hfbatch.run, quiet=True), 8, 0) == found
+    assert texts(job_here, 1, 1) != found
 
 
 def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:

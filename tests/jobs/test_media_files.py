@@ -80,7 +80,7 @@ def test_odd_pictures_are_read_right_and_broken_ones_are_rejects(tmp_path: Path)
         answer = columns_of(oracle(str(tmp_path / "picture")))
         assert near({name: row[name] for name in answer}, answer)
     rejects = {one["id"]: one["hfbatch_message"] for one in read_rejects(tmp_path / "out")}
-    words = ["truncated", "truncated", "too large a picture", "(0 bytes)", "(28 bytes)"]
+    words = ["truncated", "truncated", "the image is too large", "(0 bytes)", "(28 bytes)"]
     assert list(rejects) == list(range(len(GOOD), len(files)))
     assert all(word in message for word, message in zip(words, rejects.values(), strict=True))
 

@@ -11,10 +11,11 @@ import pytest
 
 import hfbatch
 from hfbatch import JobSpec
-from hfbatch.data.ledger import Ledger
-from hfbatch.data.lock import hold
 from hfbatch.errors import OutputHeldError, SpecError
-from hfbatch.verify import verify_output
+from hfbatch.output.ledger import Ledger
+from hfbatch.output.lock import hold
+from hfbatch.predict.verify import verify_output
+from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, part_names, part_stamps, sentences, start_job, write_shards
 
 
@@ -43,7 +44,7 @@ def test_of_two_jobs_that_start_at_once_one_works_and_the_other_is_told(
 
 
 def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
-    tmp_path: Path, spec: JobSpec, ray_cluster: str
+    tmp_path: Path, spec: JobSpec
 ) -> None:
     out, gone = tmp_path / "out", []
 
@@ -55,7 +56,7 @@ def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
 
     thread = threading.Thread(target=delete)
     thread.start()
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     thread.join()
     assert result.exit_code == 1
     assert (
@@ -71,7 +72,7 @@ def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
     footer = table.schema.metadata[b"hfbatch"].replace(result.report["fingerprint"].encode(), b"0" * 32)
     pq.write_table(table.replace_schema_metadata({b"hfbatch": footer}), out / others)
     before = part_stamps(out)
-    result = hfbatch.run(spec, quiet=True)
+    result = job_here(spec)
     assert result.exit_code == 0, result.message
     assert {name for name, stamp in part_stamps(out).items() if before.get(name) != stamp} == {
         gone[0],
@@ -83,7 +84,7 @@ def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
 def test_a_job_looks_at_the_output_again_once_it_holds_it(
     tmp_path: Path, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfbatch import job
+    from hfbatch.predict import run as job
 
     plan = job.make_plan(spec)
     Ledger(str(tmp_path / "out")).write_job({**plan.job(), "identity": {**plan.identity, "seed": 7}})
@@ -99,7 +100,7 @@ def test_a_job_looks_at_the_output_again_once_it_holds_it(
 def test_a_plan_takes_no_lock_and_changes_nothing(tmp_path: Path, spec: JobSpec) -> None:
     with hold(str(tmp_path / "out"), print):
         before = sorted(tmp_path.rglob("*"))
-        hfbatch.plan.make_plan(spec)
+        hfbatch.predict.plan.make_plan(spec)
         assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -107,4 +108,4 @@ def test_a_job_never_takes_the_output_of_a_training(tmp_path: Path, spec: JobSpe
     Ledger(str(tmp_path / "out")).write_job({"spec": {"train": {}}})
     for overwrite in (False, True):
         with pytest.raises(SpecError, match="holds a fine-tuning; choose another folder"):
-            hfbatch.plan.make_plan(spec, overwrite)
+            hfbatch.predict.plan.make_plan(spec, overwrite)

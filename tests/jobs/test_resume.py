@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from hfbatch import JobSpec
-from hfbatch.verify import verify_output
+from hfbatch.predict.verify import verify_output
+from tests.jobs.here import job_here
 from tests.jobs.tools import (
     make_spec,
     part_names,
@@ -45,75 +46,18 @@ def wait_for_parts(job: subprocess.Popen[str], out: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, minilm: str, ray_cluster: str) -> Path:
-    """Folder with the input `in` and the output `whole` of a job that nobody disturbed."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Path:
+    """Folder with the input `in` and the output `whole` of a job that nobody disturbed, in one process."""
     folder = tmp_path_factory.mktemp("resume")
-    code, printed = run_job(slow_spec(folder, minilm, "whole"), folder, ray_cluster)
-    assert code == 0, printed
+    assert job_here(slow_spec(folder, minilm, "whole")).exit_code == 0
     return folder
 
 
-def test_killing_the_driver_twice_loses_and_repeats_nothing(
+@pytest.mark.timeout(400)
+def test_killed_workers_a_killed_driver_and_ctrl_c_lose_and_repeat_nothing(
     uninterrupted: Path, minilm: str, ray_cluster: str
 ) -> None:
     spec, out = slow_spec(uninterrupted, minilm, "killed"), uninterrupted / "killed"
-    kept: dict[str, tuple[int, int]] = {}
-    for more in (4, 6):
-        job = start_job(spec, uninterrupted, ray_cluster)
-        wait_for_parts(job, out, len(kept) + more)
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-        time.sleep(3)  # the cluster ends what the dead driver had started
-        stamps = part_stamps(out)
-        assert kept.items() <= stamps.items()
-        kept = stamps
-    assert not (out / "_SUCCESS").exists()
-    assert len(kept) < 30
-
-    code, printed = run_job(spec, uninterrupted, ray_cluster)
-
-    assert code == 0, printed
-    assert kept.items() <= part_stamps(out).items()
-    assert part_names(out) == part_names(uninterrupted / "whole")
-    assert read_output(out).equals(read_output(uninterrupted / "whole"))
-    assert verify_output(str(out)) == []
-
-
-def test_killing_a_local_cluster_with_its_driver(uninterrupted: Path, minilm: str) -> None:
-    spec, out = slow_spec(uninterrupted, minilm, "local"), uninterrupted / "local"
-    job = start_job(spec, uninterrupted, "local")
-    wait_for_parts(job, out, 3)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-
-    code, printed = run_job(spec, uninterrupted, "local")
-
-    assert code == 0, printed
-    assert read_output(out).equals(read_output(uninterrupted / "whole"))
-
-
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
-    uninterrupted: Path, minilm: str, ray_cluster: str
-) -> None:
-    spec, out = slow_spec(uninterrupted, minilm, "ctrl-c"), uninterrupted / "ctrl-c"
-    job = start_job(spec, uninterrupted, ray_cluster)
-    wait_for_parts(job, out, 3)
-    job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=60)
-    assert job.returncode == 130, printed
-    assert "the same command goes on from here" in printed
-    assert "Traceback" not in printed
-
-    code, printed = run_job(spec, uninterrupted, ray_cluster)
-
-    assert code == 0, printed
-    assert read_output(out).equals(read_output(uninterrupted / "whole"))
-
-
-def test_killing_a_worker_delays_the_job_and_changes_nothing(
-    uninterrupted: Path, minilm: str, ray_cluster: str
-) -> None:
-    spec, out = slow_spec(uninterrupted, minilm, "actor"), uninterrupted / "actor"
     job = start_job(spec, uninterrupted, ray_cluster)
     wait_for_parts(job, out, 3)
     workers = [
@@ -124,9 +68,31 @@ def test_killing_a_worker_delays_the_job_and_changes_nothing(
     assert workers
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
+    wait_for_parts(job, out, len(part_names(out)) + 3)  # the job goes on with new ones
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    time.sleep(3)  # the cluster ends what the dead driver had started
+    kept = part_stamps(out)
+    assert len(kept) < 25
+    assert not (out / "_SUCCESS").exists()
+
+    job = start_job(spec, uninterrupted, ray_cluster)
+    wait_for_parts(job, out, len(kept) + 2)
+    job.send_signal(signal.SIGINT)
+    printed, _ = job.communicate(timeout=60)
+    assert job.returncode == 130, printed
+    assert "the same command resumes from" in " ".join(printed.split())
+    assert "Traceback" not in printed
+    stamps = part_stamps(out)
+    assert kept.items() <= stamps.items()
+
+    code, printed = run_job(spec, uninterrupted, ray_cluster)
+
+    assert code == 0, printed
+    assert stamps.items() <= part_stamps(out).items()
+    assert part_names(out) == part_names(uninterrupted / "whole")
     assert read_output(out).equals(read_output(uninterrupted / "whole"))
+    assert verify_output(str(out)) == []
 
 
 NODE_LOSS = """

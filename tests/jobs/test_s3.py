@@ -14,13 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hfbatch import JobSpec, SpecError
-from hfbatch.cli import app
-from hfbatch.compute.worker import WorkOrder
-from hfbatch.data.ledger import Ledger
+from hfbatch.cli.app import app
 from hfbatch.data.reader import read_split
-from hfbatch.plan import make_plan
-from hfbatch.verify import verify_output
-from tests.jobs.tools import make_spec, run_job, sentences, start_job, write_shards
+from hfbatch.output.ledger import Ledger
+from hfbatch.predict.plan import make_plan
+from hfbatch.predict.verify import verify_output
+from hfbatch.runtime.config import RunnerConfig
+from tests.jobs.here import job_here
+from tests.jobs.tools import make_spec, read_output, run_job, sentences, start_job, write_shards
 
 
 def test_a_killed_job_on_s3_goes_on_where_it_stopped(tmp_path: Path, minilm: str, s3: dict[str, str]) -> None:
@@ -57,7 +58,11 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(tmp_path: Path, minilm: str
     assert verify_output(out) == []
     ledger = Ledger(out)
     table = ds.dataset(ledger.root, format="parquet", filesystem=ledger.fs).to_table()
-    assert sorted(table["id"].to_pylist()) == list(range(600))
+    local = make_spec(
+        "embedding", minilm, tmp_path / "in", tmp_path / "out", input={"split_rows": 30}, batch={"size": 16}
+    )
+    assert job_here(local).exit_code == 0
+    assert table.sort_by("id").combine_chunks().equals(read_output(tmp_path / "out"))
     listed = client.list_objects_v2(Bucket=s3["bucket"])["Contents"]
     keys = {found["Key"] for found in listed if not found["Key"].startswith("in ")}
     assert {"out#2/_SUCCESS", "out#2/_hfbatch/job.json", "out#2/_hfbatch/report.html"} <= keys
@@ -86,7 +91,7 @@ def test_no_secret_of_a_url_is_told_or_stored(tmp_path: Path, encoder: str, s3: 
     spec = JobSpec.load(saved)
     assert spec.output.path.unmasked == f"{bucket}/out"
     plan = make_plan(spec)
-    assert WorkOrder.from_json(plan.order.to_json()).root.unmasked == f"{bucket}/in"
+    assert RunnerConfig.from_json(plan.runner.to_json()).root.unmasked == f"{bucket}/in"
     assert read_split(plan.splits[0], pickle.loads(pickle.dumps(plan.read))).read == 5
     assert "verysecret" not in json.dumps(plan.job()) + repr(plan)
     plan.ledger.write_job(plan.job())

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfbatch.data.splits import Piece, Split
-from hfbatch.verify import computed_columns, doubled, verify_output
+from hfbatch.predict.verify import computed_columns, doubled, verify_output
 from tests.jobs.here import job_here
 from tests.jobs.tools import call, make_spec, part_names, sentences, write_shards
 

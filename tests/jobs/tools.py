@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from hfbatch import JobSpec
-from hfbatch.cli import app
+from hfbatch.cli.app import app
 from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]

@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 import transformers
 
-from hfbatch.compute.batching import to_arrow
-from hfbatch.compute.windows import carry, fold, unfold
-from hfbatch.data.models import Model
 from hfbatch.engines.torch import as_array, as_tensor
+from hfbatch.hub.models import Model
+from hfbatch.runtime.batching import to_arrow
+from hfbatch.runtime.windows import carry, fold, unfold
 from hfbatch.tasks.base import Features, Task
 
 

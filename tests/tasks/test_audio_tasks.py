@@ -11,11 +11,11 @@ import pytest
 import soxr
 from transformers import pipeline
 
-from hfbatch.compute.prepare import preprocess
 from hfbatch.data.media import to_sound
 from hfbatch.data.media_files import RowFiles
+from hfbatch.runtime.prepare import preprocess
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.sampling import row_seeds
+from hfbatch.tasks.generation.sampling import row_seeds
 from tests.models.audio import tiny_clap, tiny_spectrogram_transformer, tiny_wav2vec2
 from tests.tasks.drive import features_of, make, run
 from tests.tasks.sounds import RATE, file_of, tone
@@ -83,7 +83,7 @@ def test_what_is_no_sound_is_an_error(tmp_path: Path) -> None:
     task = make(
         task_class("audio-classification"), tiny_wav2vec2(tmp_path, "Wav2Vec2ForSequenceClassification")
     )
-    with pytest.raises(ValueError, match="not a sound"):
+    with pytest.raises(ValueError, match="not audio"):
         features_of(task, {"audio": [b"RIFF of nothing"]})
     with pytest.raises(ValueError, match="no samples"):
         features_of(task, {"audio": pa.array([{"array": [], "sampling_rate": RATE}])})
@@ -152,8 +152,8 @@ def test_the_examples_run(tmp_path: Path, name: str) -> None:
 STEREO = np.stack([tone(0.5, 440), tone(0.5, 660)], axis=1)
 BAD_SOUNDS: dict[str, tuple[Any, str]] = {
     "no bytes": (b"", "0 bytes"),
-    "text": (b"The train leaves at ten.", "not a sound that can be read"),
-    "a cut header": (file_of(SOUNDS[0])[:20], "not a sound that can be read"),
+    "text": (b"The train leaves at ten.", "not audio that can be read"),
+    "a cut header": (file_of(SOUNDS[0])[:20], "not audio that can be read"),
     "a WAV without samples": (file_of(np.zeros(0, np.float32)), "no samples"),
     "NaN": (file_of(np.array([0.1, np.nan] * 4000, np.float32)), "not finite"),
     "infinity": (file_of(np.array([0.1, np.inf] * 4000, np.float32)), "not finite"),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
-from hfbatch.compute.predictor import Predictor
-from hfbatch.compute.prepare import preprocess
 from hfbatch.engines.torch import TorchEngine
-from hfbatch.plan import make_plan
-from hfbatch.spec import JobSpec
-from hfbatch.tasks.parts.chat import is_tools
-from hfbatch.tasks.text_generation import TextGeneration
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.prepare import preprocess
+from hfbatch.spec.job import JobSpec
+from hfbatch.tasks.generation.chat import is_tools
+from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_llama
 from tests.tasks.drive import features_of, make
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfbatch.compute.worker import Settled, Worker, WorkOrder
-from hfbatch.data.models import pin
 from hfbatch.errors import SpecError
-from hfbatch.plan import make_plan
-from hfbatch.spec import JobSpec
+from hfbatch.hub.models import pin
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.prepare import POSITION
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.job import JobSpec
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
 TEXTS = [CORPUS[k][: 3 + 2 * k] for k in range(24)]
@@ -59,16 +61,18 @@ def spec_of(folder: str, batch: dict[str, Any], task: str = "text-generation", *
 
 def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     """Output columns of the rows that made it, and what became of all."""
-    worker = Worker(WorkOrder(spec, pin(spec.model)), share=0.01)  # one thread
+    runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=0.01)  # one thread
     columns = {"text": pa.array(texts)}
     places = pa.table({"file": ["a"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
-    features = worker.task.preprocess(columns, places).table
-    settled = worker.propose(features)
-    assert settled == Settled(32 if spec.batch.size == "auto" else spec.batch.size, "float32", settled.device)
-    worker.settle(settled)
-    result = worker.predict(features)
-    kept = {"text": columns["text"].take(pa.array(result.kept))}
-    return [array.to_pylist() for array in worker.task.postprocess(result.outputs, kept)], result
+    features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
+    choice = runner.propose(features)
+    assert choice == RuntimeChoice(
+        32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device
+    )
+    runner.apply(choice)
+    result = runner.predict(features)
+    _, arrays, _ = runner.postprocess(result.outputs, columns)
+    return [array.to_pylist() for array in arrays], result.stats
 
 
 def alone(folder: str, texts: list[str]) -> list[str]:
@@ -125,7 +129,7 @@ def test_a_row_that_fails_is_alone_rejected_with_its_error(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"do_sample": True}, "random state that all rows share"),
+        ({"do_sample": True}, "random state shared by all rows"),
         ({"num_beams": 2}, "cannot do num_beams=2"),
         (
             {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
@@ -182,16 +186,14 @@ def test_a_rerun_may_batch_in_another_way(llama: str, tmp_path: Path) -> None:
 
 
 def test_a_row_without_finite_logits_is_told_from_the_others(llama: str) -> None:
-    settled = Settled(4, "float32", "cpu")
     spec = spec_of(llama, {"size": 4})
-    worker = Worker(WorkOrder(spec, pin(spec.model)))
-    worker.settle(settled)
+    runner = Runner(RunnerConfig.of(spec, pin(spec.model)))
+    runner.apply(RuntimeChoice(4, "float32", "cpu"))
     with torch.no_grad():
-        worker.engine.model.get_input_embeddings().weight[worker.task.tokenizer("Z")["input_ids"][-1]] = (
-            torch.nan
-        )
+        weights = runner.engine.model.get_input_embeddings().weight
+        weights[runner.task.tokenizer("Z")["input_ids"][-1]] = torch.nan
     texts = [*TEXTS[:3], "Zebra", *TEXTS[3:6]]
     places = pa.table({"file": ["x"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
-    found = worker.predict(worker.task.preprocess({"text": pa.array(texts)}, places).table)
+    found = runner.predict(runner.preprocess({"text": pa.array(texts)}, places).features).stats
     assert [row for row, _ in found.failures] == [3]
     assert found.kept.tolist() == [0, 1, 2, 4, 5, 6]

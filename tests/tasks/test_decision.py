@@ -110,8 +110,8 @@ def test_faults_are_told_before_work(tmp_path: Path) -> None:
     assert "params.questions" in fault
     assert "mood" in fault
     assert "needs a column 'state' or 'request'" in make(kind, folder).column_faults(set())[0]
-    assert "none to ask" in make(kind, folder).column_faults({"state"})[0]
-    assert "brings its own" in make(kind, folder, questions=QUESTIONS).column_faults({"request"})[0]
+    assert "no questions for" in make(kind, folder).column_faults({"state"})[0]
+    assert "has its own" in make(kind, folder, questions=QUESTIONS).column_faults({"request"})[0]
     plain_model = tiny_llama(tmp_path / "plain")
     assert "no chat template" in make(kind, plain_model).check()[0]
     DecisionConfig(**SETTINGS, adapter="adapter").save_pretrained(folder)

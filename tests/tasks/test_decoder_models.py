@@ -24,9 +24,9 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-from hfbatch.compute.predictor import Predictor
 from hfbatch.engines.torch import TorchEngine
-from hfbatch.tasks.text_generation import TextGeneration
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CORPUS, bytes_tokenizer, save
 from tests.tasks.drive import features_of, make, run
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from hfbatch.tasks.parts.decoding import BeginWith, NoRepeatBehindPadding
+from hfbatch.tasks.generation.decoder import BeginWith, NoRepeatBehindPadding
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

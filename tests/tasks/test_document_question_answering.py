@@ -84,10 +84,10 @@ def test_a_page_has_to_be_there_as_the_model_reads_it(
 ) -> None:
     finder, writer = make(KIND, tiny_layoutlm(tmp_path / "a")), make(KIND, tiny_donut(tmp_path / "b"))
     assert finder.column_faults({"question", "words", "boxes"}) == []
-    assert "come together" in finder.column_faults({"question", "words"})[0]
+    assert "needed together" in finder.column_faults({"question", "words"})[0]
     assert "--column image" in writer.column_faults({"question", "words", "boxes"})[0]
     assert writer.column_faults({"question", "image"}) == []
-    monkeypatch.setattr("hfbatch.tasks.document_question_answering.find_spec", lambda name: None)
+    monkeypatch.setattr("hfbatch.tasks.multimodal.document_question_answering.find_spec", lambda name: None)
     assert "hfbatch[ocr]" in finder.column_faults({"question", "image"})[0]
 
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from hfbatch.compute.checks import check_task
-from hfbatch.compute.predictor import Predictor
-from hfbatch.compute.prepare import POSITION, preprocess
-from hfbatch.data.models import pin
 from hfbatch.engines.torch import TorchEngine
-from hfbatch.spec import JobSpec
+from hfbatch.hub.models import pin
+from hfbatch.runtime.checks import check_task
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.prepare import POSITION, preprocess
+from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.text import padding_id
+from hfbatch.tasks.tokens import padding_id
 from tests.models.text import (
     CORPUS,
     tiny_bert,

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers import AutoModel, AutoTokenizer, T5Config, T5EncoderModel
 
-from hfbatch.tasks.embedding import Embedding, pool
+from hfbatch.tasks.multimodal.embedding import Embedding, pool
 from tests.models.text import CORPUS, save, tiny_bert_encoder, tiny_llama, wordpiece_tokenizer
 from tests.tasks.drive import features_of, make, measured, run
 
@@ -111,7 +111,7 @@ def test_pooling_files_of_the_older_form_are_read(encoder: str, tmp_path: Path, 
 
 def test_a_model_without_files_of_sentence_transformers_gets_the_mean_and_says_so(encoder: str) -> None:
     task = make(Embedding, encoder)
-    assert "mean pooling, not normalised" in task.notes()[0]
+    assert "mean pooling, not normalized" in task.notes()[0]
     assert_same_directions(
         vectors(run(task, {"text": TEXTS})), SentenceTransformer(encoder, device="cpu").encode(TEXTS)
     )

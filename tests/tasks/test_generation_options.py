@@ -278,7 +278,7 @@ def test_a_draw_depends_on_the_row_alone(pair: tuple[str, str, Alone]) -> None:
         ({"length_penalty": 2.0}, ["length_penalty only work in beam search; set params.num_beams"]),
         ({"num_return_sequences": 2}, ["num_return_sequences=2 would return equal texts"]),
         ({"num_return_sequences": 3, "num_beams": 2}, ["num_return_sequences=3 is more than num_beams=2"]),
-        ({"do_sample": True, "num_beams": 2}, ["does not go with num_beams=2"]),
+        ({"do_sample": True, "num_beams": 2}, ["does not work with num_beams=2"]),
         ({"min_new_tokens": 11}, ["min_new_tokens=11 is more than max_new_tokens=10"]),
         ({"stop": [""], "bad_words": [""]}, ["bad_words holds an empty", "stop holds an empty"]),
         ({"begin_with": CORPUS[0] * 3}, ["more than max_new_tokens=10"]),

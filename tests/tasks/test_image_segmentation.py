@@ -10,7 +10,7 @@ import pytest
 from transformers import pipeline
 
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.masks import RLE, from_rle
+from hfbatch.tasks.vision.masks import RLE, from_rle
 from tests.models.pictures import opened, pictures, tiny_maskformer
 from tests.tasks.drive import make, run
 

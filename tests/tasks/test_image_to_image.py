@@ -57,7 +57,7 @@ def test_pictures_are_those_of_the_model(
 
 
 def test_what_is_no_picture_is_an_error(folder: str) -> None:
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         features_of(make(task_class("image-to-image"), folder), {"image": [b"GIF89a but not really"]})
 
 

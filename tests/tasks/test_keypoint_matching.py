@@ -83,5 +83,5 @@ def test_the_example_runs_and_what_is_no_picture_is_an_error(tmp_path: Path) -> 
     for (name,) in kind.EXAMPLE.rows.values():
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows).num_rows == 1
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         features_of(task, {"image_0": FILES[:1], "image_1": [b"GIF89a but not really"]})

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hfbatch.compute.checks import check_task
-from hfbatch.data.models import pin
 from hfbatch.errors import SpecError
-from hfbatch.spec import JobSpec
+from hfbatch.hub.models import pin
+from hfbatch.runtime.checks import check_task
+from hfbatch.spec.job import JobSpec
 from tests.models.text import tiny_bert
 
 NAMES = {0: "calm", 1: "angry", 2: "undecided"}

@@ -15,7 +15,7 @@ from transformers.models.sam.image_processing_pil_sam import _mask_to_rle, _rle_
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.masks import distinct, from_rle, to_rle
+from hfbatch.tasks.vision.masks import distinct, from_rle, to_rle
 from tests.models.pictures import opened, pictures, tiny_sam
 from tests.tasks.drive import features_of, make, run
 
@@ -120,7 +120,7 @@ def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) 
     for name in kind.EXAMPLE.rows["image"]:
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows)["masks"].type == task.output_fields()[0].type
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         features_of(task, {"image": [b"GIF89a but not really"]})
 
 

@@ -57,6 +57,6 @@ def test_every_picture_may_have_labels_of_its_own(tmp_path: Path, size: int) -> 
 def test_somebody_has_to_say_what_to_look_for(tmp_path: Path) -> None:
     kind, folder = task_class("zero-shot-object-detection"), str(tmp_path)
     (fault,) = make(kind, folder).column_faults({"image"})
-    assert "nothing to look for" in fault
+    assert "no labels to detect" in fault
     assert make(kind, folder).column_faults({"image", "candidate_labels"}) == []
     assert make(kind, folder, candidate_labels=["a tree"]).column_faults({"image"}) == []

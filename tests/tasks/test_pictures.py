@@ -17,13 +17,13 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
-from hfbatch.data.models import Model
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.plan import make_plan
-from hfbatch.spec import JobSpec
+from hfbatch.hub.models import Model
+from hfbatch.predict.plan import make_plan
+from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.pixels import Pixels, as_arrays, can_stop_early, run_by_shape
+from hfbatch.tasks.vision.pixels import Pixels, as_arrays, can_stop_early, run_by_shape
 from tests.cases.vision import LABELS, pictures
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.models.vision import tiny_vision
@@ -325,5 +325,5 @@ def test_labels_that_the_model_cannot_take_are_refused(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     task = make(task_class("image-classification"), tiny_vision(tmp_path, "ViTForImageClassification"))
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         features_of(task, {"image": [FILES[0], b"text"]})

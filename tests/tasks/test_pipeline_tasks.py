@@ -15,8 +15,8 @@ from transformers import pipeline
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.fit import misfits
-from hfbatch.tasks.parts.packing import dump, load
+from hfbatch.tasks.model_support import misfits
+from hfbatch.tasks.pipelines.serialization import dump, load
 from tests.cases.case import near
 from tests.cases.vision import pictures, png
 from tests.models.text import CORPUS, tiny_bert_encoder, tiny_bert_for
@@ -208,7 +208,7 @@ def test_pictures_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
     ]
     answers = [run(task, {"image": column}).to_pylist() for column in columns]
     assert answers == [answers[0]] * len(columns)
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         features_of(task, {"image": [b"GIF89a but not really"]})
 
 

@@ -12,10 +12,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from hfbatch.tasks.embedding import Embedding
-from hfbatch.tasks.parts.positions import BEHIND_PADDING, position_limit
-from hfbatch.tasks.parts.text import length_limit
-from hfbatch.tasks.token_classification import TokenClassification
+from hfbatch.tasks.multimodal.embedding import Embedding
+from hfbatch.tasks.positions import BEHIND_PADDING, position_limit
+from hfbatch.tasks.text.token_classification import TokenClassification
+from hfbatch.tasks.tokens import length_limit
 from tests.models.text import save, wordpiece_tokenizer
 from tests.tasks.drive import features_of, make, run
 

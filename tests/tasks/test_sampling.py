@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, generation
 
-from hfbatch.tasks.parts.sampling import GumbelNoise, gumbel, row_seeds, splitmix64, warpers
+from hfbatch.tasks.generation.sampling import GumbelNoise, gumbel, row_seeds, splitmix64, warpers
 
 
 def places(files, rows):

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
-from hfbatch.tasks.automatic_speech_recognition import SpeechRecognition
+from hfbatch.tasks.audio.automatic_speech_recognition import SpeechRecognition
 from tests.models.audio import tiny_moonshine, tiny_parakeet, tiny_wav2vec2, tiny_whisper
 from tests.tasks.drive import features_of, load, make, measured, run
 from tests.tasks.sounds import chirp, file_of
@@ -172,12 +172,12 @@ def test_a_recording_shorter_than_a_frame_is_an_error_in_any_batch(tmp_path: Pat
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown language": ({"language": "klingon"}, "klingon.*choose of: de, en"),
-    "known to others": ({"language": "french"}, "french.*choose of: de, en"),
+    "unknown language": ({"language": "klingon"}, "klingon.*choose one of: de, en"),
+    "known to others": ({"language": "french"}, "french.*choose one of: de, en"),
     "characters": ({"return_timestamps": "char"}, "cannot return `char`"),
     "window": ({"chunk_length_s": 3}, "3 is more than the 2 seconds"),
     "stride": ({"chunk_length_s": 1, "stride_length_s": 0.5}, "less than 0.5"),
-    "stride alone": ({"stride_length_s": 0.5}, "of no use without params.chunk_length_s"),
+    "stride alone": ({"stride_length_s": 0.5}, "no effect without params.chunk_length_s"),
     "tokens": ({"max_new_tokens": 61}, "set at most 60"),
 }
 

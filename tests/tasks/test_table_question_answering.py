@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.table_question_answering import columns_of, is_table
+from hfbatch.tasks.text.table_question_answering import columns_of, is_table
 from tests.models.multimodal import tiny_tapas
 from tests.models.text import CORPUS, tiny_bert
 from tests.tasks.drive import features_of, make, measured, run

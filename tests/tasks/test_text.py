@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from hfbatch.tasks.parts.text import (
+from hfbatch.tasks.tokens import (
     collate_text,
     is_text,
     length_faults,

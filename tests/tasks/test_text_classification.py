@@ -19,8 +19,8 @@ from transformers import (
     pipeline,
 )
 
-from hfbatch.tasks.text_classification import TextClassification
-from hfbatch.tasks.text_ranking import TextRanking
+from hfbatch.tasks.text.text_classification import TextClassification
+from hfbatch.tasks.text.text_ranking import TextRanking
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama_classifier
 from tests.tasks.drive import features_of, make, measured, run
 

@@ -23,10 +23,10 @@ from transformers import (
     pipeline,
 )
 
-from hfbatch.compute.batching import to_arrow
-from hfbatch.data.models import Model
-from hfbatch.tasks.parts.chat import is_chat
-from hfbatch.tasks.text_generation import TextGeneration
+from hfbatch.hub.models import Model
+from hfbatch.runtime.batching import to_arrow
+from hfbatch.tasks.generation.chat import is_chat
+from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
@@ -333,7 +333,7 @@ def test_a_probe_generates_no_more_than_a_few_tokens(llama):
     batch = {
         name: torch.from_numpy(array) for name, array in task.collate(features.table, np.arange(8), 8).items()
     }
-    assert task.probe(loaded.model, batch)["tokens"].shape == (8, 8)
+    assert task.trial_forward(loaded.model, batch)["tokens"].shape == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from transformers import pipeline
 
 from hfbatch.data.media import to_wav
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.sampling import row_seeds
-from hfbatch.tasks.text_to_audio import TextToAudio
+from hfbatch.tasks.audio.text_to_audio import TextToAudio
+from hfbatch.tasks.generation.sampling import row_seeds
 from tests.models.audio import tiny_musicgen, tiny_speecht5, tiny_vits
 from tests.tasks.drive import features_of, load, make, measured, run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 import transformers
 
 from hfbatch import SpecError
-from hfbatch.compute.worker import Settled, Worker
-from hfbatch.data.models import Model
-from hfbatch.plan import Plan, make_plan
-from hfbatch.spec import TokenizerSpec
+from hfbatch.hub.models import Model
+from hfbatch.predict.plan import Plan, make_plan
+from hfbatch.runtime.config import RuntimeChoice
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.job import TokenizerSpec
 from hfbatch.tasks import task_class
 from tests.jobs.tools import make_spec, sentences, write_shards
 from tests.models.text import CORPUS, tiny_bert, tiny_bert_for, tiny_llama, tiny_t5
@@ -53,13 +55,15 @@ def answers(
     task: str, folder: str, tmp_path: Path, size: int, texts: list[str] = TEXTS, **sections: Any
 ) -> dict[str, list[Any]]:
     """What a worker process makes of texts: values of each output column."""
-    worker = Worker(planned(task, folder, tmp_path, CHANGES, **sections).order)
-    worker.settle(Settled(size, "float32", worker.engine.device))
-    columns = {"text": pa.array(texts)}
-    features = worker.task.preprocess(columns, places_of(texts))
-    made = worker.task.postprocess(worker.predict(features.table).outputs, columns)
-    names = [field.name for field in worker.task.output_fields()]
-    return {name: column.to_pylist() for name, column in zip(names, made, strict=True)}
+    runner = Runner(
+        replace(
+            planned(task, folder, tmp_path, CHANGES, **sections).runner,
+            choice=RuntimeChoice(size, "float32", "cpu"),
+        )
+    )
+    made = runner.run({"text": pa.array(texts)})
+    assert made.rejects == []
+    return {name: column.to_pylist() for name, column in made.columns.items()}
 
 
 def places_of(texts: list[str]) -> pa.Table:
@@ -129,7 +133,7 @@ def test_masks_are_filled_through_the_pipeline_with_new_tokens(tmp_path: Path) -
 def test_the_side_that_is_cut_is_the_one_asked_for(tmp_path: Path, side: str) -> None:
     folder = tiny_bert(tmp_path / "model")
     plan = planned("embedding", folder, tmp_path, {"truncation_side": side}, batch={"max_length": 5})
-    made = plan.order.task().preprocess({"text": pa.array(CORPUS[:1])}, places_of(CORPUS[:1]))
+    made = plan.runner.build_task().preprocess({"text": pa.array(CORPUS[:1])}, places_of(CORPUS[:1]))
     (ids,) = made.table["input_ids"].to_pylist()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, truncation_side=side)
     assert ids == tokenizer(CORPUS[0], truncation=True, max_length=5)["input_ids"]

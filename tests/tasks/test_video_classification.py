@@ -13,7 +13,7 @@ from transformers import pipeline
 
 from hfbatch.data.media import to_video
 from hfbatch.data.media_files import RowFiles
-from hfbatch.spec import FilesSpec
+from hfbatch.spec.job import FilesSpec
 from hfbatch.tasks import task_class
 from tests.models.video import NAMES, film_file, moving, tiny_videomae
 from tests.tasks.drive import features_of, make, run
@@ -89,10 +89,10 @@ def png() -> bytes:
     [
         (b"", "neither bytes nor a path|not a video"),
         (b"A goal in the last minute. " * 20, "not a video"),
-        (FILMS[0][: len(FILMS[0]) // 2], "no pictures in it|not a video"),
+        (FILMS[0][: len(FILMS[0]) // 2], "no video stream|not a video"),
         (film_file(moving(3, 0)), "has 3 of the first 8 frames"),
         (png(), "has 1 of the first 8 frames"),
-        (file_of(tone(0.2, 440)), "no pictures in it"),
+        (file_of(tone(0.2, 440)), "no video stream"),
     ],
     ids=["empty", "text", "truncated", "short", "picture", "sound"],
 )
@@ -106,7 +106,7 @@ def test_frames_have_a_limit_on_their_pixels() -> None:
     film = film_file(moving(9, 3), "ffv1", "matroska")
     for frames, most in (([0], 32 * 48), ([0, 2, 4, 6, 8], 32 * 48 * 5 // 4)):
         assert len(to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most)))) == len(frames)
-        with pytest.raises(ValueError, match=r"too large a video .*input\.files\.max_pixels"):
+        with pytest.raises(ValueError, match=r"the video is too large: .*input\.files\.max_pixels"):
             to_video(film, frames, RowFiles(rules=FilesSpec(max_pixels=most - 1)))
 
 
@@ -121,6 +121,6 @@ def test_a_row_cannot_open_other_files(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_the_decoder_the_check_tells_the_pip_command(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfbatch.tasks.video_classification.find_spec", lambda name: None)
+    monkeypatch.setattr("hfbatch.tasks.vision.video_classification.find_spec", lambda name: None)
     (fault,) = make(task_class("video-classification"), folder).check()
     assert "pip install 'hfbatch[video]'" in fault

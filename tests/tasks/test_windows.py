@@ -12,14 +12,14 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, pipeline
 
-from hfbatch.compute.calibrate import choose_batch_size
-from hfbatch.compute.predictor import BatchStats, Predictor
-from hfbatch.compute.prepare import POSITION, postprocess, preprocess
-from hfbatch.compute.windows import unfold
 from hfbatch.engines.torch import TorchEngine
+from hfbatch.runtime.autotune import choose_batch_size
+from hfbatch.runtime.predictor import BatchStats, Predictor
+from hfbatch.runtime.prepare import POSITION, postprocess, preprocess
+from hfbatch.runtime.windows import unfold
 from hfbatch.tasks import task_class
-from hfbatch.tasks.parts.windows import pair_up
-from hfbatch.tasks.question_answering import QuestionAnswering
+from hfbatch.tasks.text.question_answering import QuestionAnswering
+from hfbatch.tasks.text.windows import pair_up
 from tests.models.text import (
     CORPUS,
     bytes_tokenizer,
@@ -314,7 +314,7 @@ def test_masks_of_every_number(tmp_path: Path, head: str, options: dict[str, Any
 def test_faults_of_targets(tmp_path: Path) -> None:
     folder = tiny_bert_for(tmp_path, "MaskedLM")
     (empty,) = make(task_class("fill-mask"), folder, targets=["", " "]).check()
-    assert "are no tokens" in empty
+    assert "are not tokens" in empty
     (many,) = make(task_class("fill-mask"), folder, top_k=10_000).check()
     assert "top_k" in many
 

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
 
-from hfbatch.compute.batching import to_arrow
 from hfbatch.data.media_files import RowFiles
-from hfbatch.data.models import Model
+from hfbatch.hub.models import Model
+from hfbatch.runtime.batching import to_arrow
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
-from hfbatch.tasks.parts.media_prompts import filled, is_typed_chat
-from hfbatch.tasks.parts.packing import load as unpack
-from hfbatch.tasks.parts.sampling import row_seeds
+from hfbatch.tasks.generation.sampling import row_seeds
+from hfbatch.tasks.multimodal.media_prompts import filled, is_typed_chat
+from hfbatch.tasks.pipelines.serialization import load as unpack
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
 from tests.models.text import tiny_bert
 from tests.tasks.drive import features_of, load, make, measured, run
@@ -134,7 +134,7 @@ def test_bad_chats_are_errors() -> None:
         ([{"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}], [], "'video'"),
         ([{"role": "user", "content": [image]}], [], "more of image than the row has"),
         ([{"role": "user", "content": [image]}], ["a", "b"], "1 more than"),
-        ([{"role": "system", "content": "x"}], ["a"], "no message is the user's"),
+        ([{"role": "system", "content": "x"}], ["a"], "no message has role user"),
     ):
         with pytest.raises(ValueError, match=match):
             filled(chat, {"image": given}, openers)
@@ -185,7 +185,7 @@ def test_the_choice_of_a_batch_size_waits_for_a_few_tokens_alone(tmp_path: Path)
     task = make(CAPTION, tiny_git(tmp_path), max_new_tokens=30)
     batch, model = task.collate(features_of(task, {"image": FILES[:3]}).table, np.arange(3), 1), load(task)
     whole, brief = (
-        unpack(call(model, batch)["outputs"][0])[0]["tokens"] for call in (task.forward, task.probe)
+        unpack(call(model, batch)["outputs"][0])[0]["tokens"] for call in (task.forward, task.trial_forward)
     )
     assert whole.shape[1] > 20
     assert whole[:, : brief.shape[1]].tolist() == brief.tolist()

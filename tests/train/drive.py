@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hfbatch.data.models import pin
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.model import build_model
-from hfbatch.train.order import build_recipe
+from hfbatch.hub.models import pin
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.data.rows import EPOCH
+from hfbatch.train.loop.model import build_model
+from hfbatch.train.loop.training import collator
+from hfbatch.train.loop.worker_config import build_recipe
 from hfbatch.train.recipes.base import Recipe, Survey
-from hfbatch.train.rows import EPOCH
-from hfbatch.train.training import collator
 
 Columns = Mapping[str, Sequence[Any] | pa.Array]
 

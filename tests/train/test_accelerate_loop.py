@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hfbatch.errors import SpecError
-from hfbatch.train.order import TrainOrder
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from tests.train.tools import (
     TRAIN_ROWS,
     Stopped,
@@ -33,7 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data"))
 
 
-def order_for(data: Path, model: str, out: Path, loop: str = "accelerate", **changes: Any) -> TrainOrder:
+def order_for(
+    data: Path, model: str, out: Path, loop: str = "accelerate", **changes: Any
+) -> TrainWorkerConfig:
     """Steps of several passes, measured in the middle of epochs too."""
     return order_of(spec_of(data, model, out, loop=loop, **{**STEPS_OF_BOTH, **changes}))
 

@@ -1,4 +1,4 @@
-"""From rows to adapters, and to a model that has them merged and predicts; with two workers through Ray Train."""
+"""From rows to adapters, and to a model that has them merged and predicts; with two workers too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfbatch.finetune import compare, finetune
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.run import compare
 from tests.models import text
 from tests.train.tools import finetune_here, predicted
 
@@ -64,7 +64,7 @@ def test_from_rows_to_a_merged_model_that_predicts(
         "workers": {"count": workers, "cpus": 1},
     }
     spec = FinetuneSpec.build(values)
-    result = finetune_here(spec) if workers == 1 else finetune(spec, quiet=True)
+    result = finetune_here(spec)
     best, merged = result.metrics["best"], result.metrics["merged"]
     assert result.metrics["before"]["accuracy"] < 0.9 <= merged["accuracy"]
     assert merged["loss"] == pytest.approx(best["loss"], rel=1e-3)

@@ -17,21 +17,21 @@ import transformers
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.numpy import load_file, save_file
 
-from hfbatch.data.models import pin
 from hfbatch.errors import SpecError
-from hfbatch.train import adapters
-from hfbatch.train.adapters import (
+from hfbatch.hub.models import pin
+from hfbatch.train.data.rows import LENGTH, ROW
+from hfbatch.train.loop import adapters
+from hfbatch.train.loop.adapters import (
     head_weights,
     linear_layers,
     method_faults,
     save_adapter,
     trained_modules,
 )
-from hfbatch.train.checkpoints import Checkpoints
-from hfbatch.train.loop import train
-from hfbatch.train.model import load_adapted, trainable
-from hfbatch.train.order import TrainOrder
-from hfbatch.train.rows import LENGTH, ROW
+from hfbatch.train.loop.checkpoints import Checkpoints
+from hfbatch.train.loop.loop import train
+from hfbatch.train.loop.model import load_adapted, trainable
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from tests.models import text
 from tests.train.drive import Bench
 
@@ -304,7 +304,7 @@ def test_a_model_without_a_head_of_its_own_is_refused(folders: dict[str, str]) -
     bench = Bench("text-classification", folders["gpt2"], ROWS, method="head")
     bench.recipe.auto_class = "AutoModelForCausalLM"
     (fault,) = method_faults(bench.spec, bench.recipe)
-    assert "GPT2LMHeadModel has no head of its own" in fault
+    assert "GPT2LMHeadModel has no separate head" in fault
 
 
 def test_a_new_layer_tied_to_the_base_is_refused(folders: dict[str, str]) -> None:
@@ -322,7 +322,7 @@ def train_here(bench: Bench, out: Path) -> dict[str, Any]:
         (out / "features" / part).mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, out / "features" / part / "part-0.parquet")
     spec = bench.spec.model_copy(update={"output": str(out)})
-    order = TrainOrder(spec, pin(spec.model), bench.recipe.settled, str(out / "features"))
+    order = TrainWorkerConfig(spec, pin(spec.model), bench.recipe.settled, str(out / "features"))
     news: list[dict[str, Any]] = []
     local = out / "local"
     shutil.rmtree(local, ignore_errors=True)

@@ -78,8 +78,8 @@ def test_broken_recordings_are_faults_with_file_and_row(model: str) -> None:
     starts = [
         "rows.parquet row 5: label is null",
         "rows.parquet row 1: audio is null",
-        "rows.parquet row 2: audio cannot be used: not a sound that can be read (8 bytes)",
-        "rows.parquet row 3: audio cannot be used: there are no samples in it",
+        "rows.parquet row 2: audio cannot be used: not audio that can be read (8 bytes)",
+        "rows.parquet row 3: audio cannot be used: the audio holds no samples",
         "rows.parquet row 4: audio cannot be used: the recording has 99 samples, the model needs 400",
     ]
     assert len(faults) == len(starts)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfbatch.train.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.loop.checkpoints import MANIFEST, Checkpoints
 
 
 def save(store: Checkpoints, folder: Path, step: int) -> None:

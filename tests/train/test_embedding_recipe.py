@@ -14,13 +14,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses, modules
 
 from hfbatch.errors import SpecError
-from hfbatch.finetune import finetune
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.order import shares
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.loop.worker_config import shares
 from hfbatch.train.plan import make_finetune_plan
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
-from tests.train.tools import order_of, predicted, run_here
+from tests.train.tools import finetune_here, order_of, predicted, run_here
 
 ANCHORS, POSITIVES, NEGATIVES = CORPUS[0:24:3], CORPUS[1:25:3], CORPUS[30:54:3]
 ROWS = {
@@ -275,7 +274,7 @@ def test_faults_of_the_spec_are_told_together_before_work(still: str, data: Path
     with pytest.raises(SpecError) as caught:
         make_finetune_plan(spec_of(data, still, tmp_path / "out", method="head", train=train))
     first, second = caught.value.faults
-    assert first == "method 'head' trains nothing in embedding; use one of: full, lora, qlora"
+    assert first == "method 'head' is not available for embedding; use one of: full, lora, qlora"
     assert second.startswith("columns of two kinds at once: 'anchor', 'positive', 'sentence1', 'sentence2'")
 
 
@@ -283,7 +282,7 @@ def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_s
     ray_cluster: str, still: str, data: Path, tmp_path: Path
 ) -> None:
     spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})
-    two = finetune(spec, quiet=True)
+    two = finetune_here(spec)
     assert two.metrics["before"]["mrr_at_10"] < two.metrics["best"]["mrr_at_10"]
     alone = run_here(order_of(spec_of(data, still, tmp_path / "one")), tmp_path)[0]["log"]
     measured = [entry for entry in alone if "eval_loss" in entry]

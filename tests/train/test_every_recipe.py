@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.recipes import RECIPES
 from tests.cases.every import CASES
 from tests.models.text import CORPUS

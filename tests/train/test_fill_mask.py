@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers.loss.loss_utils import ForMaskedLMLoss
 
-from hfbatch.train.checkpoints import Checkpoints
-from hfbatch.train.loop import train
-from hfbatch.train.order import TrainOrder
+from hfbatch.train.data.rows import LENGTH, FeatureRows
+from hfbatch.train.loop.checkpoints import Checkpoints
+from hfbatch.train.loop.loop import train
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from hfbatch.train.recipes.fill_mask import FIXED, hide
-from hfbatch.train.rows import LENGTH, FeatureRows
 from tests.models.text import CORPUS, tiny_bert_for, tiny_llama
 from tests.train.drive import Bench
 
@@ -199,7 +199,7 @@ def test_what_is_hidden_differs_from_epoch_to_epoch_and_training_goes_on_with_th
         return take(rows, numbers)
 
     monkeypatch.setattr(FeatureRows, "take", noted)
-    order = TrainOrder(bench.spec, bench.recipe.task.model, {}, str(tmp_path / "features"))
+    order = TrainWorkerConfig(bench.spec, bench.recipe.task.model, {}, str(tmp_path / "features"))
     states = []
     for attempt in ("one", "two"):
         (tmp_path / attempt).mkdir()

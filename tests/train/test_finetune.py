@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.finetune import FinetuneResult, finetune
-from hfbatch.verify import verify_output
+from hfbatch.predict.verify import verify_output
+from hfbatch.train.run import FinetuneResult, finetune
 from tests.train.tools import assert_same_weights, kill_after_checkpoint, predicted, spec_of, write_rows
 
 
@@ -80,7 +80,7 @@ def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused
         finetune(spec_of(data, encoder, out, seed=1), quiet=True)
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
     (fault,) = verify_output(trained.output)
-    assert "is a training, not the output of a job" in fault
+    assert "is the output of a training, not of a job" in fault
 
 
 def test_faulty_rows_are_told_together_before_training(
@@ -95,7 +95,7 @@ def test_faulty_rows_are_told_together_before_training(
     assert caught.value.faults == [
         "train: rows.parquet row 2: label is null",
         "train: rows.parquet row 1: text is null or empty",
-        "leave such rows out with train.filter and eval.filter, or mend them",
+        "leave such rows out with train.filter and eval.filter, or fix them",
         "eval holds labels that no training row has: 'maybe' (training has: no, yes); leave these rows out with "
         "eval.filter, or add such rows to train",
     ]
@@ -111,7 +111,7 @@ def test_faulty_rows_are_told_together_before_training(
         ),
         (
             {"workers": {"strategy": "fsdp"}},
-            "fsdp shares a model among GPUs, and each process has 0; use ddp",
+            "fsdp shards a model over GPUs, and each process has 0; use ddp",
         ),
         ({"workers": {"count": 99, "cpus": 1}}, "99 of 1 CPUs .* do not fit into the cluster"),
     ],

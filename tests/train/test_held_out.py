@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfbatch.errors import SpecError
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.data.held_out import MOST_HASHES, compared, is_aside, repeat_notes, row_hashes
+from hfbatch.train.estimate import describe_training
 from hfbatch.train.features import Part, read_rows
-from hfbatch.train.held_out import MOST_HASHES, compared, is_aside, repeat_notes, row_hashes
-from hfbatch.train.outlook import describe_training
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
 from tests.models.text import CORPUS, tiny_bert
 
@@ -77,8 +77,8 @@ def test_the_choice_depends_on_neither_splits_nor_order(model: str, tmp_path: Pa
 def test_how_many_rows_repeat_is_told(model: str, tmp_path: Path) -> None:
     write(tmp_path, [*CORPUS[:40], *CORPUS[:3], CORPUS[0]])
     plan = plan_of(model, tmp_path)
-    (note,) = [note for note in describe_training(plan)["notes"] if "hold the same" in note]
-    assert note.startswith("4 rows hold the same as another row")
+    (note,) = [note for note in describe_training(plan)["notes"] if "duplicates" in note]
+    assert note.startswith("4 rows are duplicates of another row")
     different = row_hashes({"text": pa.array(CORPUS[:40])})
     assert repeat_notes([different], 40) == []
 

@@ -29,7 +29,7 @@ def test_what_is_wrong_is_told_before_work(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     name, offline, token = hub_faults("org/model/more")
-    assert name == "push_to_hub 'org/model/more' is no name of a repository; write org/model"
+    assert name == "push_to_hub 'org/model/more' is not a repository name; write org/model"
     assert "HF_HUB_OFFLINE is set" in offline
     assert "needs a token; set HF_TOKEN" in token
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -91,9 +91,9 @@ def test_broken_pictures_are_faults_with_file_and_row(vit: str) -> None:
     starts = [
         "rows.parquet row 4: label is null",
         "rows.parquet row 1: image is null",
-        "rows.parquet row 2: image cannot be used: not a picture of a known format (10 bytes)",
-        "rows.parquet row 3: image cannot be used: not a picture that can be read",
-        "rows.parquet row 4: image cannot be used: not a picture that can be read",
+        "rows.parquet row 2: image cannot be used: not an image of a known format (10 bytes)",
+        "rows.parquet row 3: image cannot be used: not an image that can be read",
+        "rows.parquet row 4: image cannot be used: not an image that can be read",
     ]
     assert len(faults) == len(starts)
     assert all(fault.startswith(start) for fault, start in zip(faults, starts, strict=True)), faults
@@ -122,7 +122,7 @@ def test_flips_mirror_some_pictures_in_training_alone(vit: str) -> None:
 def test_an_image_processor_that_leaves_several_sizes_is_refused(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "Dinov2ForImageClassification")
     (fault,) = Bench(TASK, folder, {"image": PICTURES, "label": KINDS["single"]}).recipe.check()
-    assert "makes pictures of several sizes, such as 3×32×" in fault
+    assert "returns images of several sizes, such as 3×32×" in fault
 
 
 def test_the_config_and_the_image_processor_are_enough_to_begin_with(vit: str, tmp_path: Path) -> None:

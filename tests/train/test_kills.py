@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from hfbatch.errors import WorkerError
-from hfbatch.finetune import finetune
+from hfbatch.train.run import finetune
 from tests.jobs.tools import start_job
 from tests.train.tools import (
     assert_same_weights,
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(
     job.send_signal(signal.SIGINT)
     printed, _ = job.communicate(timeout=120)
     assert job.returncode == 130, printed
-    assert "the same command goes on from there" in printed
+    assert "the same command resumes from there" in " ".join(printed.split())
     assert "Traceback" not in printed
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
@@ -103,7 +103,7 @@ def test_a_failure_beyond_those_allowed_is_told_in_one_sentence(
     workers = {"count": 1, "cpus": 1, "failures": 0}
     with pytest.raises(
         WorkerError,
-        match=r"training ended early: a process died .* workers\.failures=0 mends; the same command",
+        match=r"training ended early: a process died .* workers\.failures=0 allows; the same command",
     ) as caught:
         finetune(spec_of(data, encoder, tmp_path, workers=workers, schedule={"epochs": 200}), quiet=True)
     killed.join()
@@ -116,8 +116,8 @@ import sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
-from hfbatch.finetune import finetune
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.train.run import finetune
+from hfbatch.spec.finetune import FinetuneSpec
 
 spec = FinetuneSpec.load(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.finetune import FinetuneResult
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.run import FinetuneResult
 from tests.models.text import CHAT_TEMPLATE, CORPUS, tiny_bert_for, tiny_llama
 from tests.train.tools import STILL, finetune_here, predicted
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hfbatch.train.rows import ROW
+from hfbatch.train.data.rows import ROW
 from tests.models.text import CORPUS
 from tests.train.drive import Bench
 
@@ -195,7 +195,7 @@ def test_faults_of_rows_name_file_and_row(encoder):
 def test_rows_without_any_answer_and_answers_without_starts_are_refused(encoder):
     columns = {"question": ["who?"], "context": ["a river"], "answers": pa.array([[]], pa.list_(pa.string()))}
     (fault,) = Bench("question-answering", encoder, columns).survey().faults
-    assert fault == "answers are texts alone; use --column answer_starts=COLUMN for where they begin"
+    assert fault == "answers has no offsets; use --column answer_starts=COLUMN for the start of each answer"
     columns["answer_starts"] = pa.array([[]], pa.list_(pa.int64()))
     (fault,) = Bench("question-answering", encoder, columns).settle()
-    assert fault == "no training row has an answer; there is nothing to learn"
+    assert fault == "no training row has an answer; there is nothing to train on"

@@ -17,15 +17,15 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModel
 
-from hfbatch.data.models import pin
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.finetune_spec import BaseModelSpec, FinetuneSpec
-from hfbatch.train.checkpoints import MANIFEST, Checkpoints
-from hfbatch.train.model import load_weights
-from hfbatch.train.order import TrainOrder
-from hfbatch.train.rows import LENGTH
-from hfbatch.train.sampler import NO_ROW, ShuffledRows
-from hfbatch.train.training import check_weights
+from hfbatch.hub.models import pin
+from hfbatch.spec.finetune import BaseModelSpec, FinetuneSpec
+from hfbatch.train.data.rows import LENGTH
+from hfbatch.train.loop.checkpoints import MANIFEST, Checkpoints
+from hfbatch.train.loop.model import load_weights
+from hfbatch.train.loop.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.loop.training import check_weights
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from tests.cases.every import CASES
 from tests.train.test_every_recipe import ROWS
 from tests.train.tools import (
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data"))
 
 
-def fresh(data: Path, encoder: str, out: Path, dropout: bool = False, **changes: Any) -> TrainOrder:
+def fresh(data: Path, encoder: str, out: Path, dropout: bool = False, **changes: Any) -> TrainWorkerConfig:
     """An order with checkpoints every third step, so in the middle of epochs."""
     spec = spec_of(data, encoder, out, **{**EVERY_3, **changes})
     model = spec.model if not dropout else spec.model.model_copy(update={"overrides": {}})
@@ -65,7 +65,7 @@ def whole(data: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def stopped(data: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> TrainOrder:
+def stopped(data: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> TrainWorkerConfig:
     """The same, ended after step 10: checkpoints of step 6 and of step 9, the first step of the second epoch."""
     out = tmp_path_factory.mktemp("stopped")
     order = fresh(data, encoder, out, dropout=True)
@@ -75,18 +75,18 @@ def stopped(data: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) 
     return order
 
 
-def store(order: TrainOrder) -> Checkpoints:
+def store(order: TrainWorkerConfig) -> Checkpoints:
     return Checkpoints(f"{order.state}/checkpoints")
 
 
-def copied(order: TrainOrder, out: Path) -> TrainOrder:
+def copied(order: TrainWorkerConfig, out: Path) -> TrainWorkerConfig:
     """The same training in a copy of its output."""
     shutil.copytree(order.spec.output, out, dirs_exist_ok=True)
     spec = order.spec.model_copy(update={"output": str(out)})
-    return TrainOrder(spec, order.model, order.settled, order.features)
+    return TrainWorkerConfig(spec, order.model, order.settled, order.features)
 
 
-def left_after(step: int, order: TrainOrder) -> Counter[int]:
+def left_after(step: int, order: TrainWorkerConfig) -> Counter[int]:
     """How often each row is in a batch of the steps that are left; what fills up a step counts as row 0."""
     lengths = pq.read_table(f"{order.features}/train/part-000000.parquet")[LENGTH].to_numpy()
     left: Counter[int] = Counter()
@@ -107,7 +107,7 @@ def losses(news: dict[str, Any]) -> list[float]:
 
 
 def test_going_on_in_the_middle_of_an_epoch_changes_not_one_bit(
-    whole: tuple[Path, dict[str, Any]], stopped: TrainOrder, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], stopped: TrainWorkerConfig, tmp_path: Path
 ) -> None:
     out, undisturbed = whole
     order = copied(stopped, tmp_path)
@@ -134,7 +134,7 @@ def killed_before_its_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_off, gone, killed_before_its_manifest])
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_no_more(
-    damage: Any, whole: tuple[Path, dict[str, Any]], stopped: TrainOrder, tmp_path: Path
+    damage: Any, whole: tuple[Path, dict[str, Any]], stopped: TrainWorkerConfig, tmp_path: Path
 ) -> None:
     order = copied(stopped, tmp_path)
     damage(Path(store(order).path(9)))
@@ -171,7 +171,7 @@ def test_patience_outlives_a_stop_and_its_end_is_an_end(data: Path, encoder: str
     assert measured(again) == [0, 3, 6, 9]
 
 
-def test_checkpoints_hold_no_pickled_objects(stopped: TrainOrder) -> None:
+def test_checkpoints_hold_no_pickled_objects(stopped: TrainWorkerConfig) -> None:
     files = sorted(Path(store(stopped).path(9)).iterdir())
     names = {path.name for path in files}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", MANIFEST} <= names
@@ -203,13 +203,13 @@ def test_a_machine_that_leaves_is_saved_before(
 def test_a_model_that_computes_no_numbers_is_never_saved(data: Path, encoder: str, tmp_path: Path) -> None:
     huge = {"schedule": {"learning_rate": 1e37, "warmup": 0}, "evaluation": {"every": 1}}
     order = fresh(data, encoder, tmp_path, **huge)
-    with pytest.raises(WorkerError, match="the loss of the rows to measure with is nan; lower schedule"):
+    with pytest.raises(WorkerError, match="the loss of the evaluation set is nan; lower schedule"):
         run_here(order, tmp_path)
     assert store(order).steps() == []
     model = torch.nn.Linear(2, 2)
     check_weights(model, 1)
     model.bias.data[1] = torch.inf
-    with pytest.raises(WorkerError, match="weights are no finite numbers after step 1; lower schedule"):
+    with pytest.raises(WorkerError, match="weights are not finite after step 1; lower schedule"):
         check_weights(model, 1)
 
 
@@ -251,7 +251,7 @@ def test_models_that_are_saved_under_the_names_of_their_first_release_go_on(
     live, saved = set(AutoModel.from_pretrained(model).state_dict()), load_file(f"{model}/model.safetensors")
     assert not live & {name.removeprefix("vit.encoder.") for name in saved if "attention" in name}
 
-    def order(name: str) -> TrainOrder:
+    def order(name: str) -> TrainWorkerConfig:
         rows = str(tmp_path / "rows.parquet")
         values = {
             "task": task, "model": model, "train": rows, "eval": rows, "output": str(tmp_path / name), "loop": loop,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfbatch.train.sampler import NO_ROW, ShuffledRows
+from hfbatch.train.loop.sampler import NO_ROW, ShuffledRows
 
 
 @given(

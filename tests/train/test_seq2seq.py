@@ -51,7 +51,7 @@ def bench_of(folders: dict[str, str], kind: str, columns: Any = PAIRS, **options
 
 def test_encoder_decoder_tasks_can_be_trained() -> None:
     assert {"summarization", "translation", "text2text-generation"} <= set(RECIPES)
-    assert "parts" not in RECIPES
+    assert "labels" not in RECIPES
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -218,14 +218,14 @@ def test_targets_that_would_never_end_are_refused(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(folder)
     (fault,) = Bench("summarization", folder, PAIRS).recipe.check()
-    assert "puts no end token (id 3) behind a target" in fault
+    assert "appends no end token (id 3) to a target" in fault
 
 
 def test_faults_of_params_are_told_before_work(folders: dict[str, str]) -> None:
     (fault,) = bench_of(folders, "t5", params={"max_target_length": 1000}).recipe.check()
     assert fault == "params.max_target_length 1000 is more than the model's 64 tokens; set at most 64"
     (fault,) = bench_of(folders, "mbart", params={"tgt_lang": "Klingon"}).recipe.check()
-    assert "params.tgt_lang 'Klingon' is no language of the tokenizer" in fault
+    assert "params.tgt_lang 'Klingon' is not a language of the tokenizer" in fault
 
 
 def test_the_guess_without_a_model_is_the_first_sentence_or_the_text_itself(folders: dict[str, str]) -> None:

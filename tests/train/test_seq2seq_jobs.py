@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from hfbatch.errors import SpecError
-from hfbatch.finetune import FinetuneResult, finetune
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.metrics.generation import bleu, chrf, rouge
+from hfbatch.train.run import FinetuneResult, finetune
 from tests.models.text import CORPUS, tiny_bart, tiny_mbart
 from tests.train.tools import finetune_here, predicted
 
@@ -83,7 +83,7 @@ def test_translations_by_two_workers_into_the_language_that_the_task_names(
 ) -> None:
     model = tiny_mbart(tmp_path / "base")
     spec = spec_of("translation_en_XX_to_de_DE", model, data, tmp_path / "out", 2, max_new_tokens=30)
-    result = finetune(spec, quiet=True)
+    result = finetune_here(spec)
     best = result.metrics["best"]
     assert result.metrics["before"]["chrf"] < 20 < 50 < best["chrf"]
     assert result.metrics["data"]["rows"]["eval"]["rows"] == 11

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.finetune import FinetuneResult
-from hfbatch.finetune_spec import FinetuneSpec
+from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.metrics.answers import exact_match
+from hfbatch.train.run import FinetuneResult
 from tests.train.tools import finetune_here, predicted
 
 Phrases = list[tuple[str, str]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfbatch.errors import SpecError
-from hfbatch.train.recipes.parts.labels import is_label
+from hfbatch.train.recipes.labels import is_label
 from tests.train.drive import Bench
 
 TEXTS = ["a lovely film", "never again", "so so", "I would see it twice", "what a bore it was", "fine"]
@@ -151,7 +151,7 @@ def test_a_label_that_is_empty_and_half_a_pair_are_faults(encoder):
 
 def test_one_label_alone_is_refused(encoder):
     (fault,) = Bench("text-classification", encoder, {"text": ["a", "b"], "label": ["x", "x"]}).settle()
-    assert "one label 'x'" in fault
+    assert "same label 'x'" in fault
 
 
 def test_whole_numbers_are_labels_in_their_order(encoder):

@@ -14,9 +14,9 @@ import transformers
 from transformers import AutoTokenizer
 
 from hfbatch.errors import SpecError
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.tasks.text_generation import TextGeneration
-from hfbatch.train.chats import answer_tokens
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.tasks.generation.text_generation import TextGeneration
+from hfbatch.train.data.chats import answer_tokens
 from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.recipes.text_generation import PACKABLE, TextGenerationRecipe
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert_for, tiny_llama
@@ -321,13 +321,13 @@ def test_faults_of_rows_name_file_and_row(llama: str, tmp_path: Path) -> None:
     assert Bench("text-generation", llama, {"messages": chats}).survey().faults == [
         "rows.parquet row 0: messages is null",
         "rows.parquet row 1: messages is empty",
-        "rows.parquet row 2: messages has no turn of the assistant, so there is nothing to learn",
-        "rows.parquet row 3: messages begins with the assistant, whom nobody has asked; leave its turn out",
+        "rows.parquet row 2: messages has no turn of the assistant, so there is nothing to train on",
+        "rows.parquet row 3: messages begins with a turn of the assistant; leave it out, or put a user's turn before it",
         "rows.parquet row 4: a message has no content",
     ]
     forgetful = tiny_llama(tmp_path, chat_template=FORGETFUL_TEMPLATE)
     (fault,) = Bench("text-generation", forgetful, {"messages": CHATS}).survey().faults
-    assert "row 1: the chat template writes a turn differently once others follow" in fault
+    assert "row 1: the chat template renders a turn differently if others follow" in fault
 
 
 def test_rows_of_one_kind_are_read(llama: str, tmp_path: Path) -> None:
@@ -335,11 +335,11 @@ def test_rows_of_one_kind_are_read(llama: str, tmp_path: Path) -> None:
     for good in ({"text"}, {"prompt", "completion"}, {"messages"}):
         assert recipe.column_faults(good) == []
     expected = {
-        frozenset(): "nothing to learn from",
+        frozenset(): "no column to train on",
         frozenset(
             {"prompt", "messages"}
-        ): "columns 'prompt' and 'messages' are there; map those to learn from",
-        frozenset({"completion"}): "prompt and completion go together, and prompt lacks",
+        ): "columns 'prompt' and 'messages' are present; map those to train on",
+        frozenset({"completion"}): "prompt and completion go together, and prompt is missing",
     }
     for present, words in expected.items():
         (fault,) = recipe.column_faults(set(present))
@@ -355,7 +355,7 @@ def test_a_mapped_column_says_what_is_learnt(llama: str, tmp_path: Path) -> None
     rows = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "messages": CHATS}), rows)
     values = {"task": "text-generation", "model": llama, "output": str(tmp_path / "out")}
-    with pytest.raises(SpecError, match="columns 'text' and 'messages' are there; map those to learn from"):
+    with pytest.raises(SpecError, match="columns 'text' and 'messages' are present; map those to train on"):
         make_finetune_plan(FinetuneSpec.build({**values, "train": str(rows)}))
     source = {"path": str(rows), "columns": {"messages": "messages"}}
     plan = make_finetune_plan(FinetuneSpec.build({**values, "train": source}))

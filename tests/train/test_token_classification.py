@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hfbatch.tasks import task_class
-from hfbatch.train.rows import ROW
+from hfbatch.train.data.rows import ROW
 from tests.models.text import tiny_llama
 from tests.tasks.drive import make, run
 from tests.train.drive import Bench
@@ -220,7 +220,7 @@ def test_faults_of_spans_name_file_and_row(encoder):
     assert found == [
         "rows.parquet row 0: span 0 to 9 is outside the text, which has 5 characters, or empty",
         "rows.parquet row 1: spans 0 to 3 and 2 to 4 overlap",
-        "rows.parquet row 2: span 1 to 2 is white space alone",
+        "rows.parquet row 2: span 1 to 2 is only whitespace",
         "rows.parquet row 3: spans is null; give an empty list where there is none",
         "rows.parquet row 4: text is null or empty",
         "rows.parquet row 5: span {'start': 0, 'end': 1, 'label': None} lacks its start, end or label",
@@ -235,7 +235,7 @@ def test_faults_of_spans_name_file_and_row(encoder):
             ["B-X", "E-X", "S-Y"],
             "tags are of several forms: 'E-X', 'S-Y' beside 'B-X'; write spans as B-KIND",
         ),
-        (["O", "O", "O"], "the tag 'O'; there is nothing to learn"),
+        (["O", "O", "O"], "the tag 'O'; there is nothing to train on"),
     ],
 )
 def test_tags_that_are_no_spans_are_refused(encoder, tags, fault):

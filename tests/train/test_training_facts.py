@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hfbatch.train.arguments import arguments
-from hfbatch.train.order import TrainOrder
+from hfbatch.train.loop.arguments import arguments
+from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from hfbatch.train.plan import make_finetune_plan
 from tests.train.tools import spec_of, write_rows
 
@@ -36,9 +36,9 @@ def test_batches_of_all_workers_make_up_a_step(
     assert made.per_device_train_batch_size == (per_device if per_device == 2 else 48 // max(world, 2))
 
 
-def ordered(data: Path, encoder: str, out: Path, **changes: object) -> TrainOrder:
+def ordered(data: Path, encoder: str, out: Path, **changes: object) -> TrainWorkerConfig:
     """The order of a training whose features nobody has written."""
     plan = make_finetune_plan(spec_of(data, encoder, out, **changes))
-    return TrainOrder(
+    return TrainWorkerConfig(
         plan.spec, plan.model, {"kind": "single", "labels": ["no", "yes"], "counts": {}}, "none"
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hfbatch.data.ledger import Ledger
-from hfbatch.data.lock import hold
 from hfbatch.errors import LockLostError, OutputHeldError, SpecError
-from hfbatch.finetune import _clear, _tidy, finetune
-from hfbatch.location import Location
-from hfbatch.train.order import TrainOrder, check_shares
+from hfbatch.output.ledger import Ledger
+from hfbatch.output.lock import hold
+from hfbatch.spec.location import Location
+from hfbatch.train.loop.worker_config import TrainWorkerConfig, check_shares
 from hfbatch.train.plan import look_again, make_finetune_plan
+from hfbatch.train.run import _clear, _tidy, finetune
 from tests.train.tools import order_of, run_here, spec_of, write_rows
 
 
@@ -41,7 +41,7 @@ def test_what_no_training_wrote_is_never_overwritten(
     (tmp_path / name).mkdir()
     for overwrite in (False, True):
         with pytest.raises(
-            SpecError, match=f"holds {name} of no known training .*; choose another folder, or move"
+            SpecError, match=f"holds {name}, but no training .*; choose another folder, or move"
         ):
             make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite)
     assert (tmp_path / name).exists()
@@ -80,7 +80,7 @@ def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str,
     assert not (tmp_path / "_hfbatch" / "checkpoints").exists()
     assert not (tmp_path / "model").exists()
     remote = replace(order, claim=replace(lost.claim, out=Location("s3://KEY:SECRET@lake/out")))
-    again = TrainOrder.from_json(remote.to_json())
+    again = TrainWorkerConfig.from_json(remote.to_json())
     assert again.claim.out.unmasked == "s3://KEY:SECRET@lake/out"
     assert "SECRET" not in repr(again)
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
     (tmp_path / "_hfbatch" / "checkpoints").mkdir()
     (tmp_path / "_hfbatch" / "checkpoints" / "step-00000008").write_text("in the way")
     with pytest.raises(
-        OSError, match=r"the checkpoint of step 8 cannot be written to .*; make room or give access"
+        OSError, match=r"the checkpoint of step 8 cannot be written to .*; free space or grant access"
     ):
         run_here(order, tmp_path)
 

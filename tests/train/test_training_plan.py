@@ -19,18 +19,18 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from hfbatch.cli import app
+from hfbatch.cli.app import app
+from hfbatch.cli.options import finetune_spec
 from hfbatch.cluster.session import nodes
 from hfbatch.errors import SpecError, SplitError
-from hfbatch.finetune import _with_rows
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.options import finetune_spec
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.estimate import describe_training, try_training
 from hfbatch.train.features import examine
-from hfbatch.train.memory import held, kept_for_backward, skeleton
-from hfbatch.train.model import build_model, trainable
-from hfbatch.train.outlook import describe_training, try_training
+from hfbatch.train.loop.memory import held, kept_for_backward, skeleton
+from hfbatch.train.loop.model import build_model, trainable
+from hfbatch.train.loop.throughput import padding_share
 from hfbatch.train.plan import FinetunePlan, make_finetune_plan
-from hfbatch.train.throughput import padding_share
+from hfbatch.train.run import _with_rows
 from tests.cases.every import CASES
 from tests.models.text import CORPUS, tiny_bert
 
@@ -102,7 +102,7 @@ def test_the_model_to_begin_with_is_not_in_the_output(values: dict[str, Any], tm
 def test_rows_that_are_learnt_and_measured_are_noted(values: dict[str, Any]) -> None:
     assert plan_of(values).notes == plan_of(values, eval=None).notes == []
     (note,) = plan_of(values, eval=values["train"]).notes
-    assert note.startswith("eval holds rows that train holds too, of ")
+    assert note.startswith("eval contains rows of train, from ")
     apart = {"train": {"path": values["train"], "filter": "label = 'no'"}}
     assert plan_of(values, **apart, eval={"path": values["train"], "filter": "label = 'yes'"}).notes == []
 
@@ -117,15 +117,15 @@ def test_rows_that_are_set_aside_make_another_training(values: dict[str, Any]) -
     [
         (
             {"dropout": 0.2},
-            r"model\.overrides\.dropout is no field of BertConfig \(has: .*hidden_dropout_prob",
+            r"model\.overrides\.dropout is not a field of BertConfig \(has: .*hidden_dropout_prob",
         ),
         (
             {"hidden_dropout_prob": "high"},
-            r"model\.overrides .*'high'.* make no model: .*hidden_dropout_prob",
+            r"no model can be built with model\.overrides .*'high'.*: .*hidden_dropout_prob",
         ),
         (
             {"num_attention_heads": 7},
-            r"model\.overrides .* make no model: .*multiple of the number of attention heads",
+            r"no model can be built with model\.overrides .*: .*multiple of the number of attention heads",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_paths_in_the_rows_are_relative_to_their_folder(values: dict[str, Any], 
 
 def test_a_flag_names_a_column_whatever_yaml_makes_of_it() -> None:
     given = {"task": "text-classification", "model": "m", "train": "in", "output": "out", "eval": None}
-    spec = finetune_spec(given, ["label=yes", "text=1"], None, None, None, None)
+    spec = finetune_spec(given, ["label=yes", "text=1"], None, None, None, None, None)
     assert spec.train.columns == {"label": "yes", "text": "1"}
 
 
@@ -341,7 +341,7 @@ def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_p
     with pytest.raises(SpecError) as caught:
         describe_training(plan_of(values, train=str(tmp_path)))
     assert "train: rows.parquet row 1: text is null or empty" in caught.value.faults
-    assert any("one label 'x'" in fault for fault in caught.value.faults)
+    assert any("same label 'x'" in fault for fault in caught.value.faults)
     lines = [json.dumps({"text": text, "label": "xy"[at % 2]}) for at, text in enumerate(CORPUS[:20])]
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "null", '{"text": 5, "label": "x"}']))
     with pytest.raises(SpecError) as caught:

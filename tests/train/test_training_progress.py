@@ -13,7 +13,7 @@ def shown(terminal: bool, metric: str = "accuracy", quiet: bool = False) -> str:
     """What is written while a training takes two of four steps and is measured three times."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     with TrainProgress(console, "text-classification with org/model, full", quiet) as progress:
-        progress.say("looking at the rows")
+        progress.say("validating the rows")
         progress.measure(metric, 32)
         progress.show({"step": 0, "steps": 4, "eval_accuracy": 0.25, "eval_loss": 1.5})
         progress.show({"step": 1, "steps": 4, "loss": 0.75})
@@ -25,7 +25,7 @@ def shown(terminal: bool, metric: str = "accuracy", quiet: bool = False) -> str:
 
 def test_lines_tell_phases_and_every_evaluation() -> None:
     lines = shown(False).splitlines()
-    assert lines[0] == "looking at the rows"
+    assert lines[0] == "validating the rows"
     assert "step 1 measured: accuracy 0.875 · loss 0.5" in lines
     assert not any("\x1b" in line for line in lines)
 

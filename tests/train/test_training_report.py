@@ -15,14 +15,15 @@ from huggingface_hub import ModelCard, constants
 from typer.testing import CliRunner
 
 import hfbatch
-from hfbatch import charts
-from hfbatch.cli import app
-from hfbatch.finetune import FinetuneResult, finetune
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train.card import model_card
-from hfbatch.train.report import figures, render_report
+from hfbatch.cli.app import app
+from hfbatch.pages import charts
+from hfbatch.pages.model_card import model_card
+from hfbatch.pages.training import figures, render_report
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train.run import FinetuneResult, finetune
 from tests.models.text import CORPUS
 from tests.train.hub_server import hub_server
+from tests.train.tools import finetune_here
 
 EVIL = "<script>alert(1)</script> **not** | a & b"
 
@@ -47,7 +48,7 @@ def trained(ray_cluster: str, encoder: str, tmp_path_factory: pytest.TempPathFac
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", "hf_verysecret")
-        return finetune(FinetuneSpec.build(values), quiet=True)
+        return finetune_here(FinetuneSpec.build(values))
 
 
 class Page(HTMLParser):

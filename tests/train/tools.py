@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ import torch.distributed as dist
 from safetensors.numpy import load_file
 
 import hfbatch
-from hfbatch.finetune import FinetuneResult, finetune
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.train import launch
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.train import worker_group
+from hfbatch.train.data.rows import FeatureRows
 from hfbatch.train.features import make_features
-from hfbatch.train.order import TrainOrder, state_folder
+from hfbatch.train.loop.worker_config import TrainWorkerConfig, state_folder
 from hfbatch.train.plan import make_finetune_plan
-from hfbatch.train.rows import FeatureRows
+from hfbatch.train.run import FinetuneResult, finetune
+from hfbatch.train.worker_group import WorkerGroup
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output
 from tests.models.text import CORPUS
@@ -71,7 +72,7 @@ def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.build({**values, **changes})
 
 
-def order_of(spec: FinetuneSpec) -> TrainOrder:
+def order_of(spec: FinetuneSpec) -> TrainWorkerConfig:
     """What training processes are told, the features written: as `finetune` does it, without Ray."""
     plan = make_finetune_plan(spec)
     recipe, features = plan.recipe, Path(state_folder(plan.spec)) / "features-here"
@@ -84,7 +85,7 @@ def order_of(spec: FinetuneSpec) -> TrainOrder:
         made, _ = make_features(recipe, columns, places)
         (features / name).mkdir(parents=True)
         pq.write_table(made, features / name / "part-000000.parquet")
-    return TrainOrder(plan.spec, plan.model, recipe.settled, str(features))
+    return TrainWorkerConfig(plan.spec, plan.model, recipe.settled, str(features))
 
 
 def predicted(
@@ -110,12 +111,21 @@ def predicted(
 
 
 def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
-    """A whole fine-tuning whose one training process is this one: for what is learnt, whoever starts the process.
+    """A whole fine-tuning that trains in this process, or in two that it starts: for what is learnt, whoever starts them.
 
     Needs the fixture `ray_cluster`, whose tasks look at the rows and write features.
     """
+
+    def fit(
+        order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        if team.workers == 1:
+            return run_here(order, Path(folder))[0]
+        run_both(order, Path(folder) / "both")
+        return json.loads((Path(folder) / "both" / "news-0.json").read_text())
+
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(launch, "fit", lambda order, team, on_news: run_here(order, Path(folder))[0])
+        patch.setattr(worker_group, "fit", fit)
         return finetune(spec, quiet=True)
 
 
@@ -148,7 +158,7 @@ class Stopped(Exception):
 
 
 def run_here(
-    order: TrainOrder, folder: Path, stop: int | None = None, **options: Any
+    order: TrainWorkerConfig, folder: Path, stop: int | None = None, **options: Any
 ) -> tuple[dict[str, Any], Counter[int]]:
     """Trains in this process. :returns: the last news, and how often each training row was in a batch.
 
@@ -158,14 +168,14 @@ def run_here(
     return run_rank(0, 1, order.to_json(), str(folder), stop, **options)
 
 
-def run_both(order: TrainOrder, folder: Path, stop: int | None = None) -> Counter[int]:
+def run_both(order: TrainWorkerConfig, folder: Path, stop: int | None = None) -> Counter[int]:
     """Trains in two processes. :returns: how often each training row was in a batch."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder.mkdir()
     args = (2, order.to_json(), str(folder), stop, port)
-    multiprocessing.set_forkserver_preload(["hfbatch.train.loop"])  # imported once, for every process
+    multiprocessing.set_forkserver_preload(["hfbatch.train.loop.loop"])  # imported once, for every process
     torch.multiprocessing.start_processes(run_rank, args, nprocs=2, start_method="forkserver")  # type: ignore[attr-defined]
     taken: Counter[int] = Counter()
     for rank in range(2):
@@ -177,10 +187,10 @@ def run_rank(
     rank: int, world: int, order: str, folder: str, stop: int | None, port: int = 0, **options: Any
 ) -> tuple[dict[str, Any], Counter[int]]:
     """One training process of `world`, with the threads of a job's with one CPU: bits differ with their number."""
-    from hfbatch.train.loop import train
+    from hfbatch.train.loop.loop import train
 
     torch.set_num_threads(1)
-    if TrainOrder.from_json(order).spec.workers.strategy == "fsdp":
+    if TrainWorkerConfig.from_json(order).spec.workers.strategy == "fsdp":
         share_among_cpus()
     news: list[dict[str, Any]] = []
     taken: list[int] = []
@@ -195,9 +205,10 @@ def run_rank(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         dist.init_process_group("gloo")
     with rows_noted(taken), tempfile.TemporaryDirectory() as local:
-        train(TrainOrder.from_json(order), Path(local), rank, world, tell, **options)
+        train(TrainWorkerConfig.from_json(order), Path(local), rank, world, tell, **options)
     if world > 1:
         (Path(folder) / f"taken-{rank}.json").write_text(json.dumps(taken))
+        (Path(folder) / f"news-{rank}.json").write_text(json.dumps(news[-1] if news else {}))
         dist.destroy_process_group()
     return news[-1] if news else {}, Counter(taken)
 

@@ -1,1 +1,1 @@
-"""Metrics: predictions and references to figures. Knows nothing of models, files and Ray."""
+"""Metrics, computed from predictions and references. Does not import torch or Ray."""

@@ -14,17 +14,17 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normal_answer(text: str) -> str:
-    """An answer in lower case, without ASCII punctuation, English articles and further white space."""
+    """Normalises an answer: lower case, without ASCII punctuation, English articles and extra whitespace."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(truth: str, guess: str) -> float:
-    """1 if two answers are the same when normal, else 0."""
+    """Returns 1 if two answers are equal after normalisation, else 0."""
     return float(normal_answer(truth) == normal_answer(guess))
 
 
 def overlap_f1(truth: str, guess: str) -> float:
-    """F1 of the words that two answers share when normal; where one has no word, 1 if the other has none."""
+    """Computes the F1 of the words of two normalised answers; if one has no words, 1 if the other has none, else 0."""
     mine, theirs = normal_answer(truth).split(), normal_answer(guess).split()
     if not mine or not theirs:
         return float(mine == theirs)
@@ -32,11 +32,11 @@ def overlap_f1(truth: str, guess: str) -> float:
 
 
 def answer_scores(truths: Sequence[Sequence[str]], guesses: Sequence[str]) -> dict[str, float]:
-    """Metrics of answers, from 0 to 1; each is held against the right one that is closest to it.
+    """Computes metrics of answers, from 0 to 1; each answer is compared with the closest right answer.
 
-    :param truths: right answers of each question; none where it has no answer, and an empty guess is right.
-    :returns: exact_match and f1; where some questions have no answer and some have one, the same of each kind:
-        f1_answerable, exact_match_answerable, accuracy_unanswerable.
+    :param truths: right answers of each question; empty if it has none, so that an empty prediction is right.
+    :returns: exact_match and f1; if only some of the questions have answers, also by kind: f1_answerable,
+        exact_match_answerable, accuracy_unanswerable.
     """
     known = [[truth for truth in row if normal_answer(truth)] or [""] for row in truths]
     pairs = list(zip(known, guesses, strict=True))

@@ -1,4 +1,4 @@
-"""Metrics of labels and of numbers, by scikit-learn and SciPy."""
+"""Metrics of labels and of numbers, by sklearn and SciPy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ METRICS = {
 
 
 def single_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of one label a row.
+    """Computes metrics for one label per row.
 
     :param logits: float [rows, classes].
     :param labels: class indices, int [rows].
-    :returns: accuracy; f1, precision and recall, macro and weighted; mcc; roc_auc (one against the rest), where
-        the rows have every class.
+    :returns: accuracy; f1, precision and recall, macro and weighted; mcc; roc_auc (one-vs-rest), if all classes occur
+        in the rows.
     """
     from sklearn import metrics
 
@@ -49,12 +49,12 @@ def single_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def multi_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of any number of labels a row; a label is given where its logit is above 0.
+    """Computes metrics for any number of labels per row; a label is predicted if its logit is above 0.
 
     :param logits: float [rows, classes].
     :param labels: 0 or 1, [rows, classes].
     :returns: accuracy (of whole rows); f1, precision and recall, micro and macro; roc_auc, macro over the classes
-        that some rows have and others have not.
+        that some but not all rows have.
     """
     from sklearn import metrics
 
@@ -72,9 +72,9 @@ def multi_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def regression(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Metrics of numbers, float [rows] both.
+    """Computes regression metrics, float [rows] both.
 
-    :returns: pearson and spearman correlation (0 where one side is constant), mse, mae.
+    :returns: pearson and spearman correlation (0 if one side is constant), mse, mae.
     """
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""Metrics of written texts against one reference each, by rouge_score, sacrebleu and jiwer."""
+"""Metrics of generated texts against one reference each, by rouge_score, sacrebleu and jiwer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(texts: list[str], references: list[str], english: bool = True) -> dict[str, float]:
-    """Shared words, shared pairs of words and longest common subsequence, F-measures from 0 to 1, means over rows.
+    """Computes ROUGE-1, ROUGE-2 and ROUGE-L: F-measures from 0 to 1, averaged over rows.
 
     :param english: compare stems of words of a-z and 0-9, as published figures do; else whole words of any script.
     :returns: rouge1, rouge2, rougeL.
@@ -24,17 +24,17 @@ def rouge(texts: list[str], references: list[str], english: bool = True) -> dict
 
 
 class AnyWords:
-    """Cuts texts of any script into words for rouge_score, whose own tokens are a-z and 0-9 alone."""
+    """Splits texts of any script into words for rouge_score, whose default tokenizer keeps only a-z and 0-9."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Words in lower case."""
+        """Returns the words in lower case."""
         return re.findall(r"\w+", text.lower())
 
 
 def bleu(texts: list[str], references: list[str], tokenizer: str = "13a") -> dict[str, float]:
-    """sacreBLEU of all rows together, from 0 to 100.
+    """Computes sacreBLEU over all rows, from 0 to 100.
 
-    :param tokenizer: of sacrebleu: 13a, intl, zh, char or none.
+    :param tokenizer: tokenizer of sacrebleu: 13a, intl, zh, char or none.
     :returns: bleu.
     """
     from sacrebleu import corpus_bleu
@@ -43,16 +43,16 @@ def bleu(texts: list[str], references: list[str], tokenizer: str = "13a") -> dic
 
 
 def chrf(texts: list[str], references: list[str]) -> dict[str, float]:
-    """chrF2, shared runs of characters of all rows together, from 0 to 100. :returns: chrf."""
+    """Computes chrF2 (character n-grams) over all rows, from 0 to 100. :returns: chrf."""
     from sacrebleu import corpus_chrf
 
     return {"chrf": float(corpus_chrf(texts, [references]).score)}
 
 
 def error_rates(texts: list[str], references: list[str]) -> dict[str, float]:
-    """Words and characters to change for one of the references; 0 is best, above 1 is possible.
+    """Computes word and character error rates; 0 is best, values above 1 are possible.
 
-    :param references: none of them blank.
+    :param references: must not be blank.
     :returns: wer and cer, over all rows together.
     """
     import jiwer
@@ -62,16 +62,16 @@ def error_rates(texts: list[str], references: list[str]) -> dict[str, float]:
 
 
 def exact_match(texts: list[str], references: list[str]) -> dict[str, float]:
-    """Share of the rows that are the reference, but for space around it. :returns: exact_match."""
+    """Computes the share of texts equal to their reference, without surrounding space. :returns: exact_match."""
     same = [text.strip() == reference.strip() for text, reference in zip(texts, references, strict=True)]
     return {"exact_match": float(np.mean(same))}
 
 
 def perplexity(loss: float, tokens: int) -> dict[str, float]:
-    """How many tokens the model is as unsure between as if they were equally likely.
+    """Computes the perplexity, the exponential of the mean loss per token.
 
-    :param loss: cross-entropy in nats, the sum over tokens: long rows count for more than short ones.
-    :returns: perplexity, from 1; infinite beyond the largest float.
+    :param loss: cross-entropy in nats, summed over tokens, so that long rows count more than short ones.
+    :returns: perplexity, at least 1; infinite beyond the largest float.
     """
     with np.errstate(over="ignore"):
         return {"perplexity": float(np.exp(np.float64(loss) / tokens))}

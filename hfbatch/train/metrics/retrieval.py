@@ -1,35 +1,35 @@
-"""Metrics of embeddings: whether cosines go with scores, and find an anchor's positive among all of them."""
+"""Metrics of embeddings: retrieval of each anchor's positive among all of them, by cosine similarity."""
 
 from __future__ import annotations
 
 import numpy as np
 
 SCORES = 1 << 24
-"""Cosines that are in memory at a time."""
+"""Maximum number of cosines held in memory."""
 DEPTH = 10
-"""Ranks that count for mrr_at_10."""
+"""Highest rank that counts for mrr_at_10."""
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors at length 1, float [..., dimension]; zeros stay zeros."""
+    """Scales vectors to length 1, float [..., dimension]; zero vectors stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cosine of each vector and its partner: float [rows] of float [rows, dimension] both."""
+    """Computes the cosine similarity of paired vectors: float [rows] from float [rows, dimension] each."""
     return np.einsum("ij,ij->i", normalized(one), normalized(other))
 
 
 def retrieval(
     anchors: np.ndarray, positives: np.ndarray, anchor_keys: np.ndarray, positive_keys: np.ndarray
 ) -> dict[str, float]:
-    """How well anchors find their positive among those of all rows, by cosine.
+    """Computes how high anchors rank their own positive among those of all rows, by cosine similarity.
 
-    Equal texts are one document. Other positives of an equal anchor are out of the contest, and a document that
-    is as near as the positive goes before it.
+    Equal texts are one document. Other positives of an equal anchor are excluded from its ranking, and documents
+    tied with the positive rank before it.
 
-    :param anchors: float32 [rows, dimension]; `positives` alike.
-    :param anchor_keys: int64 [rows], equal for equal texts; `positive_keys` alike.
+    :param anchors: float32 [rows, dimension]; `positives` likewise.
+    :param anchor_keys: int64 [rows], equal for equal texts; `positive_keys` likewise.
     :returns: accuracy_at_1: share of rows whose positive is the nearest; mrr_at_10: mean of 1 / rank, 0 beyond
         rank 10.
     """
@@ -43,7 +43,7 @@ def retrieval(
 def ranks_of(
     anchors: np.ndarray, positives: np.ndarray, anchor_keys: np.ndarray, positive_keys: np.ndarray
 ) -> np.ndarray:
-    """The rank of each row's positive, from 1, int64 [rows]; see `retrieval`."""
+    """Returns the rank of each row's positive, from 1, int64 [rows]; see `retrieval`."""
     from scipy.sparse import csr_array
 
     _, first, document = np.unique(positive_keys, return_index=True, return_inverse=True)
@@ -62,5 +62,5 @@ def ranks_of(
 
 
 def triplet_accuracy(anchors: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Share of rows whose anchor is nearer to the positive, by cosine: float [rows, dimension] each."""
+    """Computes the share of rows whose anchor is closer to the positive, by cosine: float [rows, dimension] each."""
     return float((cosines(anchors, positives) > cosines(anchors, negatives)).mean())

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 OUTSIDE = "O"
-"""The tag of a word in no span."""
+"""The tag of words outside of spans."""
 PREFIXES = ("B-", "I-")
 MOST_KINDS = 10
-"""Kinds of span that get an F1 each."""
+"""Up to so many kinds of span, each kind gets its own F1."""
 
 
 def split_tag(tag: str) -> tuple[bool, str]:
-    """Whether a tag begins a span whatever stands before it, and the kind of span; empty for O.
+    """Returns whether a tag always begins a span, and the kind of span; empty for O.
 
     A plain tag, without B- or I-, is the kind.
     """
@@ -23,9 +23,9 @@ def split_tag(tag: str) -> tuple[bool, str]:
 
 
 def to_iob2(tags: Iterable[str]) -> list[str]:
-    """Tags in IOB1 or IOB2 as IOB2, where B- begins each span; plain tags as they are.
+    """Converts tags in IOB1 or IOB2 to IOB2, where B- begins each span; plain tags are unchanged.
 
-    One rule reads both: a span begins at B-, and at I- where the word before is of no span or of another kind.
+    In both, a span begins at B-, and at I- if the previous word is in no span or in one of another kind.
     """
     made, before = [], ""
     for tag in tags:
@@ -37,7 +37,7 @@ def to_iob2(tags: Iterable[str]) -> list[str]:
 
 
 def spans_of(tags: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Kind, first word and one behind the last word of each span, read as `to_iob2` does."""
+    """Returns the kind, first word and end (exclusive) of each span; reads tags as `to_iob2` does."""
     spans: list[tuple[str, int, int]] = []
     before = ""
     for place, tag in enumerate(tags):
@@ -51,11 +51,11 @@ def spans_of(tags: Iterable[str]) -> list[tuple[str, int, int]]:
 
 
 def span_scores(truth: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Metrics of spans: one is right if kind, first and last word are.
+    """Computes metrics of spans; a span is right if its kind, first and last word are right.
 
-    :param truth: tags of each text's words in IOB1 or IOB2, or plain; `guess` the same.
-    :returns: precision, recall and f1 over all spans (0 where there are none); accuracy of words' tags, read as
-        IOB2; f1_KIND for each kind of span in truth, where these are 10 at most.
+    :param truth: tags of each text's words in IOB1 or IOB2, or plain; `guess` likewise.
+    :returns: precision, recall and f1 over all spans (0 if there are none); accuracy of the words' tags in IOB2;
+        f1_KIND for each kind of span in truth, if there are at most 10.
     """
     there, said, right = Counter[str](), Counter[str](), Counter[str]()
     words = hits = 0
@@ -74,7 +74,7 @@ def span_scores(truth: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) 
 
 
 def _rates(right: int, said: int, there: int) -> tuple[float, float, float]:
-    """Precision, recall and F1."""
+    """Computes precision, recall and F1."""
     precision = right / said if said else 0.0
     recall = right / there if there else 0.0
     return precision, recall, 2 * right / (said + there) if said + there else 0.0

@@ -1,4 +1,4 @@
-"""Metrics of models that predict tokens, from sums over rows: no logits are kept."""
+"""Metrics of models that predict tokens, computed from sums over rows, so that no logits are kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 
 
 def token_metrics(sums: Sequence[np.ndarray]) -> dict[str, float]:
-    """Every token counts the same, whichever row it is of.
+    """Computes perplexity and accuracy; every token has the same weight.
 
-    :param sums: of each row, float [3]: negative log-likelihood of its tokens, their number, how many were the likeliest.
-    :returns: perplexity, e to the mean negative log-likelihood; accuracy. Both nan where there is no token at all.
+    :param sums: float [3] for each row: negative log-likelihood of its tokens, their number, and how many were the
+        most probable ones.
+    :returns: perplexity, e to the mean negative log-likelihood; accuracy. Both are nan if there are no tokens.
     """
     loss, tokens, correct = np.stack(sums).astype(np.float64).sum(axis=0).tolist()
     if not tokens:

@@ -1,27 +1,27 @@
-"""One file per task that can be trained: rows with labels to tensors, predictions to metrics.
+"""Training recipes, one file per task: convert labelled rows to tensors and predictions to metrics.
 
-A new one is one new file here, `some_task.py` for `some-task`, with a subclass of `Recipe` of that name. What
-several share is in `parts`.
+To add a task, add one file, `some_task.py` for `some-task`, with a subclass of `Recipe` of that name. The other
+files hold code that several recipes share.
 """
 
 from importlib import import_module
 from pkgutil import iter_modules
 
 from hfbatch.errors import SpecError
-from hfbatch.tasks import task_class
+from hfbatch.tasks import TASKS, task_class
 from hfbatch.train.recipes.base import Recipe
 
 RECIPES = tuple(
     sorted(
         module.name.replace("_", "-")
         for module in iter_modules(__path__)
-        if module.name != "base" and not module.ispkg
+        if module.name.replace("_", "-") in TASKS
     )
 )
 
 
 def recipe_class(name: str) -> type[Recipe]:
-    """The recipe of a task, by the task's name or an alias. :raises SpecError: for one that cannot be trained."""
+    """Returns the recipe of a task, by its name or an alias. :raises SpecError: if the task cannot be trained."""
     name = task_class(name).name
     if name not in RECIPES:
         raise SpecError(f"task {name!r} cannot be trained; choose one of: {', '.join(RECIPES)}")

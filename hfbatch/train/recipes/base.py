@@ -1,12 +1,12 @@
-"""What a recipe is: the contract between rows with labels, training batches and metrics. Knows nothing of Ray and files.
+"""The base class of recipes: the interface between labelled rows, training batches and metrics. Does not import Ray.
 
-A recipe goes with the task of the same name, and reads a row as that task does: what a model learns from is
-what it will be given. A row passes through it in five places:
+A recipe belongs to the task of the same name and reads rows as that task does, so that training and prediction see
+the same inputs. These methods process a row, in this order:
 
-    examine     CPU      columns           -> Survey          labels and faults, before any work
-    features    CPU      columns           -> features        the task's own, with the targets beside them
-    collate     CPU      features          -> batch           tensors as the model takes them, with `labels`
-    loss        device   model's outputs   -> sum / items     the same however a step is cut into batches
+    examine     CPU      columns           -> labels, faults  before any work
+    features    CPU      columns           -> features        those of the task, plus the targets
+    collate     CPU      features          -> batch           the model's input tensors, with `labels`
+    loss        device   model's outputs   -> sum / items     independent of how a step is split into batches
     predict     device   batch             -> predictions     one for each row of the features
     score       driver   predictions       -> metrics
 """
@@ -23,34 +23,34 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.finetune_spec import TrainBatchSpec
+from hfbatch.spec.finetune import TrainBatchSpec
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
 
 if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""The label of what is not learnt, such as padding: torch's cross-entropy leaves it out."""
+"""The label of positions without a target, such as padding; torch's cross-entropy ignores it."""
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
-"""Metrics of which less is more."""
+"""Metrics for which lower values are better."""
 MOST_FAULTS = 20
-"""Faults that are told, of each split."""
+"""Maximum number of faults that are reported for each split."""
 
 
 @dataclass
 class Survey:
-    """What rows hold, before anything is made of them."""
+    """Statistics and faults of raw rows, before they become features."""
 
     rows: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    """How often each label occurs."""
+    """Number of occurrences of each label."""
     faults: list[str] = field(default_factory=list)
-    """What is wrong with which row."""
+    """Messages that name a row and what is wrong with it."""
     hashes: list[np.ndarray] = field(default_factory=list)
-    """Of what rows hold, where some are set aside to measure with."""
+    """Hashes of the rows' contents, if an evaluation set is held out of them."""
 
     def add(self, other: Survey) -> None:
-        """Takes in what was found elsewhere."""
+        """Adds the statistics and faults of other rows."""
         self.rows += other.rows
         self.labels += other.labels
         self.faults += other.faults
@@ -59,34 +59,34 @@ class Survey:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model made of a batch."""
+    """A model's predictions and loss for a batch."""
 
     predictions: list[Any]
-    """One for each row: an array, a text or a dict; small, since those of all rows go to one process."""
+    """One for each row: an array, a text or a dict. Keep them small: one process collects those of all rows."""
     loss: float
     """Sum over `items`."""
     items: int
-    """What the loss is the sum over: rows or tokens."""
+    """Number of rows or tokens that the loss is summed over."""
 
 
 class Recipe(ABC):
-    """How a model learns one task."""
+    """Defines how a model is trained on one task."""
 
     name: ClassVar[str]
     auto_class: str
     """The transformers AutoClass that loads the model."""
     columns: ClassVar[tuple[InputColumn, ...]]
-    """What it reads: inputs of the task, and targets."""
+    """Columns that are read: inputs of the task, and targets."""
     Params: ClassVar[type[Params]] = Params
     numbered: ClassVar[Mapping[str, str]] = {}
-    """Columns that may hold numbers of classes, and the param that names these."""
+    """Columns that may hold class indices, and the param that gives the class names."""
     in_both: ClassVar[tuple[str, ...]] = ()
-    """Optional columns that both sets of rows have, or neither."""
+    """Optional columns that must be in both the training and the evaluation set, or in neither."""
     scored: ClassVar[tuple[str, ...] | None] = None
-    """Columns of the features that `score`, `details` and `baseline` read; None: all of them. The first process has
-    them in memory for all rows to measure with."""
+    """Columns of the features that `score`, `details` and `baseline` read; None: all of them. The first process holds
+    them in memory for the whole evaluation set."""
     methods: ClassVar[tuple[str, ...]] = ("full", "head", "lora", "qlora")
-    """Methods of training that make sense."""
+    """Training methods that this task supports."""
 
     def __init__(
         self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
@@ -95,69 +95,69 @@ class Recipe(ABC):
         self.params = params
         self.label_smoothing = label_smoothing
         self.settled: dict[str, Any] = dict(settled or {})
-        """What `settle` found in the training rows, in plain values: workers are given it."""
+        """Values derived from the training set, such as the labels; plain values, sent to the workers."""
         self.batch = TrainBatchSpec()
-        """What one step sees, for recipes whose loss has a part in it."""
+        """Batch settings, for recipes whose loss depends on them."""
 
     @property
     def labels(self) -> list[str]:
-        """Names by class index; empty for a recipe without classes, and before `settle`."""
+        """Names by class index; empty for a recipe without classes, and before the training set is validated."""
         return self.settled.get("labels", [])
 
     @property
     def notes(self) -> list[str]:
-        """What to mind about the rows; known after `settle`."""
+        """Remarks about the training set for the user; available once it is validated."""
         return []
 
     @property
     @abstractmethod
     def metric(self) -> str:
-        """What decides which checkpoint is the best, unless the spec says."""
+        """Name of the metric that selects the best checkpoint, unless the spec names another."""
 
     @property
     def group(self) -> int:
-        """How many rows that follow each other are learnt together; one pass of all workers holds whole groups."""
+        """Number of consecutive rows whose loss is computed together; a pass of all workers has whole groups."""
         return 1
 
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """Names of what `score` may return beside the loss, after `settle`."""
+        """Names of the metrics besides the loss that `score` may return; available once the rows are validated."""
 
     def metric_faults(self, asked: str | None) -> list[str]:
-        """What is wrong with the metric that the spec asks for."""
+        """Checks the metric that the spec asks for."""
         if asked in (None, "loss", *self.metrics):
             return []
         return [f"evaluation.metric {asked!r} is none of: {', '.join((*self.metrics, 'loss'))}"]
 
     @property
     def processor(self) -> Any:
-        """What is saved beside the model: a tokenizer as its files have it, with the spec's changes."""
+        """The tokenizer or processor to save with the model: as loaded from its files, with the spec's changes."""
         return self.task.load_tokenizer()
 
     def complete(self, folder: Path) -> None:  # noqa: B027 - most models need no more
-        """Adds what else belongs into the folder of the finished model, which has its weights and config."""
+        """Writes further files into the folder of the finished model, which has its weights and config."""
 
     def check(self) -> list[str]:
-        """What is wrong with params or model, one sentence each with the fix. No row is read."""
+        """Checks params and model without reading rows; returns one sentence with the fix for each fault."""
         return self.task.check()
 
     def choose(self, found: Mapping[str, str], mapped: set[str]) -> dict[str, str]:
-        """The columns that are read: by default, all that were found.
+        """Selects the columns to read: by default, all that were found.
 
-        :param found: column of the recipe to column of the rows.
-        :param mapped: those of the recipe that the spec names.
+        :param found: maps columns of the recipe to columns of the dataset.
+        :param mapped: columns of the recipe that the spec maps.
         """
         return dict(found)
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """What is wrong with the set of columns that the dataset has, beyond required ones that lack."""
+        """Checks which columns the dataset has; missing required columns are reported elsewhere."""
         return []
 
     def type_faults(self, train: Mapping[str, pa.DataType], measured: Mapping[str, pa.DataType]) -> list[str]:
-        """What does not go together in the columns to learn from and those to measure with.
+        """Checks that the columns of the training and the evaluation set are consistent.
 
-        :raises SpecError: for columns that do not go with params.
+        :raises SpecError: for columns that are inconsistent with params.
         """
         lacking = [name for name in self.in_both if (name in train) != (name in measured)]
         return [
@@ -168,21 +168,21 @@ class Recipe(ABC):
 
     @abstractmethod
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Counts labels and finds rows that cannot be learnt from.
+        """Counts labels and finds rows that cannot be used for training.
 
-        :param columns: column of the recipe to array, nulls included.
+        :param columns: maps columns of the recipe to arrays, nulls included.
         :param places: `file` (string) and `row` (int64) of each row.
         """
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Fixes `settled` by all training rows; returns what is wrong with them taken together.
+        """Derives labels and the like from the statistics of the training set; returns faults of the set as a whole.
 
-        :param types: of the recipe's columns.
+        :param types: types of the recipe's columns.
         """
         return []
 
     def eval_faults(self, survey: Survey) -> list[str]:
-        """What is wrong with the rows to measure with: by default, labels that are not in training."""
+        """Checks the evaluation set: by default, reports labels that do not occur in the training set."""
         unknown = sorted(set(survey.labels) - set(self.labels)) if self.labels else []
         if not unknown:
             return []
@@ -194,11 +194,11 @@ class Recipe(ABC):
 
     @property
     def known_labels(self) -> list[str]:
-        """Labels of the model to train, in the order of its logits: a head that knows them is not to learn them anew."""
+        """Labels of the base model in the order of its logits, so that a head trained on them keeps its weights."""
         return [name for _, name in sorted(self.task.config.id2label.items())]
 
     def config_changes(self) -> dict[str, Any]:
-        """Fields of the model's config that the labels decide."""
+        """Returns the fields of the model's config that depend on the labels."""
         if not self.labels:
             return {}
         return {
@@ -209,31 +209,31 @@ class Recipe(ABC):
 
     @abstractmethod
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Turns rows into features: at least one row each, with the targets and whatever `score` needs."""
+        """Converts rows to features: at least one row each, with the targets and the columns that `score` needs."""
 
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """What each row of the features costs, int64 [rows]."""
+        """Returns the length of each row of the features, such as its tokens: int64 [rows]."""
         return self.task.lengths(features)
 
     @abstractmethod
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Rows as one padded batch, with `labels`; what is IGNORED of these counts for nothing."""
+        """Collates rows into one padded batch with `labels`; labels that are IGNORED do not enter the loss."""
 
     def prepare(self, model: Any) -> None:  # noqa: B027 - most models are ready
-        """Changes the model itself beside its config, before adapters wrap it: options, hooks.
+        """Modifies the model (options, hooks) before adapters wrap it.
 
-        Hooks belong on `model.base_model` or below: adapters call the forward of the model itself past them.
+        Register hooks on `model.base_model` or below: adapters call the model's forward without its own hooks.
         """
 
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Cross-entropy of `outputs.logits` [..., classes], float32.
+        """Computes the cross-entropy of `outputs.logits` [..., classes], float32.
 
-        A sum divided by the items of the whole step, so that neither accumulation nor the number of workers
-        changes it: means of unequal parts would.
+        It is the sum divided by the number of items of the whole step, so that it depends neither on gradient
+        accumulation nor on the number of workers, as a mean of means over unequal parts would.
 
-        :param labels: int64 [...], IGNORED where there is nothing to learn.
+        :param labels: int64 [...], IGNORED where there is no target.
         :param num_items_in_batch: labels of the step, over all batches and workers; None for those of this batch.
         """
         from torch.nn.functional import cross_entropy
@@ -246,9 +246,9 @@ class Recipe(ABC):
         return total / items_of(labels, num_items_in_batch)
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
-        """Logits of each row, float32. Runs under no_grad, the model in eval mode.
+        """Returns the logits of each row, float32. Runs under no_grad with the model in eval mode.
 
-        :param batch: of `collate`, on the model's device.
+        :param batch: returned by `collate`, on the model's device.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         outputs, items = model(**inputs), int(batch["labels"].ne(IGNORED).sum())
@@ -257,43 +257,43 @@ class Recipe(ABC):
 
     @abstractmethod
     def score(self, predictions: list[Any], features: pa.Table) -> dict[str, float]:
-        """Metrics; `metric` is one of them.
+        """Computes the metrics, which include `metric`.
 
         :param predictions: one for each row of the features, in their order.
         """
 
     def details(self, predictions: list[Any], features: pa.Table) -> dict[str, Any]:
-        """What the report shows of single rows, in plain values; each of these may be left out.
+        """Returns per-row details for the report, as plain values. Each key is optional:
 
-        - `losses`: float of each row of the features; the report shows the highest ones
-        - `guesses`, `truths`: texts of each row of the features, shown beside its loss
-        - `confusion`: `labels`, and `counts`, rows by truth and guess
+        - `losses`: the loss of each row of the features; the report shows the highest ones
+        - `guesses`, `truths`: predicted and true values of each row as text, shown next to its loss
+        - `confusion`: `labels`, and `counts`, the number of rows by true and predicted label
 
         :param predictions: as for `score`.
         """
         return {}
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
-        """Metrics of a guess without a model, such as the commonest label; none where no such guess makes sense.
+        """Computes the metrics of a baseline without a model, such as the most frequent label; {} if there is none.
 
-        :param features: of the rows to measure with; what training rows hold is in `settled`.
+        :param features: those of the evaluation set.
         """
         return {}
 
 
 def items_of(labels: torch.Tensor, step: torch.Tensor | int | None) -> torch.Tensor | int:
-    """What a loss is divided by: the labels of the step, or of this batch where `step` is None; 1 at least.
+    """Returns the divisor of a loss: the labels of the step, or of this batch if `step` is None; at least 1.
 
-    A step of rows in which there is nothing to learn, such as texts of unknown words for fill-mask, has the loss 0.
+    A step whose rows have no targets, such as texts of unknown words for fill-mask, thus has the loss 0.
     """
     items = labels.ne(IGNORED).sum() if step is None else step
     return max(items, 1) if isinstance(items, int) else items.clamp(min=1)
 
 
 def faulty_rows(found: Mapping[str, np.ndarray], places: pa.Table) -> list[str]:
-    """Sentences that name rows.
+    """Returns one message for each faulty row.
 
-    :param found: what is wrong, and with which rows, bool [rows].
+    :param found: maps each fault to the rows that have it, bool [rows].
     """
     sentences = []
     for fault, rows in found.items():
@@ -307,7 +307,7 @@ def faulty_rows(found: Mapping[str, np.ndarray], places: pa.Table) -> list[str]:
 
 
 def faults_at(found: Mapping[int, str], places: pa.Table) -> list[str]:
-    """Sentences that name rows. :param found: what is wrong with a row, by its position."""
+    """Returns one message for each faulty row. :param found: the fault of a row, by the row's position."""
     sentences = []
     for position in sorted(found)[:MOST_FAULTS]:
         place = places.slice(position, 1).to_pylist()[0]

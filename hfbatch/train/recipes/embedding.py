@@ -1,7 +1,7 @@
-"""Training embedding: texts that belong together come near each other, by the losses of sentence-transformers.
+"""Training embedding with the losses of sentence-transformers: vectors of related texts become similar.
 
-What is trained is what the task computes: its pooling, its further modules, its prompts. Dense modules stay as
-they are.
+Training computes vectors as the task does, with its pooling, further modules and prompts. Dense modules are not
+trained.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from hfbatch.spec import Auto
+from hfbatch.spec.job import Auto
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
-from hfbatch.tasks.embedding import Embedding, EmbeddingParams
-from hfbatch.tasks.parts.text import list_lengths, text_column
+from hfbatch.tasks.multimodal.embedding import Embedding, EmbeddingParams
+from hfbatch.tasks.tokens import list_lengths, text_column
 from hfbatch.train.metrics.classification import regression
 from hfbatch.train.metrics.retrieval import cosines, retrieval, triplet_accuracy
 from hfbatch.train.recipes.base import Predicted, Recipe, Survey, faulty_rows, items_of
@@ -33,47 +33,47 @@ TEXTS = {
     "triplets": ("anchor", "positive", "negative"),
     "scores": ("sentence1", "sentence2"),
 }
-"""Kinds of rows, and the texts of one."""
+"""Kinds of rows, and their text columns."""
 LOSSES = {"pairs": ("ranking",), "triplets": ("ranking", "triplet"), "scores": ("cosent", "cosine")}
-"""Losses of each kind of rows, the usual one first."""
+"""Losses of each kind of rows, the default first."""
 GROUPED = ("ranking", "cosent")
-"""Losses in which the rows of a group meet."""
+"""Losses that compare the rows of a group."""
 LARGEST_GROUP = 32
-"""Rows of a group that nobody asked for another number of."""
+"""Most rows of a group where params.group is auto."""
 
 
 class EmbeddingTraining(Params):
-    """What the vectors are, and what is learnt of them."""
+    """Loss, pooling and prompts."""
 
     loss: Literal["auto", "ranking", "triplet", "cosent", "cosine"] = "auto"
     """ranking: the positive before all other texts of the group; triplet: before the row's negative; cosent: cosines
     in the order of the scores; cosine: cosines equal to the scores. auto: ranking, and cosent for scores."""
     group: Annotated[int, Field(ge=2)] | Auto = "auto"
-    """Rows that ranking and cosent compare with each other: the more, the harder. Neither batch.per_device nor the
-    number of workers changes it. auto: the largest divisor of batch.size up to 32."""
+    """Rows that ranking and cosent compare with each other: larger groups are harder. Independent of batch.per_device
+    and of the number of workers. auto: the largest divisor of batch.size up to 32."""
     scale: float = Field(default=20, gt=0, allow_inf_nan=False)
-    """Cosines are multiplied by this in ranking and cosent: one over the temperature."""
+    """ranking, cosent: factor of the cosines, the inverse of the temperature."""
     margin: float = Field(default=5, gt=0, allow_inf_nan=False)
-    """triplet: how much nearer (Euclidean) the positive has to be; at most 2 means something for vectors of length 1."""
+    """triplet: how much closer (Euclidean) the positive has to be; use less than 2 for vectors of length 1."""
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
         "auto"
     )
-    """How the vectors of tokens become one; auto goes by the model's sentence-transformers files, else is mean."""
+    """How token vectors are pooled; auto: as the model's sentence-transformers files say, else mean."""
     normalize: bool | Literal["auto"] = "auto"
-    """Scale vectors to length 1; auto does what the model's sentence-transformers files say."""
+    """Scale vectors to length 1; auto: as the model's sentence-transformers files say."""
     query_prompt: str | None = None
-    """Text put before anchors, such as "query: "; the trained model has it as its prompt `query`."""
+    """Text put before anchors, such as "query: "; saved with the model as its prompt `query`."""
     document_prompt: str | None = None
-    """Text put before positives and negatives; the trained model has it as its prompt `document`."""
+    """Text put before positives and negatives; saved with the model as its prompt `document`."""
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds numbers."""
+    """Returns whether a column of this Arrow type holds numbers."""
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 class EmbeddingRecipe(Recipe):
-    """Learns from pairs, triplets or scored pairs of texts."""
+    """Trains embeddings on pairs, triplets or scored pairs of texts."""
 
     name = "embedding"
     columns = (
@@ -100,12 +100,12 @@ class EmbeddingRecipe(Recipe):
 
     @property
     def metric(self) -> str:
-        """What decides which checkpoint is the best."""
+        """Name of the metric that selects the best checkpoint."""
         return "spearman" if self.settled["kind"] == "scores" else "mrr_at_10"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of the kind of rows."""
+        """Names of the metrics for the kind of rows."""
         if self.settled["kind"] == "scores":
             return "spearman", "pearson"
         more = ("triplet_accuracy",) if self.settled["kind"] == "triplets" else ()
@@ -113,23 +113,23 @@ class EmbeddingRecipe(Recipe):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Columns of the texts of a row."""
+        """Text columns of a row."""
         return TEXTS[self.settled["kind"]]
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Prompts of its own that the trained model will have."""
+        """Prompts from the params, which the trained model will have."""
         given = {"query": self.params.query_prompt, "document": self.params.document_prompt}
         return {name: text for name, text in given.items() if text}
 
     @property
     def grouped(self) -> bool:
-        """Whether a row's loss depends on others."""
+        """Whether a row's loss depends on other rows."""
         return self.params.loss in ("auto", *GROUPED)
 
     @property
     def group(self) -> int:
-        """Rows that are compared with each other."""
+        """Number of rows that are compared with each other."""
         if not self.grouped:
             return 1
         if self.params.group != "auto":
@@ -138,14 +138,14 @@ class EmbeddingRecipe(Recipe):
         return max(part for part in range(1, min(size, LARGEST_GROUP) + 1) if size % part == 0)
 
     def loss_name(self, kind: str) -> str:
-        """The loss for a kind of rows."""
+        """Returns the loss for a kind of rows."""
         return LOSSES[kind][0] if self.params.loss == "auto" else self.params.loss
 
     def check(self) -> list[str]:
-        """Models of pictures, and params that do not go together."""
+        """Checks that the model reads text alone and that the params are consistent."""
         where = f"model {self.task.model.name!r}"
         if self.task.encodes != ("text",):
-            return [f"{where} reads pictures; embedding can be trained for models of texts alone"]
+            return [f"{where} reads images; embedding can be trained only for text models"]
         faults = super().check()
         if self.batch.size % self.group:
             faults.append(
@@ -156,19 +156,19 @@ class EmbeddingRecipe(Recipe):
             faults.append("schedule.label_smoothing: embedding has no labels; leave it out")
         if self.prompts and not self.task.recipe.include_prompt:
             names = " and ".join(f"params.{name}_prompt" for name in self.prompts)
-            faults.append(f"{where} leaves its prompts out of pooling, so that {names} cannot be trained")
+            faults.append(f"{where} excludes prompts from pooling, so that {names} cannot be trained")
         return faults
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """The columns of one kind have to be there, all of them, and no others."""
+        """Checks that all columns of exactly one kind of rows are present."""
         pairs, scores = present & set(TEXTS["triplets"]), present & {*TEXTS["scores"], "score"}
         if pairs and scores:
             shown = ", ".join(map(repr, sorted(present)))
-            return [f"columns of two kinds at once: {shown}; leave those of one out, or name them otherwise"]
+            return [f"columns of two kinds at once: {shown}; leave out or rename those of one kind"]
         kind = kind_of(present)
         needed = (*TEXTS[kind], "score") if kind == "scores" else TEXTS["pairs"]
         faults = [
-            f"{name!r} is not among the columns; embedding learns from anchor and positive (and negative), or from "
+            f"{name!r} is not among the columns; embedding trains on anchor and positive (and negative), or on "
             f"sentence1, sentence2 and score; use --column {name}=COLUMN"
             for name in needed
             if name not in present
@@ -186,7 +186,7 @@ class EmbeddingRecipe(Recipe):
         return faults
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Null and empty texts, scores that are no cosine, and negatives that are the positive."""
+        """Finds null and empty texts, scores outside [-1, 1], and negatives equal to their positive."""
         kind = kind_of(set(columns))
         texts = {name: columns[name].cast(pa.string()) for name in TEXTS[kind]}
         found = {
@@ -206,12 +206,12 @@ class EmbeddingRecipe(Recipe):
         return Survey(len(places), Counter({kind: len(places)}), faulty_rows(faults, places))
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """The kind of rows."""
+        """Determines the kind of rows."""
         self.settled = {"kind": kind_of(set(types))}
         return []
 
     def eval_faults(self, survey: Survey) -> list[str]:
-        """Rows of another kind than those to learn from."""
+        """Checks that the rows of the evaluation set are of the same kind as those of the training set."""
         kind = self.settled["kind"]
         return [
             f"train has {kind} ({', '.join(TEXTS[kind])}) and eval has {other}; give both the same columns"
@@ -220,7 +220,7 @@ class EmbeddingRecipe(Recipe):
         ]
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Of each text the task's tokens, and `key`, int64, equal for equal texts; `score`, float32, if there is one."""
+        """Returns the task's tokens of each text, `key` (int64, equal for equal texts), and `score` (float32), if any."""
         made, cut = {}, np.zeros(len(places), bool)
         for name in self.texts:
             prompt = self.prompts.get("query" if name == "anchor" else "document", "")
@@ -236,11 +236,11 @@ class EmbeddingRecipe(Recipe):
         return Features(pa.table(made), cut)
 
     def lengths(self, features: pa.Table) -> np.ndarray:
-        """Tokens of all texts of each row."""
+        """Returns the number of tokens of all texts of each row."""
         return np.sum([list_lengths(features[f"{name}.input_ids"]) for name in self.texts], axis=0)
 
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """All first texts, then all second ones, as one padded batch [texts * rows, width], and labels of the rows."""
+        """Pads all first texts, then all second ones, into one batch [texts * rows, width], with labels of the rows."""
         import torch
 
         names = [
@@ -255,13 +255,13 @@ class EmbeddingRecipe(Recipe):
         return {**tensors, "labels": torch.from_numpy(self._labels(features))}
 
     def _labels(self, features: pa.Table) -> np.ndarray:
-        """Scores, float32 [rows], or keys of the texts, int64 [rows, texts]."""
+        """Returns scores, float32 [rows], or keys of the texts, int64 [rows, texts]."""
         if self.settled["kind"] == "scores":
             return features["score"].to_numpy().copy()
         return np.stack([features[f"{name}.key"].to_numpy() for name in self.texts], axis=1)
 
     def prepare(self, model: Any) -> None:
-        """Makes the model give vectors in place of token vectors; layers that have no part in them stay as they are."""
+        """Makes the model return text vectors in place of token vectors; freezes layers that these do not use."""
         model.register_forward_hook(self._join, with_kwargs=True)
         for name, weight in model.named_parameters():
             if any(part in self.task.unused for part in name.split(".")):
@@ -270,7 +270,7 @@ class EmbeddingRecipe(Recipe):
     def _join(
         self, model: Any, arguments: tuple[()], inputs: dict[str, torch.Tensor], outputs: Any
     ) -> dict[str, torch.Tensor]:
-        """`embedding`, float32 [texts * rows, dimension], whatever the precision of the model."""
+        """Returns `embedding`, float32 [texts * rows, dimension], for any precision of the model."""
         import torch
 
         hidden = outputs.last_hidden_state
@@ -280,11 +280,11 @@ class EmbeddingRecipe(Recipe):
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The mean loss of the groups of a pass, each label counted once.
+        """Computes the mean loss of the groups of a forward pass, each label counted once.
 
-        Where one worker's rows are not whole groups, each works out the groups of all of them; its loss is its share.
+        If the rows of one worker are not whole groups, each worker computes the groups of all, and returns its share.
         """
-        from hfbatch.train.embedding_loss import of_all_workers
+        from hfbatch.train.recipes.embedding_loss import of_all_workers
 
         vectors, workers = by_row(outputs["embedding"], len(labels)), 1
         if len(labels) % self.group:
@@ -292,19 +292,19 @@ class EmbeddingRecipe(Recipe):
         return self._sum(vectors, labels) / workers / items_of(labels, num_items_in_batch)
 
     def _sum(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        from hfbatch.train.embedding_loss import make_loss, sum_over_groups
+        from hfbatch.train.recipes.embedding_loss import make_loss, sum_over_groups
 
         loss = make_loss(self.loss_name(self.settled["kind"]), self.params.scale, self.params.margin)
         return sum_over_groups(loss, vectors, labels, self.group if self.grouped else max(len(labels), 1))
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
-        """Vectors of each row's texts, float32 [texts, dimension]. The loss is for `score`, which sees all rows."""
+        """Returns the vectors of each row's texts, float32 [texts, dimension]; `score` computes the loss of all rows."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         rows = len(batch["labels"])
         return Predicted(list(by_row(model(**inputs)["embedding"], rows).cpu().numpy()), 0.0, rows)
 
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
-        """Correlation of cosines with scores, or whether anchors find their positives; `loss` in the rows' order."""
+        """Computes correlations of cosines with scores, or retrieval metrics; and `loss`, with groups in row order."""
         import torch
 
         vectors, labels = np.stack(predictions), self._labels(features)
@@ -319,8 +319,8 @@ class EmbeddingRecipe(Recipe):
         return {"loss": float(loss), **found}
 
     def complete(self, folder: Path) -> None:
-        """The files of sentence-transformers: without them, others would pool as they like."""
-        from hfbatch.train.sentence_files import write_sentence_files
+        """Writes the files of sentence-transformers, which define pooling for other libraries."""
+        from hfbatch.train.recipes.sentence_files import write_sentence_files
 
         own = self.task.recipe
         default = None if self.prompts else own.default_prompt
@@ -328,17 +328,17 @@ class EmbeddingRecipe(Recipe):
 
 
 def kind_of(present: set[str]) -> str:
-    """What rows with these columns are: pairs, triplets or scores."""
+    """Returns the kind of rows with these columns: pairs, triplets or scores."""
     if present & {*TEXTS["scores"], "score"}:
         return "scores"
     return "triplets" if "negative" in present else "pairs"
 
 
 def by_row(vectors: torch.Tensor, rows: int) -> torch.Tensor:
-    """[texts * rows, dimension], all first texts before all second ones, to [rows, texts, dimension]."""
+    """Reshapes [texts * rows, dimension], all first texts before all second ones, to [rows, texts, dimension]."""
     return vectors.reshape(-1, rows, vectors.shape[-1]).transpose(0, 1)
 
 
 def key_of(text: str) -> int:
-    """A number from 0 that is equal for equal texts, and for others with a chance of 1 in 2**63."""
+    """Returns a 63-bit hash of a text, at least 0; different texts collide with probability 1 in 2**63."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,4 +1,4 @@
-"""Training fill-mask: a masked language model goes on learning from plain texts."""
+"""Training fill-mask: masked language modelling on plain texts."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from hfbatch.tasks.base import Features, Params
-from hfbatch.tasks.parts.text import collate_text, lists_of, offsets_of, pad, text_column
-from hfbatch.tasks.parts.windows import TOKENS, encode_windows
+from hfbatch.tasks.text.windows import TOKENS, encode_windows
+from hfbatch.tasks.tokens import collate_text, lists_of, offsets_of, pad, text_column
 from hfbatch.train.recipes.base import IGNORED, Survey, faulty_rows
-from hfbatch.train.tokens import TokenRecipe
+from hfbatch.train.recipes.token_loss import TokenRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from hfbatch.tasks.fill_mask import FillMask
+    from hfbatch.tasks.text.fill_mask import FillMask
 
 MASKED, KEPT = 0.8, 0.1
-"""Of the tokens to predict, the share that the mask token replaces, and that stays; another token replaces the rest."""
+"""Shares of the selected tokens that the mask token replaces, and that are kept; random tokens replace the rest."""
 FIXED = -1
-"""The unit of tokens that are never masked: special ones."""
+"""The unit of special tokens, which are never masked."""
 
 
 class FillMaskTraining(Params):
-    """Which tokens are to be predicted."""
+    """Which tokens are selected for prediction."""
 
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the tokens that are predicted, at least one in each window; 80 % masked, 10 % replaced, 10 % kept."""
+    """Share of the tokens to predict, at least one in each window; 80 % masked, 10 % replaced, 10 % kept."""
     whole_words: bool = False
-    """Predict all tokens of a word or none; the share then is one of words."""
+    """Select whole words; the share then is one of words."""
 
 
 class FillMaskRecipe(TokenRecipe):
-    """Learns tokens that are hidden from it.
+    """Trains masked language models.
 
-    A text that is too long goes on in further windows, none of it is lost. Which tokens are hidden depends on
-    the seed, the epoch, the row and the window alone; rows to measure with have the same ones each time.
+    Long texts are split into windows, so that no token is lost. The selected tokens depend only on the seed, the
+    epoch, the row and the window; those of the evaluation set are the same in each evaluation.
     """
 
     name = "fill-mask"
@@ -52,24 +52,24 @@ class FillMaskRecipe(TokenRecipe):
     task: FillMask
 
     def check(self) -> list[str]:
-        """Faults of the task, such as a missing mask token, and a tokenizer that cannot cut texts into windows."""
+        """Checks the model as the task does, such as for a mask token, and that its tokenizer can return windows."""
         faults = super().check()
         if not faults and not self.task.tokenizer.is_fast:
             name = self.task.model.name
             faults.append(
-                f"the tokenizer of model {name!r} cannot cut texts into windows; choose one with tokenizer.json"
+                f"the tokenizer of model {name!r} cannot split texts into windows; choose one with tokenizer.json"
             )
         return faults
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """A null or empty text is a fault."""
+        """Finds null and empty texts."""
         empty = pc.fill_null(pc.equal(pc.utf8_length(columns["text"].cast(pa.string())), 0), True)
         found = {"text is null or empty": empty.to_numpy(zero_copy_only=False)}
         return Survey(len(places), Counter(), faulty_rows(found, places))
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Tokens of each window, list<int32>; `units`, list<int32>: which tokens are hidden together; `window`."""
-        from hfbatch.train.rows import ROW
+        """Returns tokens of each window; `units`, equal for tokens that are masked together; `window`: list<int32>."""
+        from hfbatch.train.data.rows import ROW
 
         tokenizer, limit = self.task.tokenizer, self.task.limit
         encoded, source = encode_windows(
@@ -89,10 +89,10 @@ class FillMaskRecipe(TokenRecipe):
         return Features(pa.table({**table, ROW: pa.array(source, pa.int64())}))
 
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Padded tokens, some of them hidden; `labels` int64 [batch, width] has what these are."""
+        """Pads and masks tokens; `labels`, int64 [batch, width], has the original tokens where they are masked."""
         import torch
 
-        from hfbatch.train.rows import EPOCH, ROW
+        from hfbatch.train.data.rows import EPOCH, ROW
 
         rows = np.arange(len(features))
         batch = collate_text(features, rows, self.task.pad_id, full_mask=False)
@@ -107,16 +107,16 @@ class FillMaskRecipe(TokenRecipe):
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
     def _disguised(self, ids: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """What the model sees in place of tokens."""
+        """Returns the tokens that replace the selected ones in the model's input."""
         kind, others = random.random(len(ids)), random.integers(len(self.task.tokenizer), size=len(ids))
         seen = np.where(kind < 1 - KEPT, others, ids)
         return np.where(kind < MASKED, self.task.tokenizer.mask_token_id, seen)
 
 
 def hide(units: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
-    """Which tokens to hide, bool [tokens]: whole units, on average as many as the probability says, at least one.
+    """Selects tokens to predict, bool [tokens]: whole units, on average the given share of them, at least one.
 
-    :param units: of each token, int [tokens]; FIXED for what is never hidden.
+    :param units: unit of each token, int [tokens]; FIXED for tokens that are never selected.
     """
     known = np.unique(units[units != FIXED])
     count = max(int(probability * len(known) + random.random()), 1)

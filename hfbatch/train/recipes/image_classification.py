@@ -1,4 +1,4 @@
-"""Training image-classification: one label, several labels, or a number for a picture."""
+"""Training image-classification: one label, several labels, or a number for an image."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.parts.pixels import PIXELS, TRIED_SIZES, scaling, shape_of
-from hfbatch.tasks.parts.vision import IMAGE, decoded
-from hfbatch.train.recipes.parts.labels import LABEL, LabelRecipe, LabelTraining
-from hfbatch.train.recipes.parts.media import unreadable
+from hfbatch.tasks.vision.pixels import PIXELS, TRIED_SIZES, scaling, shape_of
+from hfbatch.tasks.vision.vision import IMAGE, decoded
+from hfbatch.train.recipes.labels import LABEL, LabelRecipe, LabelTraining
+from hfbatch.train.recipes.media import unreadable
 
 if TYPE_CHECKING:
     import torch
 
-    from hfbatch.tasks.image_classification import ImageClassification
+    from hfbatch.tasks.vision.image_classification import ImageClassification
 
 
 class ImageClassificationTraining(LabelTraining):
-    """What a label is, and how pictures vary."""
+    """How labels are read, and image augmentation."""
 
     flip: bool = False
-    """Mirror each picture, left to right, every other time it is seen; not for digits, letters and maps."""
+    """Flip each image horizontally with probability 0.5; not for digits, letters and maps."""
 
 
 class ImageClassificationRecipe(LabelRecipe):
-    """Learns the labels of pictures, all resized to one size."""
+    """Trains image classification; all images are resized to one size."""
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
@@ -42,22 +42,22 @@ class ImageClassificationRecipe(LabelRecipe):
         return self.task.pixels.processor
 
     def check(self) -> list[str]:
-        """The fault of an image processor that leaves pictures of several sizes, of which no batch can be made."""
+        """Checks that the image processor returns images of one size, since others cannot be batched."""
         sizes = {shape_of(self.processor, *size) for size in TRIED_SIZES}
         if len(sizes) == 1:
             return super().check()
         shown = " and ".join("×".join(map(str, size)) for size in sorted(sizes))
         return [
-            f"the image processor of model {self.task.model.name!r} makes pictures of several sizes, such as {shown}; "
+            f"the image processor of model {self.task.model.name!r} returns images of several sizes, such as {shown}; "
             "set size to {height, width}, or do_center_crop to true, in its preprocessor_config.json"
         ]
 
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
-        """A picture that is null or cannot be decoded."""
+        """Finds images that are null or cannot be decoded."""
         return unreadable("image", columns["image"], lambda one: decoded(one, self.task.files))
 
     def inputs(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """`pixel_values` [batch, channels, height, width]: uint8, made into numbers on the device, see `prepare`."""
+        """Returns `pixel_values` [batch, channels, height, width]: uint8, rescaled on the device, see `prepare`."""
         import torch
 
         made = self.task.collate(features, np.arange(len(features)), 1)
@@ -66,7 +66,7 @@ class ImageClassificationRecipe(LabelRecipe):
         }
 
     def prepare(self, model: Any) -> None:
-        """Pictures are rescaled, normalised and, in training, mirrored where the model reads them."""
+        """Registers a hook that rescales, normalises and, in training, flips images on the model's device."""
         import torch
 
         scale = shift = None
@@ -74,7 +74,7 @@ class ImageClassificationRecipe(LabelRecipe):
             scale, shift = (torch.from_numpy(values) for values in scaling(self.processor))
 
         def ready(pixels: torch.Tensor, training: bool) -> torch.Tensor:
-            """Pictures as the model takes them, float32 [batch, channels, height, width]."""
+            """Returns images as the model takes them, float32 [batch, channels, height, width]."""
             if scale is not None and shift is not None:
                 pixels = pixels.float() * scale.to(pixels.device) - shift.to(pixels.device)
             if self.params.flip and training:
@@ -83,7 +83,7 @@ class ImageClassificationRecipe(LabelRecipe):
             return pixels
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            """Arguments of the base model's forward, of which pictures are the first where they have no name."""
+            """Prepares the images in the arguments of the base model's forward: by name, or the first argument."""
             if PIXELS in named:
                 return args, {**named, PIXELS: ready(named[PIXELS], module.training)}
             return (ready(args[0], module.training), *args[1:]), named

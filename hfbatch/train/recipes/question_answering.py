@@ -1,4 +1,4 @@
-"""Training question-answering: where in a context the answer to a question stands, or that there is none."""
+"""Training question-answering: the position of the answer in the context, or that there is no answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Features, InputColumn, Params
-from hfbatch.tasks.parts.text import (
+from hfbatch.tasks.text.question_answering import OUTSIDE, QuestionAnswering, QuestionAnsweringParams
+from hfbatch.tasks.tokens import (
     flatten,
     is_words,
     list_lengths,
@@ -20,7 +21,6 @@ from hfbatch.tasks.parts.text import (
     text_column,
     tokenize,
 )
-from hfbatch.tasks.question_answering import OUTSIDE, QuestionAnswering, QuestionAnsweringParams
 from hfbatch.train.metrics.answers import answer_scores
 from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at, items_of
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     import torch
 
 Answers = tuple[list[str], list[int]]
-"""Texts of a question's right answers, and the first character of each in the context."""
+"""Texts of a question's right answers, and the offset of each in the context."""
 NOWHERE = 0
-"""The token that stands for no answer: the first."""
+"""Index of the token that stands for no answer: the first."""
 LABELS = 3
-"""Numbers that are the labels of a window: first token, last token, and how many tokens it has."""
+"""Labels per window: first token, last token, and number of tokens."""
 SCORED = 256
-"""Windows whose best spans are found at a time."""
+"""Windows per batch in which the best spans are computed."""
 
 
 class QuestionAnsweringTraining(Params):
-    """How long contexts are read, and how long answers may be."""
+    """Windows of long contexts, and length of answers."""
 
     doc_stride: int = Field(default=128, ge=1)
-    """Tokens that two windows of a long context share; at most half of the room beside the question."""
+    """Tokens that two windows of a long context share; at most half of those that the question leaves."""
     max_answer_len: int = Field(default=15, ge=1)
-    """Most tokens of an answer that the model is measured with; learnt are those of any length."""
+    """Most tokens of a predicted answer in evaluation; training uses answers of any length."""
 
 
 def is_numbers(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds lists of whole numbers."""
+    """Returns whether a column of this Arrow type holds lists of integers."""
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
 
 
 def is_answers(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds answers as SQuAD has them, or lists of their texts."""
+    """Returns whether a column of this Arrow type holds answers as in SQuAD, or lists of their texts."""
     if not pa.types.is_struct(kind):
         return is_words(kind)
     parts = {field.name: field.type for field in kind}
@@ -60,10 +60,10 @@ def is_answers(kind: pa.DataType) -> bool:
 
 
 class QuestionAnsweringRecipe(Recipe):
-    """Learns where the first answer of each question stands; the model is held against all of them.
+    """Trains on the first answer of each question; evaluation compares predictions with all answers.
 
-    A long context becomes several windows, of which each is a row of the features: `input_ids` and the like, list<int32>;
-    `start` and `end`, the characters of each token as the task has them; `labels`, of `targets_of`; and in the
+    A long context is split into windows, each of them a row of the features: `input_ids` and the like, list<int32>;
+    `start` and `end`, the character offsets of each token, as in the task; `labels`, see `targets_of`; and in the
     first window of a question its `context` and the texts of its `answers`, list<string>.
     """
 
@@ -92,21 +92,21 @@ class QuestionAnsweringRecipe(Recipe):
 
     @property
     def metric(self) -> str:
-        """F1 of the words of answers."""
+        """F1 over the words of answers."""
         return "f1"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of all questions, and of both kinds where there are two."""
+        """Metrics over all questions, and over answerable and unanswerable ones if both occur."""
         apart = ("f1_answerable", "exact_match_answerable", "accuracy_unanswerable")
         return "f1", "exact_match", *(apart if self.settled["unanswerable"] else ())
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Counts questions with and without an answer."""
+        """Counts questions with and without answers, and finds invalid rows."""
         survey = Survey(len(places))
         if not pa.types.is_struct(columns["answers"].type) and "answer_starts" not in columns:
             survey.faults = [
-                "answers are texts alone; use --column answer_starts=COLUMN for where they begin"
+                "answers has no offsets; use --column answer_starts=COLUMN for the start of each answer"
             ]
             return survey
         questions, contexts = (columns[name].to_pylist() for name in ("question", "context"))
@@ -122,18 +122,18 @@ class QuestionAnsweringRecipe(Recipe):
         return survey
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Whether no answer is one that the model may give."""
+        """Determines whether the model may predict that there is no answer."""
         self.settled = {"unanswerable": survey.labels["unanswerable"] > 0}
         if survey.labels and not survey.labels["answerable"]:
-            return ["no training row has an answer; there is nothing to learn"]
+            return ["no training row has an answer; there is nothing to train on"]
         return []
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Windows over contexts; see the class. Counted as cut: rows whose answer is whole in no window.
+        """Returns windows over contexts; see the class.
 
-        Of these nothing is learnt.
+        Rows whose answer is not complete in any window count as truncated and have no targets.
         """
-        from hfbatch.train.rows import ROW
+        from hfbatch.train.data.rows import ROW
 
         made = self.task.preprocess(columns, places).table
         windows = list_lengths(made["input_ids"])
@@ -152,7 +152,7 @@ class QuestionAnsweringRecipe(Recipe):
         return Features(pa.table({**tokens, **beside}), cut)
 
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Padded tokens; labels int64 [batch, 3]."""
+        """Returns padded tokens; labels int64 [batch, 3]."""
         import torch
 
         batch = self.task.collate(features, np.arange(len(features)), 1)
@@ -164,9 +164,9 @@ class QuestionAnsweringRecipe(Recipe):
     def loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Cross-entropy of the first and the last token, the mean of both, over the tokens of a window.
+        """Computes the mean cross-entropy of the first and the last token over the tokens of a window.
 
-        As transformers has it, but that padding takes no part: it would make a row's loss depend on its batch.
+        Differs from transformers in that padding is masked: otherwise a row's loss would depend on its batch.
 
         :param labels: int64 [batch, 3]: first, last, and number of tokens; each of the three is an item.
         """
@@ -184,7 +184,7 @@ class QuestionAnsweringRecipe(Recipe):
         return -total / 2 * LABELS / items
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
-        """Start and end logits of each window, float32 [2, tokens of the batch's longest]."""
+        """Returns start and end logits of each window, float32 [2, tokens of the batch's longest]."""
         import torch
 
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
@@ -193,13 +193,13 @@ class QuestionAnsweringRecipe(Recipe):
         return Predicted(list(ends), loss, int(batch["labels"].ne(IGNORED).sum()))
 
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
-        """exact_match and f1 of each question's best span over its windows, chosen as the task does."""
+        """Computes exact_match and f1 of each question's best span over its windows, chosen as in the task."""
         return answer_scores(
             features["answers"].drop_null().to_pylist(), self._answers(predictions, features)
         )
 
     def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
-        """The loss of each window, 0 where nothing is learnt of it; its question's answer and the right ones."""
+        """Returns the loss of each window, 0 for one without targets, and its question's predicted and right answers."""
         owner = np.cumsum(features["context"].is_valid().to_numpy()) - 1
         right = [" | ".join(texts) or "no answer" for texts in features["answers"].drop_null().to_pylist()]
         found = [text or "no answer" for text in self._answers(predictions, features)]
@@ -211,7 +211,7 @@ class QuestionAnsweringRecipe(Recipe):
         }
 
     def _answers(self, predictions: list[np.ndarray], features: pa.Table) -> list[str]:
-        """The best answer to each question."""
+        """Returns the best answer to each question."""
         self.task.params = self.task.params.model_copy(
             update={"handle_impossible_answer": self.settled["unanswerable"]}
         )
@@ -225,7 +225,7 @@ class QuestionAnsweringRecipe(Recipe):
         return [row[0]["answer"] for row in found]
 
     def _spans(self, predictions: list[np.ndarray], features: pa.Table) -> list[tuple[str, pa.Array]]:
-        """The best span of each window: what the task's forward returns."""
+        """Returns the best spans of each window, in the columns that the task's forward returns."""
         import torch
 
         parts = []
@@ -244,7 +244,7 @@ class QuestionAnsweringRecipe(Recipe):
         return [(name, pa.array(list(v) if v.ndim > 1 else v)) for name, v in spans.items()]
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
-        """No answer to every question, where training has such."""
+        """Predicts no answer for every question, if the training set has unanswerable ones."""
         if not self.settled["unanswerable"]:
             return {}
         answers = features["answers"].drop_null().to_pylist()
@@ -252,10 +252,10 @@ class QuestionAnsweringRecipe(Recipe):
 
 
 def window_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean cross-entropy of a window's first and last token.
+    """Computes the mean cross-entropy of a window's first and last token.
 
-    :param logits: float [2, tokens], padding behind.
-    :param labels: first, last, and number of tokens; IGNORED for a window of which nothing is learnt.
+    :param logits: float [2, tokens], padded at the end.
+    :param labels: first, last, and number of tokens; IGNORED for a window without targets.
     """
     from scipy.special import log_softmax
 
@@ -267,7 +267,7 @@ def window_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def answers_of(columns: Mapping[str, pa.Array]) -> list[Any]:
-    """`Answers` of each row as it has them: nulls included, faults as well."""
+    """Returns the `Answers` of each row without validation, nulls included."""
     answers = columns["answers"].to_pylist()
     if pa.types.is_struct(columns["answers"].type):
         return [(row and row["text"], row and row["answer_start"]) for row in answers]
@@ -277,7 +277,7 @@ def answers_of(columns: Mapping[str, pa.Array]) -> list[Any]:
 def fault_of(
     question: str | None, context: str | None, answers: tuple[list[Any] | None, list[Any] | None]
 ) -> str:
-    """What is wrong with a row; empty if nothing is."""
+    """Returns the fault of a row; empty if there is none."""
     for name, text in (("question", question), ("context", context)):
         if not text or not text.strip():
             return f"{name} is {'null' if text is None else 'empty'}"
@@ -300,14 +300,14 @@ def fault_of(
 def targets_of(
     start: pa.Array, end: pa.Array, owner: np.ndarray, answers: list[Answers]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the first answer of each row stands in its windows.
+    """Computes the position of each row's first answer in its windows.
 
-    :param start: first character of each window's tokens, OUTSIDE for what is none of the context; `end` one behind
-        the last.
+    :param start: offset of the first character of each window's tokens, OUTSIDE for tokens that are not of the
+        context; `end`: one after the last.
     :param owner: the row of each window, int64 [windows].
     :returns: first and last token of the answer and number of tokens of the window, int64 [windows, 3]: NOWHERE twice
-        where the window has not the whole answer, IGNORED where no window of the row has; and which rows these
-        are, bool [rows].
+        if the window lacks the whole answer, IGNORED if all windows of the row lack it; and the rows for which all
+        do, bool [rows].
     """
     spans = np.array([(at[0], at[0] + len(texts[0])) if texts else (0, 0) for texts, at in answers])
     sizes = list_lengths(start)
@@ -329,7 +329,7 @@ def targets_of(
 
 
 def extent(group: np.ndarray, low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
-    """The lowest low and the highest high of each group, int64 [count, 2]; the highest is -1 for an empty one."""
+    """Returns the lowest `low` and highest `high` of each group, int64 [count, 2]; the highest of an empty one is -1."""
     found = np.tile([np.iinfo(np.int64).max, -1], (count, 1))
     np.minimum.at(found[:, 0], group, low)
     np.maximum.at(found[:, 1], group, high)

@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 
 from hfbatch.tasks import base
 from hfbatch.train.metrics.generation import rouge
-from hfbatch.train.recipes.parts.seq2seq import Seq2SeqRecipe, Seq2SeqTraining
+from hfbatch.train.recipes.seq2seq import Seq2SeqRecipe, Seq2SeqTraining
 
 
 class SummarizationTraining(Seq2SeqTraining):
-    """How summaries are learnt and measured."""
+    """Params of summarization training."""
 
     rouge_words: Literal["english", "any"] = "english"
     """What ROUGE compares. english: stems of words of a-z, as published figures do; any: whole words of any script."""
 
 
 class SummarizationRecipe(Seq2SeqRecipe):
-    """Learns summaries; the guess without a model is a text's first sentence."""
+    """Trains summarization. The baseline is the first sentence of a text."""
 
     name = "summarization"
     Params: ClassVar[type[base.Params]] = SummarizationTraining
@@ -26,9 +26,9 @@ class SummarizationRecipe(Seq2SeqRecipe):
     params: SummarizationTraining
 
     def compare(self, texts: list[str], targets: list[str]) -> dict[str, float]:
-        """ROUGE-1, ROUGE-2 and ROUGE-L."""
+        """Computes ROUGE-1, ROUGE-2 and ROUGE-L."""
         return rouge(texts, targets, self.params.rouge_words == "english")
 
     def guess(self, text: str) -> str:
-        """The first sentence."""
+        """Returns the first sentence."""
         return re.split(r"(?<=[.!?])\s|(?<=[。！？])", text.strip(), maxsplit=1)[0]

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hfbatch.tasks.parts.text import text_column
-from hfbatch.train.recipes.parts.labels import LABEL, LabelRecipe
+from hfbatch.tasks.tokens import text_column
+from hfbatch.train.recipes.labels import LABEL, LabelRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from hfbatch.tasks.text_classification import TextClassification
+    from hfbatch.tasks.text.text_classification import TextClassification
 
 
 class TextClassificationRecipe(LabelRecipe):
-    """Learns the labels of texts."""
+    """Trains text classification."""
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -28,7 +28,7 @@ class TextClassificationRecipe(LabelRecipe):
     task: TextClassification
 
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
-        """A text that is null or empty, or the second one of a pair that is null."""
+        """Finds texts that are null or empty, and second texts of pairs that are null."""
         empty = pc.equal(pc.utf8_length(columns["text"].cast(pa.string())), 0).fill_null(True)
         found = {"text is null or empty": empty}
         if "text_pair" in columns:
@@ -36,11 +36,11 @@ class TextClassificationRecipe(LabelRecipe):
         return {fault: rows.to_numpy(zero_copy_only=False) for fault, rows in found.items()}
 
     def config_changes(self) -> dict[str, Any]:
-        """Labels, and the padding that models look for the last token with."""
+        """Returns the labels, and the padding id by which decoder models find the last token."""
         return {**super().config_changes(), "pad_token_id": self.task.pad_id}
 
     def inputs(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Padded tokens."""
+        """Returns the padded tokens."""
         import torch
 
         batch = self.task.collate(features, np.arange(len(features)), 1)

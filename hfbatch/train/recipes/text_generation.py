@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from hfbatch.tasks.base import Features, InputColumn, Params
-from hfbatch.tasks.parts.chat import RESERVED, chat_faults, check_messages, is_chat
-from hfbatch.tasks.parts.text import (
+from hfbatch.tasks.generation.chat import RESERVED, chat_faults, check_messages, is_chat
+from hfbatch.tasks.tokens import (
     collate_text,
     length_faults,
     length_limit,
@@ -25,55 +25,55 @@ from hfbatch.tasks.parts.text import (
     text_column,
     tokenize,
 )
-from hfbatch.train.blocks import apart, pack, windows
-from hfbatch.train.chats import answer_tokens, find_answers
+from hfbatch.train.data.chats import answer_tokens, find_answers
+from hfbatch.train.data.sequence_packing import apart, pack, windows
 from hfbatch.train.recipes.base import IGNORED, Survey, faulty_rows
-from hfbatch.train.tokens import TokenRecipe
+from hfbatch.train.recipes.token_loss import TokenRecipe
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from hfbatch.tasks.text_generation import TextGeneration
+    from hfbatch.tasks.generation.text_generation import TextGeneration
 
 KINDS = (("text",), ("prompt", "completion"), ("messages",))
-"""What rows may hold: the columns of exactly one of these are read."""
+"""Kinds of rows; the columns of exactly one kind are read."""
 PACKABLE = frozenset(
     ("gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 )
-"""Types of models that are known to follow a mask of their caller's between any two tokens."""
+"""Model types that are known to apply a 4D attention mask that the caller passes."""
 
 
 class TextGenerationTraining(Params):
     """How rows become tokens."""
 
     packing: bool = False
-    """Join rows into blocks of batch.max_length tokens, in which none sees another; batch.size then counts blocks."""
+    """Pack rows into blocks of batch.max_length tokens without attention between rows; batch.size counts blocks."""
     chat_template: str | None = None
-    """A Jinja chat template for a model that has none, or in place of its own; saved with the model."""
+    """A Jinja chat template for a model without one, or to replace its own; saved with the model."""
     chat_template_kwargs: dict[str, Any] = Field(default={})
-    """Variables of the chat template, such as {enable_thinking: false}; give the same when the model is used."""
+    """Variables of the chat template, such as {enable_thinking: false}; give the same for prediction."""
 
 
 @dataclass
 class Row:
-    """Tokens to learn from."""
+    """Token ids and labels of a training row."""
 
     ids: np.ndarray
     """Token ids, int32 [tokens]."""
     labels: np.ndarray
-    """The same, but IGNORED where nothing is learnt: always at the first, which nothing comes before."""
+    """The token ids, but IGNORED for tokens that are not targets; the first never is, since no token precedes it."""
     source: int
-    """Which row of the input it is of."""
+    """Index of the input row."""
 
 
 class TextGenerationRecipe(TokenRecipe):
-    """Learns to continue texts.
+    """Trains causal language models.
 
-    Of `text` every token is learnt; of `prompt` and `completion` the completion, tokenised by itself as prediction
-    decodes it by itself; of `messages` what the assistant writes. Texts and completions end with the tokenizer's
-    eos token, if it has one. Texts that are too long go on in further windows. Prompts and chats that are too long
-    lose their beginning as they do at prediction, and completions then their end; they count as truncated.
+    The targets are: all tokens of `text`; the `completion` of a `prompt`, tokenised separately, as prediction
+    decodes it separately; the assistant's turns of `messages`. Texts and completions end with the tokenizer's eos
+    token, if it has one. Long texts are split into windows. Long prompts and chats are truncated at the beginning, as
+    in prediction, and completions then at the end; these rows count as truncated.
     """
 
     name = "text-generation"
@@ -88,12 +88,12 @@ class TextGenerationRecipe(TokenRecipe):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the task, which cuts prompts from the left, with the template of the params."""
+        """The task's tokenizer, which truncates prompts on the left, with the chat template of the params."""
         return self._with_template(self.task.tokenizer)
 
     @property
     def processor(self) -> PreTrainedTokenizerBase:
-        """What is saved beside the model: the tokenizer as its files have it, with the changes of the spec."""
+        """The tokenizer to save with the model: as loaded from its files, with the spec's changes."""
         return self._with_template(super().processor)
 
     def _with_template(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -103,11 +103,11 @@ class TextGenerationRecipe(TokenRecipe):
 
     @cached_property
     def limit(self) -> int | None:
-        """Most tokens of a row of the features."""
+        """Maximum number of tokens of a row of the features."""
         return self.task.max_length or length_limit(self.tokenizer, self.task.config)
 
     def check(self) -> list[str]:
-        """Refuses models that are not causal, lengths without room, and packing where it would mix rows."""
+        """Rejects models that are not causal, invalid lengths, and packing for models that would mix rows."""
         faults = self.task.model_faults()
         if faults:
             return faults
@@ -117,7 +117,7 @@ class TextGenerationRecipe(TokenRecipe):
         taken = sorted(RESERVED & set(self.params.chat_template_kwargs))
         if taken:
             faults.append(
-                f"params.chat_template_kwargs cannot set {', '.join(taken)}, which training sets; leave out"
+                f"params.chat_template_kwargs cannot set {', '.join(taken)}, which training sets; leave it out"
             )
         return faults + (self._packing_faults() if self.params.packing else [])
 
@@ -136,35 +136,35 @@ class TextGenerationRecipe(TokenRecipe):
         if seen is not None and self.task.max_length > seen:
             return [
                 f"params.packing: blocks of batch.max_length {self.task.max_length} are longer than the {seen} tokens "
-                f"that the model looks back; set batch.max_length to at most {seen}, or params.packing=false"
+                f"of the model's sliding window; set batch.max_length to at most {seen}, or params.packing=false"
             ]
         return []
 
     def choose(self, found: Mapping[str, str], mapped: set[str]) -> dict[str, str]:
-        """The columns of the kind that the spec maps; all that are there where it maps none."""
+        """Selects the columns of the kind that the spec maps; all present ones if it maps none."""
         chosen = {name for kind in KINDS if mapped & set(kind) for name in kind}
         return {name: column for name, column in found.items() if not chosen or name in chosen}
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """Exactly one kind of rows has to be there, whole; a chat template for chats."""
+        """Checks that the columns of exactly one kind are complete, and that chats have a chat template."""
         kinds = [kind for kind in KINDS if present & set(kind)]
         if not kinds:
-            return ["there is nothing to learn from; use --column text=COLUMN, messages=COLUMN or "
+            return ["no column to train on was found; use --column text=COLUMN, messages=COLUMN or "
                     "prompt=COLUMN and completion=COLUMN"]  # fmt: skip
         if len(kinds) > 1:
             shown = " and ".join(repr(name) for kind in kinds for name in kind if name in present)
             return [
-                f"columns {shown} are there; map those to learn from, such as --column {kinds[-1][0]}=COLUMN"
+                f"columns {shown} are present; map those to train on, such as --column {kinds[-1][0]}=COLUMN"
             ]
         lacking = [name for name in kinds[0] if name not in present]
         if lacking:
             return [
-                f"prompt and completion go together, and {lacking[0]} lacks; use --column {lacking[0]}=COLUMN"
+                f"prompt and completion go together, and {lacking[0]} is missing; use --column {lacking[0]}=COLUMN"
             ]
         return chat_faults(self.tokenizer, self.task.model.name, False) if "messages" in present else []
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Nulls, empty texts, and chats in which no answer is found are faults."""
+        """Finds nulls, empty texts, and chats without an answer of the assistant."""
         if "messages" in columns:
             return Survey(len(places), Counter(), faulty_rows(self._chat_faults(columns["messages"]), places))
         empty = {
@@ -191,8 +191,8 @@ class TextGenerationRecipe(TokenRecipe):
         return found
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """`input_ids` and `labels`, list<int32>; packed, also `pieces`, the tokens of each row in a block."""
-        from hfbatch.train.rows import ROW
+        """Returns `input_ids` and `labels`, list<int32>; if packed, also `pieces`, the tokens of each row in a block."""
+        from hfbatch.train.data.rows import ROW
 
         if "text" in columns:
             rows, cut = self._texts(columns["text"]), None
@@ -237,8 +237,8 @@ class TextGenerationRecipe(TokenRecipe):
                 shorter = tokenize(self.tokenizer, [prompts[source].as_py()], None, room)
                 prompt = shorter.table["input_ids"][0].as_py()
                 answer = answer[: self.limit - len(prompt)]
-            learnt = np.repeat([False, True], [len(prompt), len(answer)])
-            rows.append(_row([*prompt, *answer], learnt, source))
+            targets = np.repeat([False, True], [len(prompt), len(answer)])
+            rows.append(_row([*prompt, *answer], targets, source))
         return rows, cut
 
     def _chats(self, messages: pa.Array) -> tuple[list[Row], np.ndarray]:
@@ -247,16 +247,16 @@ class TextGenerationRecipe(TokenRecipe):
         chats = answer_tokens(self.tokenizer, [text for text, _ in found], [spans for _, spans in found])
         cut = np.array([self.limit is not None and len(ids) > self.limit for ids, _ in chats], bool)
         last = slice(None if self.limit is None else -self.limit, None)
-        return [_row(ids[last], learnt[last], source) for source, (ids, learnt) in enumerate(chats)], cut
+        return [_row(ids[last], targets[last], source) for source, (ids, targets) in enumerate(chats)], cut
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Padded on the right: `input_ids`, `labels`, int64 [batch, width], and `attention_mask`.
+        """Pads on the right: `input_ids`, `labels`, int64 [batch, width], and `attention_mask`.
 
-        Packed, the mask is bool [batch, 1, width, width], and `position_ids` say where each row begins.
+        If packed, the mask is bool [batch, 1, width, width], and `position_ids` start from 0 for each row.
         """
         import torch
 
@@ -270,25 +270,25 @@ class TextGenerationRecipe(TokenRecipe):
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
     def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
-        """The mean loss of each row's tokens; nothing of rows that share a block."""
+        """Returns the mean loss of each row's tokens; {} for packed rows."""
         return {} if self.params.packing else super().details(predictions, features)
 
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
-        """The token behind each one. The first of a row is never learnt, so that none is asked for across rows."""
+        """Returns the token after each one. The first of a row is never a target, so that none crosses rows."""
         from torch.nn.functional import pad as extend
 
         return extend(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def _row(ids: Iterable[int], learnt: np.ndarray | None, source: int) -> Row:
-    """Tokens to learn from. :param learnt: which, bool [tokens]; None for all."""
+def _row(ids: Iterable[int], targets: np.ndarray | None, source: int) -> Row:
+    """Builds a training row. :param targets: which tokens are targets, bool [tokens]; None for all."""
     tokens = np.array(ids, np.int32)
-    labels = tokens.copy() if learnt is None else np.where(learnt, tokens, IGNORED).astype(np.int32)
+    labels = tokens.copy() if targets is None else np.where(targets, tokens, IGNORED).astype(np.int32)
     labels[:1] = IGNORED
     return Row(tokens, labels, source)
 
 
 def _ragged(blocks: list[list[np.ndarray]]) -> pa.ListArray:
-    """Each block as one list<int32>."""
+    """Joins each block into one list<int32>."""
     flat = np.concatenate([np.zeros(0, np.int32), *(part for block in blocks for part in block)])
     return lists_of(pa.array(flat, pa.int32()), [sum(map(len, block)) for block in blocks])

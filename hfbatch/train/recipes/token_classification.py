@@ -10,40 +10,47 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.base import Features, InputColumn, Params
-from hfbatch.tasks.parts.text import flatten, is_text, is_words, list_lengths, lists_of, pad, text_column
-from hfbatch.tasks.parts.windows import TOKENS
-from hfbatch.tasks.token_classification import TokenClassification, TokenClassificationParams
+from hfbatch.tasks.text.token_classification import TokenClassification, TokenClassificationParams
+from hfbatch.tasks.text.windows import TOKENS
+from hfbatch.tasks.tokens import flatten, is_text, is_words, list_lengths, lists_of, pad, text_column
+from hfbatch.train.data.bio_tags import (
+    Tagged,
+    fault_of_spans,
+    fault_of_words,
+    from_spans,
+    from_words,
+    pieces_of,
+)
 from hfbatch.train.metrics.spans import OUTSIDE, PREFIXES, span_scores
 from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at
-from hfbatch.train.tagged import Tagged, fault_of_spans, fault_of_words, from_spans, from_words, pieces_of
 
 if TYPE_CHECKING:
     import torch
 
 WORDS, SPANS = ("tokens", "tags"), ("text", "spans")
-"""The two forms of a row; where a dataset has both, words go first."""
+"""The two forms of a row; words take precedence if a dataset has both."""
 
 
 class TokenClassificationTraining(Params):
-    """What of a text is learnt."""
+    """Labels of tokens, and windows of long texts."""
 
     pieces: Literal["all", "first"] = "all"
-    """Which tokens of a word learn its tag. With first the others are left open, so that predictions need the
-    aggregation_strategy first."""
+    """Which tokens of a word are labelled with its tag. With first, the others have no target, so that predictions need
+    aggregation_strategy=first."""
     stride: int = Field(default=32, ge=0)
-    """Tokens that the windows of a text share which is longer than batch.max_length."""
+    """Tokens that consecutive windows share, for texts longer than batch.max_length."""
     tag_names: tuple[str, ...] | None = None
     """Names of tags that are numbers, such as [O, B-PER, I-PER], from 0; default: those in the Parquet files."""
 
 
 def is_tags(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds lists of names or of whole numbers."""
+    """Returns whether a column of this Arrow type holds lists of names or of integers."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     return is_words(kind) or (lists and pa.types.is_integer(kind.value_type))
 
 
 def is_spans(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds lists of structs with a start, an end and a label."""
+    """Returns whether a column of this Arrow type holds lists of structs with a start, an end and a label."""
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(
         kind.value_type
     ):
@@ -54,9 +61,9 @@ def is_spans(kind: pa.DataType) -> bool:
 
 
 class TokenClassificationRecipe(Recipe):
-    """Learns the tags of words. A long text becomes several windows, of which each is a row of the features.
+    """Trains tagging of words. A long text is split into windows, each of them a row of the features.
 
-    Features: `input_ids` and the like; `labels`, a class or IGNORED for each token; `word`, the number in its text
+    Features: `input_ids` and the like; `labels`, a class or IGNORED for each token; `word`, the index in its text
     of the word whose tag is read from a token, or -1; `tags`, the classes of all words of a text, in its first
     window; all list<int32>.
     """
@@ -82,17 +89,17 @@ class TokenClassificationRecipe(Recipe):
 
     @property
     def metric(self) -> str:
-        """F1 of spans; accuracy where every word has a tag, so that there are none."""
+        """F1 of spans; accuracy if every word has a tag, so that there are no spans."""
         return "f1" if OUTSIDE in self.labels else "accuracy"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of all spans and words, and the F1 of each kind of span."""
+        """Metrics over all spans and words, and the F1 of each kind of span."""
         kinds = dict.fromkeys(label[2:] for label in self.labels if label.startswith(PREFIXES))
         return "f1", "precision", "recall", "accuracy", *(f"f1_{kind}" for kind in kinds)
 
     def check(self) -> list[str]:
-        """Faults: a tokenizer that cannot tell where tokens stand, beside those of the task."""
+        """Checks that the tokenizer returns offsets, and the model as the task does."""
         if not self.task.tokenizer.is_fast:
             return [
                 f"model {self.task.model.name!r} has a tokenizer without offsets; use one with tokenizer.json"
@@ -100,7 +107,7 @@ class TokenClassificationRecipe(Recipe):
         return super().check()
 
     def column_faults(self, present: set[str]) -> list[str]:
-        """A fault where neither form of a row is whole."""
+        """Checks that the columns of one form of a row are complete."""
         if set(WORDS) <= present or set(SPANS) <= present:
             return []
         return [
@@ -109,7 +116,7 @@ class TokenClassificationRecipe(Recipe):
         ]
 
     def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Counts tags of words, those with B- and I- read as IOB2."""
+        """Counts the tags of words, converted to IOB2, and finds invalid rows."""
         survey, faults = Survey(len(places)), {}
         for position, row in enumerate(self._rows(columns)):
             fault = self._fault(columns, *row)
@@ -121,7 +128,7 @@ class TokenClassificationRecipe(Recipe):
         return survey
 
     def _rows(self, columns: Mapping[str, pa.Array]) -> list[tuple[Any, Any]]:
-        """Tokens and tags, or texts and spans; tags that are numbers by their names."""
+        """Returns tokens and tags, or texts and spans; replaces tags that are numbers by their names."""
         if not has_words(columns):
             return list(zip(*(columns[name].to_pylist() for name in SPANS), strict=True))
         words, tags = (columns[name].to_pylist() for name in WORDS)
@@ -134,7 +141,7 @@ class TokenClassificationRecipe(Recipe):
         return str(tag) if names is None else names[tag] if 0 <= tag < len(names) else None
 
     def _fault(self, columns: Mapping[str, pa.Array], first: Any, second: Any) -> str:
-        """What is wrong with a row."""
+        """Returns the fault of a row; empty if there is none."""
         if not has_words(columns):
             return fault_of_spans(first, second)
         fault, names = fault_of_words(first, second), self.params.tag_names
@@ -147,18 +154,18 @@ class TokenClassificationRecipe(Recipe):
 
     @property
     def notes(self) -> list[str]:
-        """Tags that are bare numbers say of no word that it is outside of all spans."""
+        """Warns if tags are numbers without names, since these do not identify words outside of spans."""
         if not self.labels or not all(label.isdigit() for label in self.labels):
             return []
         return [
-            "tags are numbers without names: none of them is known to be outside of all spans; give their names in order, "
-            "such as --param tag_names=[O,B-PER,I-PER]"
+            "tags are numbers without names, so that none is known to be outside of all spans; give their names in "
+            "order, such as --param tag_names=[O,B-PER,I-PER]"
         ]
 
     def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Labels: O first, then B- and I- of each kind of span; plain tags by their name, or number.
+        """Orders the labels: O, then B- and I- of each kind of span; plain tags by number or name.
 
-        Where the model knows the same ones, in its order.
+        If the base model has the same labels, its order is kept.
         """
         tags = sorted(
             set(survey.labels) - {OUTSIDE}, key=lambda tag: (int(tag) if tag.isdigit() else -1, tag)
@@ -172,7 +179,7 @@ class TokenClassificationRecipe(Recipe):
         labels = self.known_labels if set(self.known_labels) == set(labels) else labels
         self.settled = {"labels": labels, "commonest": commonest}
         if survey.labels and not any(survey.labels[tag] for tag in tags):
-            return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to learn"]
+            return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to train on"]
         if prefixed and prefixed != tags:
             others = ", ".join(repr(tag) for tag in tags if tag not in prefixed)
             return [
@@ -181,8 +188,8 @@ class TokenClassificationRecipe(Recipe):
         return []
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
-        """Windows of the texts; see the class."""
-        from hfbatch.train.rows import ROW
+        """Returns windows of the texts; see the class."""
+        from hfbatch.train.data.rows import ROW
 
         texts = [self._tagged(columns, *row) for row in self._rows(columns)]
         whole = {"text": pa.array([text.text for text in texts], pa.string())}
@@ -209,7 +216,7 @@ class TokenClassificationRecipe(Recipe):
         return Features(pa.table(made))
 
     def _targets(self, word: np.ndarray, first: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """The class that each token learns, int64 [tokens]: behind the first of a word with B- it is I-."""
+        """Returns the target class of each token, int64 [tokens]: I- for all but the first of a word with B-."""
         inside = [
             self.labels.index("I-" + label[2:]) if label.startswith("B-") else number
             for number, label in enumerate(self.labels)
@@ -220,7 +227,7 @@ class TokenClassificationRecipe(Recipe):
         return np.where(first | (word < 0), tag, np.array(inside)[np.maximum(tag, 0)])
 
     def collate(self, features: pa.Table) -> dict[str, torch.Tensor]:
-        """Padded tokens; labels int64 [batch, tokens]."""
+        """Returns padded tokens; labels int64 [batch, tokens]."""
         import torch
 
         rows = np.arange(len(features))
@@ -229,7 +236,7 @@ class TokenClassificationRecipe(Recipe):
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
-        """Of each window the best class of each token, int32 [tokens of the batch's longest], and the mean loss."""
+        """Returns for each window the best class of each token, int32 [tokens of the longest window], and mean loss."""
         from torch.nn.functional import cross_entropy
 
         labels = batch["labels"]
@@ -243,47 +250,47 @@ class TokenClassificationRecipe(Recipe):
         return Predicted(list(zip(best, means, strict=True)), float(each.sum()), int(counts.sum()))
 
     def score(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> dict[str, float]:
-        """Span F1, precision and recall, accuracy of tags: over words, each once, whatever the windows."""
+        """Computes span F1, precision, recall and tag accuracy over words; each counts once, in whichever window."""
         return self._scores(self._classes(predictions, features), features)
 
     def _classes(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> np.ndarray:
-        """The class of each word of all texts; -1, which is O, for one that the tokenizer drops."""
+        """Returns the class of each word of all texts; -1 (O) for words that the tokenizer drops."""
         word, sizes = flatten(features["word"]), list_lengths(features["word"])
         place = word.flatten().to_numpy()
         best = np.concatenate([row[:size] for (row, _), size in zip(predictions, sizes, strict=True)])
         owner, words = self._words_of(features)
         firsts = np.cumsum(words) - words
-        told = place >= 0
+        known = place >= 0
         guess = np.full(words.sum(), -1)
-        guess[firsts[np.repeat(owner, sizes)[told]] + place[told]] = best[told]
+        guess[firsts[np.repeat(owner, sizes)[known]] + place[known]] = best[known]
         return guess
 
     def details(self, predictions: list[tuple[np.ndarray, float]], features: pa.Table) -> dict[str, Any]:
-        """The mean loss of each window's tokens; of its text, the words whose tag is wrong, counted from 0."""
+        """Returns the mean loss of each window's tokens, and the wrongly tagged words of its text, counted from 0."""
         truth, guess = self._tags(self._classes(predictions, features), features)
         wrong = [[at for at, tag in enumerate(row) if tag != guess[k][at]] for k, row in enumerate(truth)]
         owner = self._words_of(features)[0].tolist()
-        told = (
+        shown = (
             [", ".join(f"word {at}: {rows[k][at]}" for at in places) for k, places in enumerate(wrong)]
             for rows in (truth, guess)
         )
-        truths, guesses = ([texts[k] or "no word" for k in owner] for texts in told)
+        truths, guesses = ([texts[k] or "no word" for k in owner] for texts in shown)
         return {"losses": [loss for _, loss in predictions], "truths": truths, "guesses": guesses}
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
-        """The commonest tag of the training rows for each word."""
+        """Predicts the most frequent tag of the training set for each word."""
         _, words = self._words_of(features)
         return self._scores(np.full(words.sum(), self.labels.index(self.settled["commonest"])), features)
 
     def _words_of(self, features: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """The text of each window, from 0, and the words of each text."""
-        from hfbatch.train.rows import ROW
+        """Returns the text of each window, from 0, and the number of words of each text."""
+        from hfbatch.train.data.rows import ROW
 
         owner = np.unique(features[ROW].to_numpy(), return_inverse=True)[1]
         return owner, np.bincount(owner, list_lengths(features["tags"])).astype(np.int64)
 
     def _tags(self, guess: np.ndarray, features: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
-        """True tags of each text, and guessed ones. :param guess: the class of each word of all texts; -1 is O."""
+        """Returns true and predicted tags of each text. :param guess: the class of each word of all texts; -1 is O."""
         names = np.array([*self.labels, OUTSIDE], object)
         cuts = np.cumsum(self._words_of(features)[1])[:-1]
         classes = flatten(features["tags"]).flatten().to_numpy(), guess
@@ -295,5 +302,5 @@ class TokenClassificationRecipe(Recipe):
 
 
 def has_words(columns: Mapping[str, Any]) -> bool:
-    """Whether rows are words with tags, not texts with spans."""
+    """Returns whether rows are words with tags, not texts with spans."""
     return set(WORDS) <= set(columns)

@@ -1,0 +1,36 @@
+"""The program: registers the commands, one module for each group, in the order of `hfbatch --help`.
+
+Each command reads its flags, then imports what it needs, so that help and errors appear immediately.
+"""
+
+from __future__ import annotations
+
+from hfbatch.cli import finetune, outputs, predict, tools
+from hfbatch.cli.terminal import App
+
+app = App(
+    help="Run any Hugging Face model over a Parquet dataset on a Ray cluster, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+COMMANDS = (
+    predict.run,
+    predict.predict,
+    predict.embed,
+    finetune.finetune,
+    predict.plan,
+    predict.preview,
+    outputs.status,
+    outputs.verify,
+    outputs.report,
+    tools.tasks,
+    tools.docs,
+    tools.schema,
+    tools.attention,
+    tools.doctor,
+    tools.demo,
+)
+for command in COMMANDS:
+    app.command()(command)

@@ -1,1 +1,0 @@
-"""Work inside one process: batching, prediction, precision. Knows nothing of Ray."""

@@ -1,0 +1,1 @@
+"""Terminal output: text, progress, and the message when a process ends."""

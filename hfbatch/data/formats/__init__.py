@@ -1,0 +1,1 @@
+"""Text formats: parses CSV and JSONL to columns."""

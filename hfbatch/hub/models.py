@@ -1,0 +1,240 @@
+"""Pins model names to commits, downloads model files and checks them. Loads no weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfbatch.errors import SpecError
+from hfbatch.hub import weights as safetensors_files
+from hfbatch.hub.jsonfiles import read_json
+from hfbatch.hub.modelfiles import file_faults, layout_faults
+from hfbatch.spec.job import ModelSpec
+
+PICKLES = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pkl",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.gguf",
+    "*.onnx",
+    "*.mlmodel",
+)
+"""Never downloaded: weights in formats that run code when opened, or that the engine does not read."""
+WHOLE_FILE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one commit."""
+
+    name: str
+    folder: str
+    """Local folder of the files; for a Hub model, a snapshot in the Hub cache."""
+    commit: str
+    """The Hub commit, or a digest of the folder's files."""
+    trust_remote_code: bool = False
+    hub: bool = False
+
+    def fetch(self) -> Model:
+        """Returns the same model with all its files on this machine; downloads a Hub model once per node."""
+        if not self.hub:
+            return self
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=list(PICKLES))
+        return replace(self, folder=folder)
+
+    def read_json(self, filename: str) -> Any:
+        """Reads a JSON file of the model; returns None if there is none."""
+        path = Path(self.folder) / filename
+        return read_json(path) if path.is_file() else None
+
+    def pipeline_tag(self) -> str | None:
+        """Returns the task named in the model card, if any."""
+        from huggingface_hub import metadata_load
+
+        card = Path(self.folder) / "README.md"
+        try:
+            tag = (metadata_load(card) or {}).get("pipeline_tag") if card.is_file() else None
+        except (ValueError, yaml.YAMLError):  # written by hand
+            return None
+        return tag if isinstance(tag, str) else None
+
+    def size(self) -> tuple[int, int]:
+        """Returns parameters and bytes of the weights, from the safetensors headers; (0, 0) if not downloaded."""
+        folder = Path(self.folder)
+        paths = [
+            folder / name for name in safetensors_files.weight_files(folder) if (folder / name).is_file()
+        ]
+        shapes = [shape for path in paths for _, shape in safetensors_files.shapes_of(path)]
+        return sum(map(math.prod, shapes)), sum(path.stat().st_size for path in paths)
+
+
+def pin(spec: ModelSpec, weights: bool = True) -> Model:
+    """Finds the model and fixes its commit.
+
+    :param weights: whether weights are required.
+
+    :raises SpecError: no such folder or Hub model, no config, no weights, or or weights in pickle files only.
+    """
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        return _pin_folder(spec, folder.resolve(), weights)
+    if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") > 1:
+        raise SpecError(
+            f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
+        )
+    return _pin_hub(spec, weights)
+
+
+def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
+    if spec.revision:
+        raise SpecError(
+            f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
+        )
+    names = files_in(folder)
+    faults = weight_faults(spec.name, names, weights, folder)
+    if not faults:
+        faults = file_faults(spec.name, folder, names, spec.trust_remote_code)
+    if weights and not faults:
+        faults = safetensors_files.index_faults(spec.name, folder, names)
+        faults = faults or safetensors_files.header_faults(spec.name, folder)
+    if faults:
+        raise SpecError(faults)
+    return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
+
+
+def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"model.name {spec.name!r}" + (f" at revision {spec.revision!r}" if spec.revision else "")
+    patterns = [*PICKLES, "*.safetensors"]
+    try:
+        info = HfApi().model_info(spec.name, revision=spec.revision)
+        names = [file.rfilename for file in info.siblings or []]
+        faults = weight_faults(spec.name, names, weights)
+        if faults:
+            raise SpecError(faults)
+        folder = snapshot_download(spec.name, revision=info.sha, ignore_patterns=patterns)
+        _check_snapshot(spec, Path(folder), names if weights else None)
+    except RevisionNotFoundError as error:
+        raise SpecError(f"{where}: no such revision; leave model.revision out for the newest") from error
+    except RepositoryNotFoundError as error:
+        raise SpecError(
+            f"{where}: no such model on the Hub, or it is gated; set HF_TOKEN, or give a folder"
+        ) from error
+    except SpecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the HTTP client raises its own errors if the Hub is unreachable
+        return _pin_cached(spec, where, error)
+    return Model(spec.name, folder, str(info.sha), spec.trust_remote_code, hub=True)
+
+
+def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
+    """Uses a snapshot in the cache if the Hub does not answer: the name of its folder is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(spec.name, revision=spec.revision, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise SpecError(
+            f"{where}: no such folder here, not in the cache, and the Hub cannot be reached "
+            f"({type(cause).__name__}); give a folder"
+        ) from error
+    _check_snapshot(spec, Path(folder))
+    return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
+
+
+def _check_snapshot(spec: ModelSpec, folder: Path, names: list[str] | None = None) -> None:
+    """Checks the downloaded files of a Hub model other than its weights.
+
+    :param names: names of all its files on the Hub, to check for weights too.
+    :raises SpecError: if there are faults.
+    """
+    here = files_in(folder)
+    faults = weight_faults(spec.name, here if names is None else names, names is not None, folder)
+    faults = faults or file_faults(spec.name, folder, here, spec.trust_remote_code)
+    if names is not None:
+        faults = faults or safetensors_files.index_faults(spec.name, folder, names)
+    if faults:
+        raise SpecError(faults)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Returns the sorted names of all files below a folder; follows links, except those to a parent folder."""
+    names, seen = [], {str(parent) for parent in folder.resolve().parents}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths = (Path(where) / file for file in files)
+        names += [str(path.relative_to(folder)) for path in paths if path.is_file()]
+    return sorted(names)
+
+
+def weight_faults(name: str, files: list[str], weights: bool = True, folder: Path | None = None) -> list[str]:
+    """Checks that a model's files include weights that can be loaded; returns the faults.
+
+    :param weights: whether weights are required.
+    :param folder: folder of its JSON files, if they are on this machine.
+    """
+    faults = layout_faults(name, files, folder)
+    if faults or not weights:
+        return faults
+    top = [file for file in files if "/" not in file]
+    if safetensors_files.WEIGHTS in top or safetensors_files.INDEX in top:
+        return []
+    if folder and safetensors_files.weight_files(folder):  # named in config.json
+        return []
+    others = [file for file in top if file.endswith(".safetensors")]
+    if others and not folder:
+        return []
+    if others:
+        return [
+            f"model {name!r} has its weights in {others[0]}, which transformers does not look for; expected "
+            "model.safetensors beside config.json: rename that file, or save the model with save_pretrained"
+        ]
+    pickles = [file for file in top if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        return [
+            f"model {name!r} has its weights only in pickle files ({pickles[0]}), which can run code when opened; "
+            "convert it once: AutoModel.from_pretrained(...).save_pretrained(folder) writes safetensors"
+        ]
+    return [f"model {name!r} has no weights; expected model.safetensors beside config.json"]
+
+
+def _folder_digest(folder: Path, names: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for name in names:
+        if not Path(name).match("*.md") and not any(Path(name).match(pattern) for pattern in PICKLES):
+            digest.update(os.fsencode(name) + b"\0")
+            _digest_file(folder / name, digest)
+    return digest.hexdigest()
+
+
+def _digest_file(path: Path, digest: Any) -> None:
+    """Digests files up to 64 MiB whole; of larger ones the size and 64 evenly spaced MiB, which training changes."""
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        if size <= WHOLE_FILE_BYTES:
+            digest.update(file.read())
+            return
+        for k in range(64):
+            file.seek((size - (1 << 20)) * k // 63)
+            digest.update(file.read(1 << 20))

@@ -1,0 +1,190 @@
+"""Writes parts and their rejects atomically: a reader sees all of a file or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from hfbatch.data.columns import conform, empty_table
+from hfbatch.data.filesystem import fsspec_of, is_local, one_line, open_filesystem, redact
+from hfbatch.data.splits import Split
+from hfbatch.errors import SplitError
+from hfbatch.output.manifest import Manifest
+from hfbatch.output.rejects import Reject, reject_schema, rejects_table
+
+__all__ = [
+    "PartWriter",
+    "Reject",
+    "part_table_bytes",
+    "reject_schema",
+    "rejects_table",
+    "stored_schema",
+    "write_file",
+]
+
+FOOTER_KEY = "hfbatch"
+REJECTS_FOLDER = "_hfbatch/rejects"
+TEMPORARY_END = ".hfbatch-tmp"
+
+
+def write_file(
+    fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer, check: Callable[[], None] | None = None
+) -> None:
+    """Writes a file atomically; replaces an existing one.
+
+    Local: a hidden temporary file in the same folder, fsync, rename, fsync of the folder. Object stores: one
+    upload, which becomes visible when it is complete.
+
+    :param check: called right before the file becomes visible; an exception in it prevents that.
+    :raises OSError: if it cannot be written; no part of it is left then.
+    """
+    if is_local(fs):
+        return _write_local(path, data, check)
+    if check is not None:
+        check()
+    if (inner := fsspec_of(fs)) is not None:
+        inner.makedirs(path.rpartition("/")[0], exist_ok=True)
+        inner.pipe_file(path, bytes(data))
+    else:
+        # All bytes exist before the stream is opened, since closing it completes an upload even after an exception.
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+    return None
+
+
+def _write_local(path: str, data: bytes | pa.Buffer, check: Callable[[], None] | None) -> None:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY_END}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(memoryview(data))
+            file.flush()
+            os.fsync(file.fileno())
+        # The check comes last. A process that takes over an output deletes the temporary files, so that a rename after
+        # an outdated check fails.
+        if check is not None:
+            check()
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Makes the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def part_table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> pa.Buffer:
+    """Serializes a table as Parquet: zstd level 1, dictionaries for text and bytes only, since floats rarely repeat.
+
+    :param metadata: written to the footer.
+    """
+    schema = table.schema.with_metadata({**(table.schema.metadata or {}), **(metadata or {})})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(schema.metadata),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=_byte_columns(table.schema.remove_metadata()),
+    )
+    return sink.getvalue()
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns a part's schema as read back from Parquet, which has no times in seconds and renames list items."""
+    return pq.read_schema(pa.BufferReader(part_table_bytes(empty_table(schema))))
+
+
+@lru_cache(maxsize=8)
+def _byte_columns(schema: pa.Schema) -> list[str]:
+    """Returns the paths of the Parquet columns, nested ones too, that hold text or bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(empty_table(schema), sink)
+    leaves = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return [
+        leaves.column(at).path for at in range(len(leaves)) if leaves.column(at).physical_type == "BYTE_ARRAY"
+    ]
+
+
+class PartWriter:
+    """Commits splits to an output folder.
+
+    :param out: the output folder, a path or URL.
+    :param schema: schema of every part.
+    :param rejects_schema: schema of every rejects file, from `reject_schema`.
+    :param stamp: plain values written to each footer: fingerprint, model commit.
+    :param check: called right before each change; raises if this job no longer holds the output.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        schema: pa.Schema,
+        rejects_schema: pa.Schema,
+        stamp: Mapping[str, Any],
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self.out, self.schema, self.rejects_schema, self.stamp = out, schema, rejects_schema, dict(stamp)
+        self.check = check
+        self.fs, self.root = open_filesystem(out)
+
+    def write(self, split: Split, table: pa.Table, rejects: pa.Table | None, manifest: Manifest) -> None:
+        """Writes the rejects, then the part, which commits both.
+
+        :raises LockLostError: if this job no longer holds the output.
+        :raises SplitError: if rows are not conserved, columns are not the planned ones, or writing fails.
+        """
+        rejected = 0 if rejects is None else rejects.num_rows
+        self._check(split, table, rejected, manifest)
+        footer = {**self.stamp, "split": split.to_dict(), "manifest": vars(manifest)}
+        path = f"{self.root}/{REJECTS_FOLDER}/{split.part}"
+        try:
+            if rejects is not None and rejected:
+                write_file(self.fs, path, part_table_bytes(conform(rejects, self.rejects_schema)), self.check)
+            else:
+                if self.check is not None:
+                    self.check()
+                with suppress(FileNotFoundError):
+                    self.fs.delete_file(path)
+            path = f"{self.root}/{split.part}"
+            write_file(self.fs, path, part_table_bytes(table, {FOOTER_KEY: json.dumps(footer)}), self.check)
+        except OSError as error:
+            raise SplitError(
+                f"{redact(self.out)}: {path[len(self.root) + 1 :]} cannot be written: {one_line(error)}; "
+                "make room or give access, then run again"
+            ) from error
+
+    def _check(self, split: Split, table: pa.Table, rejected: int, manifest: Manifest) -> None:
+        counts = (split.rows, table.num_rows, rejected)
+        told = (manifest.rows_read, manifest.rows_out, manifest.rows_rejected)
+        if counts != told or manifest.rows_in != table.num_rows + rejected or manifest.rows_in > split.rows:
+            raise SplitError(
+                f"{split.part}: rows are not conserved: split {counts[0]}, output {counts[1]}, "
+                f"rejects {counts[2]}; manifest: read {told[0]}, in {manifest.rows_in}, out {told[1]}, rejected {told[2]}"
+            )
+        if not table.schema.equals(self.schema, check_metadata=False):
+            raise SplitError(
+                f"{split.part}: columns are {_columns(table.schema)}, planned were {_columns(self.schema)}"
+            )
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{column.name}: {column.type}" for column in schema)

@@ -1,0 +1,1 @@
+"""A prediction job: plan, run, status, verification."""

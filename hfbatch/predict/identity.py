@@ -1,0 +1,88 @@
+"""The identity of a job, and whether an existing output can be continued with it. Starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hfbatch.data.filesystem import redact
+from hfbatch.errors import SpecError
+from hfbatch.hub.models import Model
+from hfbatch.output import results_version
+from hfbatch.output.ledger import Ledger, State
+from hfbatch.runtime.config import RuntimeChoice
+from hfbatch.spec.job import JobSpec
+from hfbatch.tasks.base import Task
+
+
+def job_identity(
+    spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
+) -> dict[str, Any]:
+    """Returns the settings that change results. Workers, batch sizes and paths do not.
+
+    :param inputs: task inputs mapped to dataset columns.
+    :param keep: input columns copied to the output.
+    """
+    tokenizer = spec.tokenizer.model_dump(mode="json", exclude_defaults=True)
+    files = spec.input.files.model_dump(mode="json", exclude_defaults=True, exclude={"timeout"})
+    types = {"types": spec.input.types} if spec.input.types else {}
+    flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
+    return {
+        "task": spec.task,
+        "model": {"commit": model.commit, "dtype": spec.model.dtype},
+        "engine": "torch",
+        "params": task.params.model_dump(mode="json"),
+        "batch": {"max_length": spec.batch.max_length},
+        "input": {
+            "columns": inputs,
+            "filter": spec.input.filter,
+            **types,
+            **({"files": files} if files else {}),
+        },
+        "output": {"keep": keep, "prefix": spec.output.prefix, **flag},
+        "seed": spec.seed,
+        **({"tokenizer": tokenizer} if tokenizer else {}),
+        results_version.KEY: results_version.RESULTS_VERSION,
+    }
+
+
+def earlier(
+    ledger: Ledger, identity: dict[str, Any], spec: JobSpec, state: State
+) -> tuple[dict[str, Any], RuntimeChoice | None]:
+    """Returns the identity of the output from now on, and the runtime choice of an earlier run.
+
+    The identity of an earlier run is kept if it differs only in the version of results and all splits are done.
+
+    :raises SpecError: if the output holds parts of another job, or an unfinished job of another version of results.
+    """
+    job = ledger.read_job()
+    if job is None:
+        return identity, None
+    there, shown = ledger.list_parts(), redact(spec.output.path)
+    version = {results_version.KEY: results_version.version_of(job["identity"])}
+    differing = list(_differences({**job["identity"], **version}, {**identity, **version}))
+    if differing and there:
+        raise SpecError(
+            f"output {shown} holds the parts of another job; "
+            f"it differs in {'; '.join(differing)}. Choose another output, or replace it with --overwrite"
+        )
+    fault = results_version.version_fault(shown, job)
+    if fault and there and state.todo:
+        raise SpecError(fault)
+    if fault and there:
+        identity = job["identity"]
+    elif fault or differing:
+        return identity, None
+    if not job["settled"]:
+        return identity, None
+    choice = RuntimeChoice(**job["settled"])
+    size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
+    return identity, RuntimeChoice(size, choice.dtype, choice.device)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield f"{where} (there: {old!r}, now: {new!r})"

@@ -1,0 +1,251 @@
+"""Plans a job from its spec, and reports all faults together. Starts and changes nothing. Does not import Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hfbatch._version import __version__
+from hfbatch.cluster.stage_job import StageJob
+from hfbatch.data.filesystem import absolute, lies_in, one_line, real_path
+from hfbatch.data.listing import reads
+from hfbatch.data.media_files import with_absolute_paths
+from hfbatch.data.reader import ReadPlan
+from hfbatch.data.source import Source
+from hfbatch.data.splits import Split
+from hfbatch.errors import SpecError, SplitError
+from hfbatch.hub.models import Model
+from hfbatch.output.ledger import Ledger, State, types_of
+from hfbatch.output.lock import guard_note
+from hfbatch.output.rejects import reject_schema
+from hfbatch.output.writer import stored_schema
+from hfbatch.predict.bind import bind, gather, left_out_notes, some
+from hfbatch.predict.identity import earlier, job_identity
+from hfbatch.predict.named_files import named_files
+from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.spec.job import JobSpec
+from hfbatch.tasks import task_class
+from hfbatch.tasks.base import Task
+
+PACKAGES = ("torch", "transformers", "ray", "pyarrow", "numpy")
+
+
+@dataclass
+class Plan:
+    """A job that is ready to start."""
+
+    spec: JobSpec
+    model: Model
+    task: Task
+    source: Source
+    splits: list[Split]
+    state: State
+    """Splits that are done and to do, and stale parts."""
+    ledger: Ledger
+    read: ReadPlan
+    inputs: dict[str, str]
+    """Task inputs mapped to dataset columns."""
+    keep: list[str]
+    """Input columns copied to the output."""
+    schema: pa.Schema
+    """Schema of the parts."""
+    identity: dict[str, Any]
+    """The settings that change results."""
+    choice: RuntimeChoice | None
+    """The runtime choice of an earlier run on the same output."""
+    overwrite: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Short title of the job."""
+        return f"{self.spec.task} with {'/'.join(Path(self.model.name).parts[-2:])}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the identity."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input, before the filter."""
+        return sum(split.rows for split in self.splits)
+
+    @property
+    def todo(self) -> list[Split]:
+        """Splits that are not done and can be read."""
+        return [split for split in self.state.todo if split.fault is None]
+
+    @property
+    def broken(self) -> list[Split]:
+        """Splits whose file cannot be read."""
+        return [split for split in self.splits if split.fault is not None]
+
+    @property
+    def runner(self) -> RunnerConfig:
+        """The configuration of worker processes."""
+        return RunnerConfig.of(self.spec, self.model, self.source.root_url, self.choice)
+
+    @property
+    def rejects_schema(self) -> pa.Schema:
+        """Schema of the reject files."""
+        return reject_schema(self.read.schema, lines=self.read.format != "parquet")
+
+    def stage_job(self) -> StageJob:
+        """Returns the description of the job for the stages on the cluster."""
+        return StageJob(
+            runner=self.runner.to_json(),
+            read=self.read,
+            inputs=self.inputs,
+            keep=tuple(self.keep),
+            out=self.spec.output.path,
+            schema=self.schema,
+            truncated=self.spec.output.truncated_column,
+            rejects_schema=self.rejects_schema,
+            stamp={"fingerprint": self.fingerprint, "commit": self.model.commit},
+            claim=self.ledger.claim,
+        )
+
+    def job(self) -> dict[str, Any]:
+        """Returns the content of job.json: plain values without secrets."""
+        parameters, stored = self.model.size()
+        spec = self.spec.model_dump(mode="json")
+        return {
+            "hfbatch": __version__,
+            "spec": spec,
+            "identity": self.identity,
+            "fingerprint": self.fingerprint,
+            "model": {
+                "name": self.model.name,
+                "commit": self.model.commit,
+                "parameters": parameters,
+                "bytes": stored,
+            },
+            "settled": vars(self.choice) if self.choice else None,
+            "split_rows": split_rows(self.spec),
+            "histogram": {"name": self.task.histogram.name, "edges": list(self.task.histogram.edges)},
+            "schema": types_of(stored_schema(self.schema)),
+            "left_out": self.source.left_out,
+            "types": self.source.types,
+            "versions": versions(),
+        }
+
+
+def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
+    """Checks the spec, model, input and output, and computes the splits. :raises SpecError: with every fault found."""
+    faults: list[str] = []
+    spec = _with_absolute_paths(spec)
+    ledger = Ledger(spec.output.path)
+    bound = bind(spec, None if overwrite else _types_kept(ledger), faults)
+    notes = bound.notes if bound else []
+    faults += _output_faults(spec, ledger, overwrite, notes)
+    with gather(faults):
+        faults += _overlap(spec)
+    if faults or bound is None:
+        raise SpecError(list(dict.fromkeys(faults)))
+
+    spec, model, task, source = bound.spec, bound.model, bound.task, bound.source
+    identity = job_identity(spec, model, task, bound.inputs, bound.keep)
+    splits = source.cut(split_rows(spec), spec.input.limit)
+    state = State([], list(splits), []) if overwrite else ledger.state(splits)
+    choice = None
+    if not overwrite:
+        identity, choice = earlier(ledger, identity, spec, state)
+    faults, more = named_files(task, bound.inputs, state.todo, bound.read, spec.rejects.max_fraction)
+    if faults:
+        raise SpecError(faults)
+    return Plan(
+        spec, model, task, source, splits, state, ledger, bound.read, bound.inputs, bound.keep, bound.schema,
+        identity, choice, overwrite, notes + task.notes() + left_out_notes(source) + more,
+    )  # fmt: skip
+
+
+def look_again(plan: Plan) -> None:
+    """Updates a plan from the output that this process now holds: its job, and which parts are done.
+
+    Reads the parts' footers: names, on which the plan was based, do not show which job wrote a part.
+
+    :raises SpecError: if the output now holds parts of another job.
+    """
+    if not plan.overwrite:
+        plan.state, _, _ = plan.ledger.audit(plan.splits, plan.fingerprint)
+        plan.identity, plan.choice = earlier(plan.ledger, plan.identity, plan.spec, plan.state)
+
+
+def split_rows(spec: JobSpec) -> int:
+    """Returns the rows per split: from the spec, else the task's default."""
+    return spec.input.split_rows or task_class(spec.task).split_rows
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _with_absolute_paths(spec: JobSpec) -> JobSpec:
+    """Makes paths absolute, since workers run in another folder and maybe on other machines."""
+    return spec.model_copy(
+        update={
+            "input": with_absolute_paths(spec.input),
+            "output": spec.output.model_copy(update={"path": absolute(spec.output.path)}),
+        }
+    )
+
+
+def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[str]) -> list[str]:
+    """Checks the output; returns its faults, and adds warnings to `notes`."""
+    shown = spec.output.path
+    fault = ledger.check_writable()
+    if fault:
+        return [fault]
+    try:
+        notes += [note for note in [guard_note(spec.output.path)] if note]
+    except OSError as error:
+        return [
+            f"output {shown} cannot be locked: {one_line(error)}; give access to it, or choose another output"
+        ]
+    foreign = ledger.foreign()
+    if foreign:
+        return [
+            f"output {shown} holds files that hfbatch did not write: {some(foreign)}; choose another folder"
+        ]
+    if ledger.holds_training():
+        return [f"output {shown} holds a fine-tuning; choose another folder"]
+    if not overwrite and ledger.read_job() is None and ledger.list_parts():
+        return [f"output {shown} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"]
+    return []
+
+
+def _overlap(spec: JobSpec) -> list[str]:
+    """Returns a fault if the output contains the input or lies inside it."""
+    source, target = spec.input.path, spec.output.path
+    if reads(source, target):
+        return [
+            f"output.path {target} lies in the input's folder, where the next run would read it; choose a folder "
+            "outside, or an input such as *.parquet that leaves it out"
+        ]
+    if lies_in(real_path(source), real_path(target)):
+        return [f"input.path {source} lies in the output {target}; choose another output"]
+    return []
+
+
+def _types_kept(ledger: Ledger) -> dict[str, Any]:
+    """Returns the input's column types in an earlier run, so that values have the same types in every part."""
+    try:
+        return (ledger.read_job() or {}).get("types", {}) if ledger.list_parts() else {}
+    except (OSError, SplitError):
+        return {}  # reported when the output is checked

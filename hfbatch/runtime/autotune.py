@@ -1,0 +1,103 @@
+"""Chooses the batch size by trying a few on real rows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.engines.base import DeviceLostError, Engine
+from hfbatch.runtime.batching import alignment, by_length, cut, padded_width
+from hfbatch.runtime.windows import unfold
+from hfbatch.tasks.base import Task
+
+SAMPLE_ROWS = 96
+"""Rows that each size is timed on; at least two batches and as many as the engine has in flight."""
+TRIES = 2
+"""Trials of each size, of which the fastest counts: other load on the machine can only slow a trial down."""
+GAIN = 1.08
+"""Required speedup over the next smaller size: a larger size needs more memory and padding, and on a shared machine,
+trials of the same size differ by as much."""
+MOST_SECONDS = 10
+"""Time limit of all trials together: where rows are slow, the device time is better spent on the job."""
+
+
+def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
+    """Returns the largest of `engine.batch_sizes` that fits into memory and is worthwhile.
+
+    Sizes are tried from small to large on batches like those of the job, spread over the rows sorted by
+    length, until one is hardly faster, memory is full or time is up. Returns the smallest size if rows are too slow
+    to compare two sizes in time, or if a trial fails: the job itself finds invalid rows and splits batches that do
+    not fit.
+
+    :param features: rows of one split.
+    :raises DeviceLostError: if the process must be replaced.
+    """
+    features = unfold(task, features).table
+    order = by_length(task.lengths(features))
+    sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
+    chosen, best = sizes[0], 0.0
+    try:
+        affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes)
+        for size in affordable if len(affordable) > 1 else []:
+            rate = max(_rate(task, engine, features, order, size) for _ in range(TRIES))
+            if rate < GAIN * best:
+                break
+            chosen, best = size, rate
+    except DeviceLostError:
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        engine.release_memory()
+    return chosen
+
+
+def _affordable(
+    task: Task, engine: Engine, features: pa.Table, rows: np.ndarray, sizes: list[int]
+) -> list[int]:
+    """Returns the sizes whose trials fit into MOST_SECONDS, estimated from the time of one batch.
+
+    :param rows: rows of that batch.
+    """
+    _run(task, engine, features, [rows])  # warm-up, not timed
+    begun = time.perf_counter()
+    _run(task, engine, features, [rows])
+    seconds = (time.perf_counter() - begun) / len(rows)
+    costs = np.cumsum([TRIES * _batches(engine, size) * size for size in sizes]) * seconds
+    return [size for size, cost in zip(sizes, costs, strict=True) if cost <= MOST_SECONDS]
+
+
+def _batches(engine: Engine, size: int) -> int:
+    """Returns the number of batches in a trial."""
+    return max(SAMPLE_ROWS // size, engine.depth, 2)
+
+
+def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, size: int) -> float:
+    """Returns tokens per second, excluding the share of padding that this size causes over all rows."""
+    batches = _batches(engine, size)
+    starts = np.linspace(0, max(len(order) - size, 0), batches + 2)[1:-1].astype(int)
+    begun = time.perf_counter()
+    computed = _run(task, engine, features, [order[start : start + size] for start in starts])
+    speed = computed / (time.perf_counter() - begun)
+    lengths = task.lengths(features)[order]
+    bounds = cut(lengths, size, None, engine.pad_multiple)
+    widths = (padded_width(int(lengths[start]), engine.pad_multiple) for start, _ in bounds)
+    padded = sum(width * (stop - start) for width, (start, stop) in zip(widths, bounds, strict=True))
+    return speed * float(lengths.sum()) / max(padded, 1)
+
+
+def _run(task: Task, engine: Engine, features: pa.Table, batches: list[np.ndarray]) -> int:
+    """Runs batches as the job does; returns their number of tokens, padding included."""
+    engine.expect(len(batches))
+    computed, pending, lengths = 0, deque[Any](), task.lengths(features)
+    for rows in batches:
+        batch = task.collate(features, rows, alignment(int(lengths[rows].max()), engine.pad_multiple))
+        computed += task.padded_size(batch)
+        pending.append(engine.submit(batch, task.trial_forward))
+        if len(pending) >= engine.depth:
+            engine.collect(pending.popleft())
+    while pending:
+        engine.collect(pending.popleft())
+    return computed

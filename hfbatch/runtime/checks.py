@@ -1,0 +1,92 @@
+"""Resolves the task of a job by name or from the model, and checks it against the model. Loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from hfbatch.data.filesystem import one_line
+from hfbatch.errors import HfbatchError, SpecError
+from hfbatch.hub.models import Model
+from hfbatch.runtime.config import RunnerConfig
+from hfbatch.spec.job import JobSpec, faults_of
+from hfbatch.tasks import named, task_class
+from hfbatch.tasks.base import Task
+from hfbatch.tasks.label_maps import label_faults, label_notes
+from hfbatch.tasks.model_support import infer, misfits
+
+
+def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
+    """Returns the spec with the task's canonical name, inferred or resolved from an alias, and its implied params."""
+    name = spec.task
+    if name == "auto":
+        if model is None:
+            raise SpecError([])  # the error in the model is reported already
+        with model_faults(spec.model.name):
+            name, source = infer(model)
+        notes.append(f"task {name}, inferred from {source}")
+    cls, params = named(name)
+    return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
+
+
+def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: list[str]) -> Task | None:
+    """Builds the task and checks it; if params are invalid, reports them and checks the rest with the defaults."""
+    cls = task_class(spec.task)
+    try:
+        cls.Params.model_validate(spec.params)
+    except ValidationError as error:
+        faults += faults_of(error, cls.Params, "params")
+        spec = spec.model_copy(update={"params": {}})
+        if any(option.is_required() for option in cls.Params.model_fields.values()):
+            return None
+    if model is None:
+        return None
+    with model_faults(spec.model.name):
+        task = RunnerConfig.of(spec, model).build_task()
+        faults += misfits(task) or label_faults(task) or task.check()
+        if spec.batch.continuous:
+            faults += task.continuous_faults()
+        if not faults and "text" in task.takes:
+            notes += _embedding_notes(task)
+        notes += label_notes(task)
+        if task.vocabulary is not None:
+            notes.append(
+                f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "
+                "the others, and no training has touched them"
+            )
+    return task
+
+
+def _embedding_notes(task: Task) -> list[str]:
+    """Returns a note on tokens without an embedding in the model. One used only for padding does no harm."""
+    tokens = {
+        number: token for number, token in task.not_embedded.items() if token != task.tokenizer.pad_token
+    }
+    if not tokens:
+        return []
+    shown = ", ".join(f"{token!r} ({number})" for number, token in sorted(tokens.items())[:3])
+    more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
+    return [
+        f"the tokenizer has tokens beyond the {task.embedded} that model {task.model.name!r} has embeddings for: {shown}{more}; "
+        "a row with one of them is rejected"
+    ]
+
+
+@contextmanager
+def model_faults(name: str) -> Iterator[None]:
+    """Converts errors of transformers over a model's files. :raises SpecError: with the model's name."""
+    try:
+        yield
+    except HfbatchError:
+        raise
+    except Exception as error:  # configs, tokenizers and processors raise errors of any class
+        if "trust_remote_code" in str(error):
+            cause = (
+                "it comes with Python code of its own; read that code, then set model.trust_remote_code=true"
+            )
+        else:
+            known = isinstance(error, OSError | ValueError | ImportError)
+            cause = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+        raise SpecError(f"model {name!r} cannot be used: {cause}") from error

@@ -1,0 +1,1 @@
+"""Specs, which users write as YAML, flags or Python. Validates their structure; opens no data."""

@@ -1,0 +1,388 @@
+"""The spec of a job, which users write as YAML, flags or Python. Validates its structure; reads no other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from hfbatch.errors import SpecError
+from hfbatch.spec import plain_yaml
+from hfbatch.spec.location import Location
+from hfbatch.spec.shorthand import shorthand
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base class of the spec's sections: frozen, refuses unknown keys, takes field descriptions from docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """Drops keys without a value, such as `params:`, unless the field accepts null."""
+        if not isinstance(values, dict):
+            return values
+        never_null = {
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and type(None) not in get_args(field.annotation)
+        }
+        return {key: value for key, value in values.items() if value is not None or key not in never_null}
+
+
+class ModelSpec(Section):
+    """Which model, at which revision and precision."""
+
+    name: Location
+    """A Hub name (org/model) or a folder with config.json and safetensors weights."""
+    revision: str | None = None
+    """A branch, tag or commit of the Hub; pinned to a commit before work starts."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of weights and activations; auto: the best that the device supports natively."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; read that code first."""
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(_one_or_more, json_schema_input_type=tuple[str, ...] | str)
+]
+"""Several strings, or a single one."""
+
+
+class FilesSpec(Section):
+    """Which files the rows may name besides those below the input's folder, and how large these may be."""
+
+    roots: Annotated[
+        tuple[Location, ...],
+        BeforeValidator(_one_or_more, json_schema_input_type=tuple[Location, ...] | Location),
+    ] = ()
+    """More folders and bucket prefixes with files that rows may name, such as [/data/images, s3://lake/images]."""
+    hosts: Names = ()
+    """Hosts of http(s) URLs that rows may name: names, *.names, addresses, networks; private addresses count by address."""
+    schemes: Names = ()
+    """Schemes of URLs that rows may name wherever they are: [https] for all public hosts, [s3] for all buckets."""
+    max_bytes: int = Field(default=1 << 30, ge=1)
+    """Most bytes of a file that a row names."""
+    timeout: float = Field(default=60, gt=0, allow_inf_nan=False)
+    """Seconds that a download may take, from the look-up of the host to the last byte."""
+    max_pixels: int | None = Field(default=None, ge=1, le=178_956_970)
+    """Most pixels of an image or a frame, and a quarter of those of a video's frames together; null: 89,478,485."""
+    max_seconds: float = Field(default=7200, gt=0, allow_inf_nan=False)
+    """Longest recording; one of more than 96,000 samples a second, those of all channels, counts as longer."""
+
+    @field_validator("schemes")
+    @classmethod
+    def _bare(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        bare = tuple(name.lower().removesuffix("://") for name in names)
+        if {"file", "local"} & set(bare):
+            raise ValueError("files of this machine are named by their folders; use roots")
+        return bare
+
+    @field_validator("hosts")
+    @classmethod
+    def _without_scheme(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any("://" in name for name in names):
+            raise ValueError("write hosts without http:// and without a path, such as images.example.com")
+        return tuple(name.lower() for name in names)
+
+
+class InputSpec(Section):
+    """Where the rows are."""
+
+    path: Location
+    """A folder, file or glob: a local path, s3://, gs://, hf:// or another fsspec URL."""
+    format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
+    """File format; auto: by the endings of the file names."""
+    columns: dict[str, str] = {}
+    """Task input to dataset column, where the names differ, such as {text: body}."""
+    types: dict[str, str | list[Any] | dict[str, Any]] = {}
+    """Types of columns in JSONL, CSV and key=value folders, such as {zip: string}; others are inferred from a sample."""
+    filter: str | None = None
+    """A SQL condition; rows for which it is not true are left out, such as "lang = 'en'"."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read only the first N rows of the input (counted before the filter)."""
+    split_rows: int | None = Field(default=None, ge=1)
+    """Most rows in a split, the unit of work and of commit; the default depends on the task."""
+    files: FilesSpec = FilesSpec()
+    """Images, audio and videos that rows name by path or URL; those below the input's folder are always read."""
+
+
+class OutputSpec(Section):
+    """Where the predictions go."""
+
+    path: Location
+    """The output folder: one Parquet part for each split."""
+    keep: tuple[str, ...] | None = None
+    """Input columns to copy beside the predictions; default: all of them."""
+    prefix: str = ""
+    """Put before the name of every output column of the task."""
+    truncated: bool | str = False
+    """Add a column of booleans, which rows were truncated; true names it `truncated`, a text is its name."""
+
+    @property
+    def truncated_column(self) -> str | None:
+        """Name of the column that marks truncated rows; None if the spec does not ask for it."""
+        return "truncated" if self.truncated is True else self.truncated or None
+
+
+Side = Literal["left", "right"] | None
+SpecialToken = Literal[
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+]
+
+
+class TokenizerSpec(Section):
+    """Changes to the model's tokenizer. New tokens get new embeddings, which are untrained."""
+
+    add_tokens: tuple[str, ...] = ()
+    """Words that become one token each, such as [covid, mRNA]."""
+    add_special_tokens: tuple[str, ...] = ()
+    """Tokens to add that are never split or put into lower case, such as ["<row>"]."""
+    special_tokens: dict[SpecialToken, str] = {}
+    """Special tokens by role, such as {pad_token: "<pad>"}; added if the vocabulary lacks them."""
+    truncation_side: Side = None
+    """Side on which long rows are truncated; null: decided by the task and the tokenizer's files."""
+    padding_side: Side = None
+    """Side of the padding, for models that pad every row to a fixed length; null: as for truncation."""
+
+
+class BatchSpec(Section):
+    """Batches of rows."""
+
+    size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Rows in a batch; auto tries a few sizes on real rows and keeps the fastest that fits."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a batch with its padding, a limit besides size. Default: if size is auto, 4096 for texts that a
+    CPU encodes; else no limit."""
+    continuous: bool = False
+    """Text generation: continuous batching; size is then concurrent rows, tokens those of a step."""
+
+
+class WorkersSpec(Section):
+    """Number of model workers, and the resources of each."""
+
+    count: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Number of workers with the model; auto: as many as fit into the cluster."""
+    gpus: Annotated[float, Field(ge=0)] | Auto = "auto"
+    """GPUs of one worker; auto: 1 if the cluster has GPUs, else 0."""
+    cpus: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """CPUs of one worker."""
+
+
+class RejectsSpec(Section):
+    """How many rows may fail."""
+
+    max_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of rejected rows with which a job still succeeds."""
+
+
+class Spec(Section):
+    """Base class of complete specs: reads YAML, validates, reports every fault, writes YAML."""
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Validates a nested mapping. :raises SpecError: with every fault."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(faults_of(error, cls)) from error
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Reads a YAML spec and applies `dotted.key=value` overrides.
+
+        :raises SpecError: with every fault.
+        """
+        return cls.build(apply_overrides(read_yaml(path), overrides))
+
+    def to_yaml(self, secrets: bool = False) -> str:
+        """Returns the spec as YAML, without fields that have their default value.
+
+        :param secrets: whether URLs keep their secrets, without which the spec may not run.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True, context={"secrets": secrets})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class JobSpec(Spec):
+    """The complete spec of a batch job."""
+
+    task: str = Field(min_length=1)
+    """Task to run on each row; `hfbatch tasks` lists the choices, auto: decided by the model's files."""
+    model: Annotated[ModelSpec, shorthand("name")]
+    """The model; a plain string is its name."""
+    input: Annotated[InputSpec, shorthand("path")]
+    """The rows; a plain string is the path."""
+    output: Annotated[OutputSpec, shorthand("path")]
+    """The predictions; a plain string is the path."""
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    """Changes to the model's tokenizer."""
+    batch: BatchSpec = BatchSpec()
+    """How rows are batched."""
+    workers: WorkersSpec = WorkersSpec()
+    """How the work is distributed."""
+    params: dict[str, Any] = {}
+    """Options of the task; `hfbatch tasks NAME` lists them."""
+    rejects: RejectsSpec = RejectsSpec()
+    """How many rows may fail."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a spec file as a nested dict. :raises SpecError: if it is missing, not plain YAML or not a mapping."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(plain_yaml.MOST_BYTES + 1)
+        values = plain_yaml.load(plain_yaml.decoded(data))
+    except OSError as error:
+        raise SpecError(f"spec {path} cannot be read: {error.strerror}") from error
+    except plain_yaml.RefusedError as error:
+        raise SpecError(f"spec {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"spec {path} is not YAML in UTF-8: {error}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"spec {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SpecError(
+            f"spec {path} holds a {type(values).__name__}, not keys; start with `task: embedding`"
+        )
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns a copy of values with each `dotted.key=value` set; values are read as YAML (`4`, `null`, `[a, b]`).
+
+    :raises SpecError: for an override without `=`, one below a value that is not a section, or a value that is not
+        plain YAML.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    shorthands = {
+        "model": "name",
+        "method": "name",
+        **dict.fromkeys(("input", "output", "train", "eval"), "path"),
+    }
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise SpecError(f"--set {override!r} has no value; write --set dotted.key=value")
+        node = result
+        *parents, leaf = dotted.strip().split(".")
+        for name in parents:
+            inner = node.get(name, {})
+            if isinstance(inner, str) and name in shorthands:
+                inner = {shorthands[name]: inner}
+            if not isinstance(inner, dict):
+                raise SpecError(f"--set {override!r}: {name!r} is {inner!r}, which has no keys below it")
+            node[name] = node = dict(inner)
+        try:
+            node[leaf] = parse_value(text)
+        except plain_yaml.RefusedError as error:
+            raise SpecError(f"--set {dotted.strip()}: {error}") from error
+    return result
+
+
+OF_SEVERAL = re.compile(r"literal\[.*\]|constrained-\w+|float|int|str|bool")
+"""Type that pydantic appends to the location of an error in a field of several types."""
+
+
+def parse_value(text: str) -> Any:
+    """Reads a command-line value as YAML, or as plain text if it is not YAML.
+
+    :raises RefusedError: see `plain_yaml.load`.
+    """
+    try:
+        return plain_yaml.load(text)
+    except plain_yaml.RefusedError:
+        raise
+    except yaml.YAMLError:
+        return text
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """Returns one sentence for each fault of a pydantic error; for an unknown key, with the list of known ones.
+
+    Sections raise a ValueError with one argument for each inconsistency of their fields.
+    """
+    together: list[str] = []
+    found: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for fault in error.errors(include_url=False):
+        if fault["type"] == "value_error" and not fault["loc"]:
+            together += fault["ctx"]["error"].args
+            continue
+        place, expected = fault["loc"], fault["msg"].removeprefix("Input should be ")
+        if place and fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
+            place = place[:-1]
+        if place in found:
+            found[place]["msg"] += f", or {expected}"
+        else:
+            found[place] = {**fault, "loc": place}
+    return [_sentence(fault, model, where) for fault in found.values()] + together
+
+
+def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
+    path = [str(part) for part in fault["loc"]]
+    name = ".".join([where, *path] if where else path)
+    match fault["type"]:
+        case "extra_forbidden":
+            known = _fields_at(model, path[:-1])
+            near = [name.removesuffix(path[-1]) + key for key in get_close_matches(path[-1], known, 1)]
+            meant = near or _elsewhere(path[-1], model)
+            alike = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+            return f"unknown key {name!r} (known here: {', '.join(known)}){alike}"
+        case "missing":
+            return f"{name} is missing; add it to the spec"
+        case "string_unicode":
+            return f"{name}: {fault['input']!r} is not UTF-8; rename it"
+        case _:
+            return f"{name}: {fault['msg']} (got {fault['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        section = _section(model, part)
+        if section is None:
+            break
+        model = section
+    return list(model.model_fields)
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """Returns the model of a field, if it is a section."""
+    kind = model.model_fields[name].annotation if name in model.model_fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _elsewhere(key: str, model: type[BaseModel]) -> list[str]:
+    """Returns the full names of a misplaced key, for all places where the spec has it."""
+    sections = {name: _section(model, name) for name in model.model_fields}
+    found = [f"{name}.{key}" for name, section in sections.items() if section and key in section.model_fields]
+    return [key] * (key in model.model_fields) + found

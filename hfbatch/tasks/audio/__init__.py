@@ -1,0 +1,1 @@
+"""Audio tasks and their base classes."""

@@ -1,0 +1,161 @@
+"""Determines which tasks a model supports, and which of them `task: auto` selects.
+
+Uses the class names in transformers' AutoClass mappings, so that no weights and no model code are loaded to
+check all tasks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfbatch.errors import SpecError
+from hfbatch.tasks import TASKS, named, task_class
+from hfbatch.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from hfbatch.hub.models import Model
+
+HEADLESS = ("AutoModel", "AutoModelForTextEncoding")
+"""AutoClasses whose weights are part of every model with a head."""
+MADE_FOR = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForDocumentQuestionAnswering",
+)
+"""AutoClasses that show a model's purpose where others, such as AutoModelForMaskedLM for BART, load it too."""
+WITHOUT_ENCODER = ("AutoModelForMaskGeneration", "AutoModelForTextToWaveform")
+"""AutoClasses that load the same class as AutoModel for some models, such as SAM and VITS."""
+WITH_MASKED_LM = frozenset(
+    f"{kind}ForPreTraining"
+    for kind in ("Albert", "Bert", "BigBird", "Ernie", "FNet", "MegatronBert", "MobileBert", "RoCBert")
+)
+"""Classes with several heads, one of which is that of AutoModelForMaskedLM."""
+
+
+def misfits(task: Task) -> list[str]:
+    """Returns an error that lists the supported tasks if the model does not support this one."""
+    if fits(task):
+        return []
+    return [f"model {_shown(task)} cannot do {task.name}; {_choice(tasks_of(task.model))}"]
+
+
+def tasks_of(model: Model) -> list[str]:
+    """Returns all tasks that the model supports: those of its own head first, then those that need no head."""
+    able = [task for task in (_bare(name, model) for name in TASKS) if fits(task)]
+    return [task.name for task in sorted(able, key=lambda task: task.auto_class in HEADLESS)]
+
+
+def infer(model: Model) -> tuple[str, str]:
+    """Infers the task of a model; returns its name and the source of the inference.
+
+    Sources in order: sentence-transformers files, the `pipeline_tag` of the model card, a config with
+    `task_specific_params` of one task only, the model's class.
+
+    :raises SpecError: if no source names a task, or several tasks are equally plausible.
+    """
+    able = tasks_of(model)
+    if "embedding" in able and model.read_json("modules.json") is not None:
+        return "embedding", "its sentence-transformers files"
+    specific = list((model.read_json("config.json") or {}).get("task_specific_params") or {})
+    hints = {"the pipeline_tag of its card": model.pipeline_tag()}
+    hints["the task_specific_params of its config"] = specific[0] if len(specific) == 1 else None
+    for source, name in hints.items():
+        if name is not None and _task_named(name) in able:
+            return name, source
+    likely = [task for task in (_bare(name, model) for name in able) if task.general]
+    for wins in (lambda task: task.auto_class not in HEADLESS, lambda task: task.auto_class in MADE_FOR):
+        likely = [task for task in likely if wins(task)] or likely
+    if len(likely) != 1 or not likely[0].config.architectures:
+        raise SpecError(
+            f"task auto: the files of model {model.name!r} do not name a single task; {_choice(able)}"
+        )
+    return likely[0].name, ", ".join(likely[0].config.architectures)
+
+
+def fits(task: Task) -> bool:
+    """Whether the task's AutoClass can load the model with all of its weights.
+
+    A class unknown to transformers passes, since the engine refuses weights that lack layers.
+    """
+    config, table = task.config, _table(task.auto_class)
+    if task.model.trust_remote_code and task.auto_class in (getattr(config, "auto_map", None) or {}):
+        return True
+    if config.model_type not in table:
+        return False
+    if task.auto_class in HEADLESS:
+        return not _is_whole(config) and bool(task.takes & _kinds(config.model_type))
+    if task.auto_class == "AutoModelForSeq2SeqLM" and not getattr(config, "is_encoder_decoder", False):
+        return False  # speech models are in that mapping too
+    return all(_has_head(name, task.auto_class) for name in config.architectures or [])
+
+
+def _has_head(architecture: str, auto_class: str) -> bool:
+    import transformers
+
+    if not hasattr(transformers, architecture):
+        return True
+    known = {name for names in _table(auto_class).values() for name in _tuple(names)}
+    if auto_class == "AutoModelForMaskedLM":
+        known |= WITH_MASKED_LM
+    return architecture in known
+
+
+def _is_whole(config: PretrainedConfig) -> bool:
+    """Whether AutoModel loads a complete task model instead of an encoder."""
+    model = _table("AutoModel").get(config.model_type)
+    return model is not None and any(_table(name).get(config.model_type) == model for name in WITHOUT_ENCODER)
+
+
+def _kinds(model_type: str) -> frozenset[str]:
+    """Returns the input modalities of a model type: text, image, audio, video; all of them if unknown."""
+    from transformers.models.auto import feature_extraction_auto as audio
+    from transformers.models.auto import image_processing_auto as image
+    from transformers.models.auto import modeling_auto as models
+    from transformers.models.auto import tokenization_auto as text
+
+    speech = {**models.MODEL_FOR_CTC_MAPPING_NAMES, **models.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}
+    texts = {**text.TOKENIZER_MAPPING_NAMES, **models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    images = {**image.IMAGE_PROCESSOR_MAPPING_NAMES, **models.MODEL_FOR_IMAGE_MAPPING_NAMES}
+    tables = {
+        "text": texts.keys() - speech.keys(),
+        "image": images.keys(),
+        "audio": audio.FEATURE_EXTRACTOR_MAPPING_NAMES.keys(),
+        "video": models.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.keys(),
+    }
+    return frozenset(kind for kind, types in tables.items() if model_type in types) or frozenset(tables)
+
+
+def _table(auto_class: str) -> dict[str, str | tuple[str, ...]]:
+    """Returns the mapping of an AutoClass from model type to class or classes."""
+    import transformers
+
+    return getattr(transformers, auto_class)._model_mapping._model_mapping
+
+
+def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _bare(name: str, model: Model) -> Task:
+    """Returns a task without its required params, which is enough to find the class that loads the model."""
+    cls = task_class(name)
+    return cls(model, cls.Params.model_construct())
+
+
+def _task_named(name: str) -> str | None:
+    try:
+        return named(name)[0].name
+    except SpecError:
+        return None
+
+
+def _choice(able: list[str]) -> str:
+    return (
+        f"it can do: {', '.join(able)}" if able else "it can do none of the tasks that `hfbatch tasks` lists"
+    )
+
+
+def _shown(task: Task) -> str:
+    return f"{task.model.name!r} ({', '.join(task.config.architectures or [task.config.model_type])})"

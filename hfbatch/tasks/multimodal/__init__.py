@@ -1,0 +1,1 @@
+"""Multimodal tasks and their base classes."""

@@ -1,1 +1,0 @@
-"""What several tasks share: bases to subclass, and the work on tokens, pictures and sound."""

@@ -1,0 +1,1 @@
+"""Text tasks and their base classes."""

@@ -1,0 +1,1 @@
+"""Image and video tasks and their base classes."""

@@ -1,0 +1,1 @@
+"""Training data: feature rows, chats, tags, packing, and the held-out evaluation set."""

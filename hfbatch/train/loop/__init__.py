@@ -1,0 +1,1 @@
+"""The training process: model, loop, checkpoints, evaluation, export."""
