@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfbatch.finetune_spec import FinetuneSpec
-from hfbatch.spec import JobSpec
+from hfbatch.spec.finetune import FinetuneSpec
+from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 
@@ -16,10 +16,11 @@ JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {TRAINING})
 
 
 def comment_head(path: Path) -> str:
-    """The comment lines that a file begins with, without their signs."""
+    """The comment lines that a file begins with, after the one for editors, without their signs."""
     lines = path.read_text(encoding="utf8").splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+    assert lines[:2] == ["# yaml-language-server: $schema=../hfbatch/docs/spec.schema.json", "#"]
+    return "\n".join(line.removeprefix("#").strip() for line in lines[2:end])
 
 
 @pytest.fixture(scope="module")
