@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_an_error_with_its_reason(file: bytes, reason: st
 def test_a_picture_that_would_fill_the_memory_is_an_error(excess: float, monkeypatch: Any) -> None:
     file = file_of(Image.new("1", (600, 400)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 * 400 / excess))
-    with pytest.raises(ValueError, match=r"the image is too large: .*240000 pixels"):
+    with pytest.raises(ValueError, match=r"the image is too large.*240000 pixels"):
         to_image(file)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 400)
     assert to_image(file).size == (600, 400)

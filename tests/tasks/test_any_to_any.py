@@ -96,7 +96,7 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) ->
     assert "no chat template" in bert.column_faults({"messages"})[0]
     omni = Qwen2_5OmniConfig(architectures=["Qwen2_5OmniForConditionalGeneration"])
     omni.save_pretrained(tmp_path / "omni")
-    assert "makes audio too" in make(KIND, str(tmp_path / "omni")).check()[0]
+    assert "outputs audio too" in make(KIND, str(tmp_path / "omni")).check()[0]
 
 
 def test_the_example_runs(tmp_path: Path, hearer: str) -> None:

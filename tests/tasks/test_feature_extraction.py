@@ -36,4 +36,7 @@ def test_layers_and_attentions(tmp_path: Path, size: int) -> None:
 
 def test_layers_that_are_not_there_are_faults(tmp_path: Path) -> None:
     task = make(task_class("feature-extraction"), tiny_bert_encoder(tmp_path), layer=[0, 3, -4])
-    assert [fault.partition(" does not")[0] for fault in task.check()] == ["params.layer 3", "params.layer -4"]
+    assert [fault.partition(" does not")[0] for fault in task.check()] == [
+        "params.layer 3",
+        "params.layer -4",
+    ]
