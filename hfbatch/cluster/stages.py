@@ -30,7 +30,7 @@ from hfbatch.engines.base import DeviceLostError
 from hfbatch.errors import LockLostError, SplitError, redact_text
 from hfbatch.output.lock import TAKEOVER_S
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
-from hfbatch.output.rejects import Reject, rejects_table
+from hfbatch.output.rejects import Reject, rejects_table, unreadable
 from hfbatch.output.writer import PartWriter
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.heartbeat import beating
@@ -80,11 +80,10 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     begun = time.perf_counter()
     rows = read_split(Split.from_dict(json.loads(row["split"])), job.read)
     manifest.rows_read, manifest.rows_in, manifest.unplanned = rows.read, len(rows.table), rows.unplanned
-    unreadable = [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
     manifest.seconds["read"] = time.perf_counter() - begun
     begun = time.perf_counter()
     runner = runner_of(job.runner)
-    prepared = runner.preprocess(_inputs(rows.table, job), rows.places, unreadable)
+    prepared = runner.preprocess(_inputs(rows.table, job), rows.places, unreadable(rows))
     manifest.rows_truncated = int(prepared.cut.sum())
     if len(prepared.features):
         lengths = np.minimum(runner.task.lengths(prepared.features), LENGTH_EDGES[-1])

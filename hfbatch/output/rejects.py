@@ -47,6 +47,11 @@ class Reject:
         return f"{self.stage}: {self.error}"
 
 
+def unreadable(rows: Rows) -> list[Reject]:
+    """Returns the rejects of the rows that could not be read."""
+    return [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
+
+
 def reject_schema(input_schema: pa.Schema, lines: bool = False) -> pa.Schema:
     """Returns the schema of rejects: the input's columns, then source file, row number, stage, error type and message.
 

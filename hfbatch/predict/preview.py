@@ -14,7 +14,7 @@ from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError
-from hfbatch.output.rejects import Reject
+from hfbatch.output.rejects import unreadable
 from hfbatch.predict.bind import Bound, bind, left_out_notes
 from hfbatch.predict.plan import split_rows
 from hfbatch.runtime.config import RunnerConfig
@@ -63,8 +63,7 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
     seconds["read"] = time.perf_counter() - begun
 
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
-    unreadable = [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
-    done = runner.run(columns, rows.places, unreadable)
+    done = runner.run(columns, rows.places, unreadable(rows))
     shown = _records(rows, done.positions, done.columns, list(bound.inputs.values()))
     rejects = [
         {**shown[one.position], "stage": one.stage, "error": one.error, "message": one.message,
