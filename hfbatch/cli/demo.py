@@ -265,7 +265,7 @@ def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -
         say(console)
         say(console, (f"“{query}”", "cyan"))
         table = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
-        table.add_column(style="green", width=6, justify="right", no_wrap=True)
+        table.add_column(style="green", min_width=4, no_wrap=True)
         table.add_column(style="bold", min_width=32, max_width=32, no_wrap=True)
         table.add_column(style="dim", no_wrap=True, overflow="ellipsis", max_width=44)
         for hit in hits:

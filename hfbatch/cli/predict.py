@@ -30,6 +30,8 @@ from hfbatch.cli.terminal import answer, faults_shown
 from hfbatch.console.display import say, screen, show
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from rich.console import Console
 
     from hfbatch.spec.job import JobSpec
@@ -56,12 +58,12 @@ def run(
 
     Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
     """
-    with faults_shown(as_json, supervised=True):
+    with faults_shown(as_json, supervised=True) as at_end:
         from hfbatch.spec.job import JobSpec, read_yaml
 
         built = any_spec(read_yaml(spec), column, keep, param, set_, limit, save)
         if isinstance(built, JobSpec):
-            _start(built, overwrite, address, dry_run, as_json, quiet)
+            _start(built, overwrite, address, dry_run, as_json, quiet, at_end)
         else:
             start_training(built, overwrite, address, dry_run, as_json, quiet)
 
@@ -87,10 +89,10 @@ def predict(
 
     Example: hfbatch predict text-classification reviews/ scores/ -m org/model --column text=body
     """
-    with faults_shown(as_json, supervised=True):
+    with faults_shown(as_json, supervised=True) as at_end:
         values = {"task": task, "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
-        _start(job, overwrite, address, dry_run, as_json, quiet)
+        _start(job, overwrite, address, dry_run, as_json, quiet, at_end)
 
 
 def embed(
@@ -113,10 +115,10 @@ def embed(
 
     Example: hfbatch embed docs/ vectors/ -m sentence-transformers/all-MiniLM-L6-v2 --column text=body
     """
-    with faults_shown(as_json, supervised=True):
+    with faults_shown(as_json, supervised=True) as at_end:
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
-        _start(job, overwrite, address, dry_run, as_json, quiet)
+        _start(job, overwrite, address, dry_run, as_json, quiet, at_end)
 
 
 def plan(
@@ -197,7 +199,13 @@ def _values(what: list[str], model: str | None) -> dict[str, Any]:
 
 
 def _start(
-    job: JobSpec, overwrite: bool, address: str | None, dry_run: bool, as_json: bool, quiet: bool
+    job: JobSpec,
+    overwrite: bool,
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    at_end: ExitStack,
 ) -> None:
     """Runs a job and prints its report, or prints its plan."""
     if dry_run:
@@ -206,7 +214,13 @@ def _start(
     from hfbatch.predict.run import run as run_job
 
     result = run_job(
-        job, address=address, overwrite=overwrite, quiet=quiet, console=screen(err=True), started=STARTED
+        job,
+        address=address,
+        overwrite=overwrite,
+        quiet=quiet,
+        console=screen(err=True),
+        started=STARTED,
+        at_end=at_end,
     )
 
     def render(console: Console) -> None:

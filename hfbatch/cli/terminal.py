@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import typer
@@ -45,18 +45,19 @@ def _print_json(values: Any) -> None:
 
 
 @contextmanager
-def faults_shown(as_json: bool, supervised: bool = False) -> Iterator[None]:
+def faults_shown(as_json: bool, supervised: bool = False) -> Iterator[ExitStack]:
     """Turns exceptions into messages, JSON and exit codes; SIGTERM stops a job like Ctrl-C.
 
     :param supervised: run the command in a child process, because Ray may end the process that uses a cluster.
+    :returns: a stack that is closed after the message has been printed.
     """
     prepare_streams()
     if supervised:
         supervisor.supervise(lambda fault: _fail([f"{fault}; {RESUME}"], as_json))
-    code = 0
+    code, at_end = 0, ExitStack()
     try:
         with _as_exit_codes(as_json):
-            yield
+            yield at_end
     except typer.Exit as leaving:
         code = leaving.exit_code
         raise
@@ -65,6 +66,7 @@ def faults_shown(as_json: bool, supervised: bool = False) -> Iterator[None]:
         raise
     finally:
         _flush()
+        at_end.close()
         supervisor.end(code)
 
 

@@ -10,18 +10,19 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
+import ray.data
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
 from hfbatch.cluster.sockets import check_sockets
 from hfbatch.cluster.watch import ENDED_BY_RAY, Watch, watched
 from hfbatch.console import supervisor
-from hfbatch.console.display import say, screen
+from hfbatch.console.display import prepare_streams, say, screen
 from hfbatch.data.temporary import own_folder
 from hfbatch.errors import SpecError
 from hfbatch.runtime.machine import Node, usable_cores
@@ -44,25 +45,26 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @contextmanager
-def connect(address: str | None = None) -> Iterator[Watch]:
+def connect(address: str | None = None, ahead: Ahead | None = None) -> Iterator[Watch]:
     """Connects to Ray while the block runs: keeps an existing connection, or uses `address`, or a running cluster of
     this user on this machine, or starts a local cluster that ends with the block.
 
     :param address: host:port, ray://host:port, "auto", or "local" for a new cluster for this job.
+    :param ahead: a local cluster whose start has begun; used in place of the address.
     :returns: the watch of the cluster, which knows whether it is lost.
     :raises SpecError: if no cluster answers at an address that was given.
     :raises WorkerError: if the cluster is lost.
     """
-    if ray.is_initialized():
+    if ahead is None and ray.is_initialized():
         with watched() as watch:
             yield watch
         return
-    # A cluster started for this job has its files in a separate folder. In Ray's default folder, the next command on
-    # this machine would find its address, connect to it, and fail when this job ends. Ray makes its folder accessible
-    # to all users, so it lies in a private one.
-    with own_folder(parent=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:  # noqa: S108 - as Ray's default: socket paths have to be short
-        supervisor.note(ENDED_BY_RAY)
-        node = _initialise(address, folder)
+    with ExitStack() as ends:
+        if ahead is not None:
+            node, folder = ahead.take()
+            ends.push(folder)
+        else:
+            node = ends.enter_context(begin(address))
         with (
             redirect_stdout(sys.stderr),
             watched(node) as watch,
@@ -73,6 +75,68 @@ def connect(address: str | None = None) -> Iterator[Watch]:
                 watch.leaving = True
                 _leave(node, watch)
     supervisor.note("")
+
+
+@contextmanager
+def begin(address: str | None) -> Iterator[Any | None]:
+    """Connects to a cluster, or starts one with its files in a folder that is deleted after the block.
+
+    Does not disconnect. :returns: the node if one was started.
+    """
+    # A cluster started for this job has its files in a separate folder. In Ray's default folder, the next command on
+    # this machine would find its address, connect to it, and fail when this job ends. Ray makes its folder accessible
+    # to all users, so it lies in a private one.
+    with own_folder(parent=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:  # noqa: S108 - as Ray's default: socket paths have to be short
+        supervisor.note(ENDED_BY_RAY)
+        yield _initialise(address, folder)
+
+
+class Ahead:
+    """A cluster on this machine that starts in a thread, while the job is planned."""
+
+    def __init__(self) -> None:
+        self._ends = ExitStack()
+        self._node: Any = None
+        self._error: BaseException | None = None
+        self._ready = threading.Event()
+        self._taken = False
+        threading.Thread(target=self._start, name="hfbatch-start", daemon=True).start()
+
+    def take(self) -> tuple[Any, ExitStack]:
+        """Waits until the cluster has started; returns its node, and what to close when the job has left it.
+
+        :raises Exception: the error of the start.
+        """
+        self._taken = True
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return self._node, self._ends
+
+    def close(self) -> None:
+        """Ends the cluster if no job has taken it."""
+        if not self._taken:
+            self._ready.wait()
+            ray.shutdown()
+            self._ends.close()
+
+    def _start(self) -> None:
+        try:
+            self._node = self._ends.enter_context(begin("local"))
+            # A job's first dataset waits for an actor of Ray Data to start, which takes seconds.
+            ray.data.range(1)
+        except BaseException as error:  # noqa: BLE001 - raised where the cluster is needed
+            self._error = error
+        self._ready.set()
+        # Ray has Linux kill its processes when the thread that started them ends (PR_SET_PDEATHSIG).
+        threading.Event().wait()
+
+
+def start_ahead(address: str | None) -> Ahead | None:
+    """Begins to start a cluster; returns None if the job is going to use one that runs."""
+    if ray.is_initialized() or address not in (None, "local"):
+        return None
+    return None if address is None and find_cluster(None) else Ahead()
 
 
 def _initialise(address: str | None, folder: Path) -> Any | None:
@@ -208,16 +272,27 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def _stderr_aside() -> Iterator[None]:
-    """Discards what Ray's C++ core writes to stderr at start, which would disturb the progress display."""
+    """Discards what Ray's C++ core writes to stderr at start, which would disturb the progress display.
+
+    Messages of Python code, which may run in another thread, are written to stderr.
+    """
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
-        yield
+        with redirect_stderr(_stream_to(kept)):
+            os.dup2(nowhere, 2)
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _stream_to(descriptor: int) -> TextIO:
+    """Returns a stream that stays open: handlers of logging that are created meanwhile keep it."""
+    stream = os.fdopen(os.dup(descriptor), "w", encoding=sys.stderr.encoding, buffering=1)
+    prepare_streams([stream])
+    return stream
 
 
 def nodes() -> list[Node]:

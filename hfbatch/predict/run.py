@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from hfbatch.console.display import say as show_line
 from hfbatch.console.display import screen
 from hfbatch.console.progress import Progress, Snapshot
-from hfbatch.errors import LockLostError, WorkerError
-from hfbatch.output.ledger import State
+from hfbatch.errors import HfbatchError, LockLostError, WorkerError
+from hfbatch.output.ledger import Ledger, State
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
 from hfbatch.pages.report import build_report, count, render_files
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from hfbatch.cluster.session import Ahead
 
 DONE, SOME_FAILED, BAD_SPEC, TOO_MANY_REJECTS, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes. After 1 and 130, the same command resumes the job."""
@@ -67,6 +70,7 @@ def run(
     console: Console | None = None,
     quiet: bool = False,
     started: float | None = None,
+    at_end: ExitStack | None = None,
 ) -> JobResult:
     """Runs a job, or its remaining splits.
 
@@ -75,10 +79,13 @@ def run(
     :param console: console for progress; default: stderr.
     :param quiet: whether to hide progress.
     :param started: unix time when the command began, for the report.
+    :param at_end: if given, a local cluster starts while the job is planned; if the plan finds faults, it is left to
+        this stack to end it, so that they are shown first.
     :raises SpecError: with every fault, before anything is started.
     :raises OutputHeldError: if another process is writing to the output.
     """
     clock = Clock(started)
+    begun = _begin_cluster(spec, address, at_end) if at_end is not None else None
     plan = make_plan(spec, overwrite)
     clock.lap("plan")
     console = console or screen(err=True)
@@ -94,14 +101,31 @@ def run(
         plan.ledger.clean_temporary()
         look_again(plan)
         if plan.todo:
-            problem = _process(plan, lock, address, clock, manifests, Progress(console, plan.title, quiet))
+            progress = Progress(console, plan.title, quiet)
+            problem = _process(plan, lock, address, begun, clock, manifests, progress)
         else:
             _prepare_output(plan)
         return _finish(plan, lock, manifests, clock, problem)
 
 
+def _begin_cluster(spec: JobSpec, address: str | None, at_end: ExitStack) -> Ahead | None:
+    """Begins to start a local cluster, unless the output is complete: then nothing may be left to do."""
+    from hfbatch.cluster.session import start_ahead
+
+    with suppress(HfbatchError, OSError):  # reported by the plan
+        begun = None if Ledger(spec.output.path).has_success() else start_ahead(address)
+        return at_end.enter_context(closing(begun)) if begun else None
+    return None
+
+
 def _process(
-    plan: Plan, lock: Lock, address: str | None, clock: Clock, manifests: list[Manifest], progress: Progress
+    plan: Plan,
+    lock: Lock,
+    address: str | None,
+    begun: Ahead | None,
+    clock: Clock,
+    manifests: list[Manifest],
+    progress: Progress,
 ) -> BaseException | None:
     """Processes the splits on the cluster; returns the error that ended it early, if any."""
     from hfbatch.cluster.pipeline import process
@@ -112,7 +136,7 @@ def _process(
     follower = Follower(plan, clock, manifests, progress)
     with progress:
         follower.say("connecting to Ray")
-        with connect(address) as cluster:
+        with connect(address, begun) as cluster:
             clock.lap("connect")
             layout = lay_out(plan.spec.workers, nodes(), ceiling()).at_most(len(plan.todo))
             job = _prepare_output(plan)

@@ -6,6 +6,7 @@ check all tasks.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from hfbatch.errors import SpecError
@@ -27,6 +28,7 @@ MADE_FOR = (
 """AutoClasses that show a model's purpose where others, such as AutoModelForMaskedLM for BART, load it too."""
 WITHOUT_ENCODER = ("AutoModelForMaskGeneration", "AutoModelForTextToWaveform")
 """AutoClasses that load the same class as AutoModel for some models, such as SAM and VITS."""
+MODALITIES = frozenset({"text", "image", "audio", "video"})
 WITH_MASKED_LM = frozenset(
     f"{kind}ForPreTraining"
     for kind in ("Albert", "Bert", "BigBird", "Ernie", "FNet", "MegatronBert", "MobileBert", "RoCBert")
@@ -85,7 +87,7 @@ def fits(task: Task) -> bool:
     if config.model_type not in table:
         return False
     if task.auto_class in HEADLESS:
-        return not _is_whole(config) and bool(task.takes & _kinds(config.model_type))
+        return not _is_whole(config) and _reads_any(config.model_type, task.takes)
     if task.auto_class == "AutoModelForSeq2SeqLM" and not getattr(config, "is_encoder_decoder", False):
         return False  # speech models are in that mapping too
     return all(_has_head(name, task.auto_class) for name in config.architectures or [])
@@ -94,7 +96,7 @@ def fits(task: Task) -> bool:
 def _has_head(architecture: str, auto_class: str) -> bool:
     import transformers
 
-    if not hasattr(transformers, architecture):
+    if architecture not in transformers.__all__:  # hasattr would import the model's code, and torch with it
         return True
     known = {name for names in _table(auto_class).values() for name in _tuple(names)}
     if auto_class == "AutoModelForMaskedLM":
@@ -108,23 +110,40 @@ def _is_whole(config: PretrainedConfig) -> bool:
     return model is not None and any(_table(name).get(config.model_type) == model for name in WITHOUT_ENCODER)
 
 
-def _kinds(model_type: str) -> frozenset[str]:
-    """Returns the input modalities of a model type: text, image, audio, video; all of them if unknown."""
-    from transformers.models.auto import feature_extraction_auto as audio
-    from transformers.models.auto import image_processing_auto as image
-    from transformers.models.auto import modeling_auto as models
-    from transformers.models.auto import tokenization_auto as text
+def _reads_any(model_type: str, modalities: frozenset[str]) -> bool:
+    """Whether models of a type read one of the modalities; True if transformers has no processor for the type."""
+    asked = sorted(modalities, reverse=True)  # text first: the tables of images take seconds to import
+    others = sorted(MODALITIES - modalities)
+    return any(_reads(model_type, kind) for kind in asked) or not any(
+        _reads(model_type, kind) for kind in others
+    )
 
-    speech = {**models.MODEL_FOR_CTC_MAPPING_NAMES, **models.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}
-    texts = {**text.TOKENIZER_MAPPING_NAMES, **models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
-    images = {**image.IMAGE_PROCESSOR_MAPPING_NAMES, **models.MODEL_FOR_IMAGE_MAPPING_NAMES}
-    tables = {
-        "text": texts.keys() - speech.keys(),
-        "image": images.keys(),
-        "audio": audio.FEATURE_EXTRACTOR_MAPPING_NAMES.keys(),
-        "video": models.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.keys(),
-    }
-    return frozenset(kind for kind, types in tables.items() if model_type in types) or frozenset(tables)
+
+def _reads(model_type: str, modality: str) -> bool:
+    """Whether models of a type read a modality, by the tables of transformers' processors."""
+    from transformers.models.auto import modeling_auto as models
+
+    if modality == "text":
+        from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES as tokenizers
+
+        speech = (models.MODEL_FOR_CTC_MAPPING_NAMES, models.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES)
+        texts = (tokenizers, models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        return _in_any(model_type, texts) and not _in_any(model_type, speech)
+    if modality == "image":
+        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as processors
+
+        return _in_any(model_type, (processors, models.MODEL_FOR_IMAGE_MAPPING_NAMES))
+    if modality == "audio":
+        from transformers.models.auto.feature_extraction_auto import (
+            FEATURE_EXTRACTOR_MAPPING_NAMES as extractors,
+        )
+
+        return model_type in extractors
+    return model_type in models.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+
+
+def _in_any(name: str, tables: Iterable[Container[str]]) -> bool:
+    return any(name in table for table in tables)
 
 
 def _table(auto_class: str) -> dict[str, str | tuple[str, ...]]:

@@ -8,11 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hfbatch.cluster import session
 from hfbatch.cluster.sockets import BELOW, MOST_BYTES, check_sockets
 from hfbatch.errors import SpecError
+from tests.jobs.tools import HFBATCH
 
 ALONE = """
 import os
@@ -24,13 +26,13 @@ import psutil
 import ray
 from ray._private.utils import read_ray_address
 
-from hfbatch.cluster.session import connect
+from hfbatch.cluster.session import connect, start_ahead
 from hfbatch.errors import WorkerError
 
 known = read_ray_address()
 before = signal.getsignal(signal.SIGTERM)
 try:
-    with connect("local"):
+    with connect("local", start_ahead("local")):
         assert read_ray_address() == known, read_ray_address()
         assert signal.getsignal(signal.SIGTERM) == before
         node = ray._private.worker._global_node
@@ -61,6 +63,32 @@ def test_the_cluster_of_a_command_is_its_own_alone_and_its_loss_is_told() -> Non
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "the Ray cluster of this job is gone: its process gcs_server has died\n"
+
+
+def test_a_cluster_that_started_while_the_plan_found_faults_ends_without_a_trace(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        job = (
+            "embed",
+            str(tmp_path / "none"),
+            str(tmp_path / "out"),
+            "-m",
+            "/no/model",
+            "--address",
+            "local",
+        )
+        done = subprocess.run(
+            [*HFBATCH, *job],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
+        running = [
+            process.info for process in psutil.process_iter(["cmdline"]) if folder in str(process.info)
+        ]
+        assert (os.listdir(folder), running) == ([], [])
+    assert done.returncode == 2
+    assert "/no/model" in done.stderr
 
 
 def named_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

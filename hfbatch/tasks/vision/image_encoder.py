@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 FULL_WIDTH = ("siglip", "siglip2")
 """Model types trained on texts padded to the maximum length, without an attention mask."""
 
+TEXT_MODELS = (
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+)
+"""Tables of transformers, by model type, of which no model's AutoModel encodes images."""
+
 
 class TextOrImageTask(Task):
     """Base class of tasks whose model encodes texts, images, or either."""
@@ -63,10 +71,11 @@ class TextOrImageTask(Task):
 
 def encodes(config: PretrainedConfig) -> tuple[str, ...]:
     """Returns the modalities that AutoModel encodes for a config: `text`, `image`, or both in one space."""
-    from transformers import AutoModel
+    from transformers.models.auto import modeling_auto as models
 
-    known = AutoModel._model_mapping
-    model = known.get(type(config), None)
+    if any(config.model_type in table for table in (getattr(models, name) for name in TEXT_MODELS)):
+        return ("text",)  # without importing the model's code, which takes seconds
+    model = models.AutoModel._model_mapping.get(type(config), None)
     if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
         return ("text", "image")
     return ("image",) if getattr(model, "main_input_name", None) == "pixel_values" else ("text",)
