@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from hfbatch.data.temporary import own_folder
-from hfbatch.errors import SpecError
 from hfbatch.runtime.machine import Node
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.data.rows import FeatureRows
-from hfbatch.train.features import Part, examine, look_at
+from hfbatch.train.features import Part, validate_rows, validate_split
 from hfbatch.train.loop.memory import held, kept_for_backward, skeleton
 from hfbatch.train.loop.model import trainable
-from hfbatch.train.loop.worker_config import TrainWorkerConfig, check_shares, shares
+from hfbatch.train.loop.worker_config import TrainWorkerConfig, build_recipe, check_shares, shares
 from hfbatch.train.plan import FinetunePlan
-from hfbatch.train.recipes.base import Recipe, Survey
+from hfbatch.train.recipes.base import DatasetStatistics, Recipe
 from hfbatch.train.trial import sample, try_steps
-from hfbatch.train.validation import label_notes, row_faults
+from hfbatch.train.validation import fit_plan, label_notes
 from hfbatch.train.worker_group import WorkerGroup, choose_worker_group
 
 SAMPLE_SPLITS = 4
@@ -33,9 +32,19 @@ def describe_training(plan: FinetunePlan) -> dict[str, Any]:
 
     :raises SpecError: for faulty rows among those that were read.
     """
-    surveys = {name: _survey(plan, part) for name, part in plan.parts.items()}
     workers = 1 if plan.spec.workers.count == "auto" else plan.spec.workers.count
-    return _describe(plan, surveys, WorkerGroup(workers, 0.0, 1.0, workers), False)
+    return _describe(*fit_to_sample(plan), WorkerGroup(workers, 0.0, 1.0, workers))
+
+
+def fit_to_sample(plan: FinetunePlan) -> tuple[FinetunePlan, dict[str, Any]]:
+    """Fits the plan to a few splits, read in this process.
+
+    :returns: the plan; for `train` and `eval` the number of `rows`, and whether it is `exact` or an estimate.
+    :raises SpecError: for faulty rows among those that were read.
+    """
+    found = {name: _statistics(plan, part) for name, part in plan.parts.items()}
+    rows = {name: _rows(part, found[name].rows) for name, part in plan.parts.items()}
+    return fit_plan(plan, found, whole=all(one["exact"] for one in rows.values())), rows
 
 
 def try_training(plan: FinetunePlan, nodes: list[Node], ceiling: Node | None = None) -> dict[str, Any]:
@@ -48,48 +57,46 @@ def try_training(plan: FinetunePlan, nodes: list[Node], ceiling: Node | None = N
     team = choose_worker_group(plan.spec.workers, nodes, ceiling)
     batch = plan.spec.batch
     check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
-    surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}
-    shown = _describe(plan, surveys, team, True)
+    found = {name: validate_rows(plan.spec, plan.model, part) for name, part in plan.parts.items()}
+    plan = fit_plan(plan, found)
+    shown = _describe(plan, {name: {"rows": one.rows, "exact": True} for name, one in found.items()}, team)
     if plan.spec.workers.strategy == "fsdp":
         why = "no trial: it would need memory for the whole model, which workers.strategy fsdp shards"
         return {**shown, "workers": asdict(team), "notes": [*shown["notes"], why]}
-    order = TrainWorkerConfig(plan.spec, plan.model, plan.recipe.settled, "")
-    return _with_trial(plan, shown, try_steps(order, plan.train, team), team)
+    config = TrainWorkerConfig(plan.spec, plan.model, plan.recipe.fitted, "")
+    return _with_trial(plan, shown, try_steps(config, plan.train, team), team)
 
 
-def _looked_at(part: Part) -> list[int]:
+def _sampled(part: Part) -> list[int]:
     """Returns the numbers of the splits that are read without a cluster: evenly spaced."""
     last = len(part.splits) - 1
     return np.unique(np.linspace(0, last, min(SAMPLE_SPLITS, last + 1)).astype(int)).tolist()
 
 
-def _survey(plan: FinetunePlan, part: Part) -> Survey:
-    survey = Survey()
-    plan.recipe.task.files = part.files
-    for number in _looked_at(part):
-        survey.add(look_at(plan.recipe, part.splits[number], part))
-    return survey
+def _statistics(plan: FinetunePlan, part: Part) -> DatasetStatistics:
+    """Validates the rows of a few splits in this process."""
+    statistics = DatasetStatistics()
+    recipe = build_recipe(plan.spec, plan.model, files=part.files)
+    for number in _sampled(part):
+        statistics.add(validate_split(recipe, part.splits[number], part))
+    return statistics
 
 
-def _describe(
-    plan: FinetunePlan, surveys: Mapping[str, Survey], team: WorkerGroup, everything: bool
-) -> dict[str, Any]:
-    spec, parts, recipe = plan.spec, plan.parts, plan.recipe
-    rows = {name: _rows(parts[name], surveys[name], everything) for name in parts}
+def _describe(plan: FinetunePlan, rows: Mapping[str, dict[str, Any]], team: WorkerGroup) -> dict[str, Any]:
+    """Returns what `describe_training` returns for a plan that is fitted to its rows. :param rows: see `fit_to_sample`."""
+    spec, recipe = plan.spec, plan.recipe
     whole = all(one["exact"] for one in rows.values())
-    faults = row_faults(plan, surveys, whole)
-    if faults:
-        raise SpecError(faults)
     per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, team.workers, recipe.group)
     model = skeleton(spec, recipe)
     changing, weights = trainable(model)
     with own_folder("plan-") as local:
-        some, read, truncated = sample(recipe, plan.train, local)
+        reader = build_recipe(spec, plan.model, recipe.fitted, plan.train.files)
+        some, read, truncated = sample(reader, plan.train, local)
         lengths = _lengths(some, read, truncated)
         activations = _activations(spec, recipe, model, some, per_device)
     steps, passes = _steps(plan, rows["train"]["rows"] * lengths["features_per_row"])
     few = "not all rows were read: rows and labels are estimates from a few splits"
-    notes = [*plan.notes, *(label_notes(surveys["train"].labels) if whole else [few])]
+    notes = [*plan.notes, *(label_notes(plan.labels) if whole else [few])]
     return {
         "task": spec.task,
         "method": spec.method.name,
@@ -98,7 +105,7 @@ def _describe(
         "finished": plan.finished,
         "fingerprint": plan.fingerprint,
         "rows": rows,
-        "labels": dict(surveys["train"].labels),
+        "labels": plan.labels,
         "metric": plan.metric,
         "steps": steps,
         "epochs": passes,
@@ -117,13 +124,12 @@ def _describe(
     }
 
 
-def _rows(part: Part, survey: Survey, everything: bool) -> dict[str, Any]:
-    """Returns the number of rows, and whether it is exact or an estimate from the splits that were read."""
-    total = sum(split.rows for split in part.splits)
-    if everything or len(part.splits) <= SAMPLE_SPLITS:
-        return {"rows": survey.rows, "exact": True}
-    seen = sum(part.splits[number].rows for number in _looked_at(part))
-    return {"rows": round(survey.rows * total / max(seen, 1)), "exact": False}
+def _rows(part: Part, rows: int) -> dict[str, Any]:
+    """Returns the number of `rows`, and whether it is `exact` or an estimate. :param rows: those of the splits read."""
+    if len(part.splits) <= SAMPLE_SPLITS:
+        return {"rows": rows, "exact": True}
+    seen = sum(part.splits[number].rows for number in _sampled(part))
+    return {"rows": round(rows * part.rows / max(seen, 1)), "exact": False}
 
 
 def _lengths(rows: FeatureRows, read: int, truncated: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from hfbatch.tasks.tokens import flatten
 from hfbatch.train.data.held_out import compared, is_aside, row_hashes
 from hfbatch.train.data.rows import LENGTH, ROW
 from hfbatch.train.loop.worker_config import build_recipe
-from hfbatch.train.recipes.base import MOST_FAULTS, Recipe, Survey
+from hfbatch.train.recipes.base import MOST_FAULTS, DatasetStatistics, Recipe
 
 POLL_S = 60
 SILENCE_S = 4 * 3600
@@ -67,29 +67,35 @@ class Written:
     longest: int
 
 
-def examine(spec: FinetuneSpec, model: Model, part: Part) -> Survey:
+def validate_rows(spec: FinetuneSpec, model: Model, part: Part) -> DatasetStatistics:
     """Validates all rows on the cluster. :raises SplitError: if some cannot be read."""
 
-    def look(number: int, split: Split) -> dict[str, Any]:
-        return vars(look_at(recipe_of(spec, model, part), split, part))
+    def validate(number: int, split: Split) -> dict[str, Any]:
+        """Returns the statistics of a split."""
+        return vars(validate_split(recipe_of(spec, model, part), split, part))
 
-    survey = Survey()
-    for found in over_splits(part.splits, look):
-        survey.add(Survey(**found))
-    return survey
+    statistics = DatasetStatistics()
+    for found in over_splits(part.splits, validate):
+        statistics.add(DatasetStatistics(**found))
+    return statistics
 
 
 def write_features(
-    spec: FinetuneSpec, model: Model, settled: dict[str, Any], part: Part, folder: str
+    spec: FinetuneSpec, model: Model, fitted: Mapping[str, Any], part: Part, folder: str
 ) -> Written:
-    """Writes the features of all rows on the cluster, one file per split, in order. :returns: totals."""
+    """Writes the features of all rows on the cluster, one file per split, in order.
+
+    :param fitted: what the recipe's `fit` returned.
+    :returns: totals.
+    """
     firsts = np.cumsum([0, *(split.rows for split in part.splits)])
 
     def write(number: int, split: Split) -> dict[str, Any]:
+        """Writes the features of a split to its file; returns the fields of `Written`."""
         columns, places = read_rows(split, part)
         if not len(places):  # possible if rows are held out
             return asdict(Written(0, 0, 0, 0, 0))
-        recipe = recipe_of(spec, model, part, settled)
+        recipe = recipe_of(spec, model, part, fitted)
         table, truncated = make_features(recipe, columns, places, int(firsts[number]))
         lengths = table[LENGTH].to_numpy()
         fs, root = open_filesystem(folder)
@@ -104,11 +110,11 @@ def write_features(
     return Written(**sums, longest=max((one.longest for one in found), default=0))
 
 
-def recipe_of(spec: FinetuneSpec, model: Model, part: Part, settled: dict[str, Any] | None = None) -> Recipe:
+def recipe_of(
+    spec: FinetuneSpec, model: Model, part: Part, fitted: Mapping[str, Any] | None = None
+) -> Recipe:
     """Builds the recipe with access to the files that rows of the part may name."""
-    recipe = build_recipe(spec, model.fetch(), settled)
-    recipe.task.files = part.files
-    return recipe
+    return build_recipe(spec, model.fetch(), fitted, part.files)
 
 
 def make_features(
@@ -124,16 +130,16 @@ def make_features(
     return table.append_column(LENGTH, pa.array(lengths)), made.truncated
 
 
-def look_at(recipe: Recipe, split: Split, part: Part) -> Survey:
+def validate_split(recipe: Recipe, split: Split, part: Part) -> DatasetStatistics:
     """Validates the rows of a split, with hashes to find duplicates; rows that cannot be read are faults."""
     columns, places, unreadable = _read(split, part)
-    survey = recipe.examine(columns, places)
+    statistics = recipe.validate(columns, places)
     if part.share is not None:
-        survey.hashes = [compared(row_hashes(columns), part.rows)]
-    survey.faults = [*unreadable[:MOST_FAULTS], *survey.faults]
+        statistics.hashes = [compared(row_hashes(columns), part.rows)]
+    statistics.faults = [*unreadable[:MOST_FAULTS], *statistics.faults]
     if len(unreadable) > MOST_FAULTS:
-        survey.faults.append(f"… and {len(unreadable) - MOST_FAULTS:,} more rows that cannot be read")
-    return survey
+        statistics.faults.append(f"… and {len(unreadable) - MOST_FAULTS:,} more rows that cannot be read")
+    return statistics
 
 
 def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
@@ -229,6 +235,7 @@ def over_splits(
     """
 
     def guarded(number: int) -> tuple[dict[str, Any], str]:
+        """Returns the result for a split, or the message of its failure: an exception here would end all tasks."""
         try:
             return work(number, splits[number]), ""
         except SplitError as error:

@@ -72,8 +72,10 @@ class FinetunePlan:
     """Whether the output holds this training, finished."""
     remarks: tuple[str, ...] = ()
     """Notes on the output and on input files that are not read."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Number of training rows by label, once the rows are validated."""
     repeats: list[str] = field(default_factory=list)
-    """Notes on duplicate rows, once all rows were read."""
+    """Notes on duplicate rows, once all rows are validated."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -163,8 +165,9 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults):
             faults += recipe.type_faults(types["train"], types.get("eval", types["train"]))
             names = _class_names(recipe, bound, sources)
-            spec = spec.model_copy(update={"params": {**spec.params, **names}})
-            recipe.params = recipe.Params.model_validate(spec.params)
+            if names and model is not None:
+                spec = spec.model_copy(update={"params": {**spec.params, **names}})
+                recipe = build_recipe(spec, model)
     faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
     state, more = _output(spec)
     guard = None

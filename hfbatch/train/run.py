@@ -13,7 +13,7 @@ from rich.console import Console
 from hfbatch.console.display import say as show_line
 from hfbatch.console.display import screen
 from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, redact
-from hfbatch.errors import SpecError, SplitError
+from hfbatch.errors import SplitError
 from hfbatch.output.ledger import clear_folder
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.writer import write_file
@@ -94,11 +94,11 @@ def _train(
             batch = plan.spec.batch
             check_shares(batch.size, batch.per_device, team.at_least, team.workers, plan.recipe.group)
             progress.say("validating the rows")
-            order, data = _prepare(plan, lock, overwrite, progress)
+            plan, config, data = _prepare(plan, lock, overwrite, progress)
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
             progress.measure(plan.metric, plan.spec.batch.size)
             with lock.interrupting():
-                news = fit(order, team, progress.show)
+                news = fit(config, team, progress.show)
         progress.say("writing the report")
         metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
         lock.check()
@@ -136,17 +136,21 @@ def _leave(plan: FinetunePlan, metrics: dict[str, Any]) -> None:
     _write(plan, "_SUCCESS", {})
 
 
-def _prepare(plan: FinetunePlan, lock: Lock, overwrite: bool, progress: Any) -> tuple[Any, dict[str, Any]]:
-    """Validates rows, writes features, and configures the training processes. :raises SpecError: for faulty rows."""
-    from hfbatch.train.features import examine, write_features
+def _prepare(
+    plan: FinetunePlan, lock: Lock, overwrite: bool, progress: Any
+) -> tuple[FinetunePlan, Any, dict[str, Any]]:
+    """Validates rows and writes features.
+
+    :returns: the plan, fitted to the rows; the configuration of the training processes; `data` of metrics.json.
+    :raises SpecError: for faulty rows.
+    """
+    from hfbatch.train.features import validate_rows, write_features
     from hfbatch.train.hub import open_repository
     from hfbatch.train.loop.worker_config import TrainWorkerConfig
-    from hfbatch.train.validation import row_faults
+    from hfbatch.train.validation import fit_plan
 
-    surveys = {name: examine(plan.spec, plan.model, part) for name, part in plan.parts.items()}
-    faults = row_faults(plan, surveys)
-    if faults:
-        raise SpecError(faults)
+    found = {name: validate_rows(plan.spec, plan.model, part) for name, part in plan.parts.items()}
+    plan = fit_plan(plan, found)
     if plan.spec.push_to_hub:
         open_repository(plan.spec.push_to_hub)
     lock.check()
@@ -156,15 +160,11 @@ def _prepare(plan: FinetunePlan, lock: Lock, overwrite: bool, progress: Any) -> 
     progress.say("tokenising")
     features = join(state_folder(plan.spec), f"features-{plan.fingerprint[:12]}")
     written = {
-        name: asdict(write_features(plan.spec, plan.model, plan.recipe.settled, part, join(features, name)))
+        name: asdict(write_features(plan.spec, plan.model, plan.recipe.fitted, part, join(features, name)))
         for name, part in plan.parts.items()
     }
-    order = TrainWorkerConfig(plan.spec, plan.model, plan.recipe.settled, features, lock.claim)
-    return order, {
-        "rows": written,
-        "labels": dict(surveys["train"].labels),
-        "digest": plan.identity["data"],
-    }
+    config = TrainWorkerConfig(plan.spec, plan.model, plan.recipe.fitted, features, lock.claim)
+    return plan, config, {"rows": written, "labels": plan.labels, "digest": plan.identity["data"]}
 
 
 def _clear(output: str) -> None:

@@ -14,7 +14,7 @@ from hfbatch.data.temporary import own_folder
 from hfbatch.errors import WorkerError
 from hfbatch.output.writer import part_table_bytes
 from hfbatch.train.data.rows import FeatureRows
-from hfbatch.train.features import Part, make_features, read_rows
+from hfbatch.train.features import Part, make_features, read_rows, recipe_of
 from hfbatch.train.loop.worker_config import TrainWorkerConfig
 from hfbatch.train.recipes.base import Recipe
 from hfbatch.train.worker_group import WorkerGroup
@@ -29,7 +29,7 @@ STEPS = 3
 TIMEOUT_S = 600
 
 
-def try_steps(order: TrainWorkerConfig, part: Part, team: WorkerGroup) -> dict[str, Any]:
+def try_steps(config: TrainWorkerConfig, part: Part, team: WorkerGroup) -> dict[str, Any]:
     """Runs a trial on a worker with rows of the first split.
 
     :returns: `seconds_per_step`, `rows_per_s` and `tokens_per_s` of one process, `eval_rows_per_s`, `load_seconds`,
@@ -39,27 +39,27 @@ def try_steps(order: TrainWorkerConfig, part: Part, team: WorkerGroup) -> dict[s
     """
     task = ray.remote(_try).options(num_cpus=team.cpus, num_gpus=team.gpus, max_retries=0)
     try:
-        return ray.get(task.remote(order.to_json(), part, team.workers, team.cpus), timeout=TIMEOUT_S)
+        return ray.get(task.remote(config.to_json(), part, team.workers, team.cpus), timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
         raise WorkerError(f"no worker started within {TIMEOUT_S // 60} minutes; see `ray status`") from error
     except ray.exceptions.RayError as error:
         raise WorkerError(f"the trial failed: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _try(order_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]:
+def _try(config_json: str, part: Part, world: int, cpus: float) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(max(int(cpus), 1))
     with own_folder("trial-") as local:
-        return _Trial(TrainWorkerConfig.from_json(order_json), part, world, local).figures()
+        return _Trial(TrainWorkerConfig.from_json(config_json), part, world, local).figures()
 
 
 def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, int]:
     """Returns features of evenly spaced rows of the first non-empty split, the number of rows, and of truncated ones.
 
+    :param recipe: with access to the files that rows of the part may name.
     :param local: an empty folder on this machine.
     """
-    recipe.task.files = part.files
     for split in part.splits:
         columns, places = read_rows(split, part)
         if len(places):
@@ -75,7 +75,7 @@ def sample(recipe: Recipe, part: Part, local: Path) -> tuple[FeatureRows, int, i
 class _Trial:
     """The part of one process in a training step, with sampled rows."""
 
-    def __init__(self, order: TrainWorkerConfig, part: Part, world: int, local: Path) -> None:
+    def __init__(self, config: TrainWorkerConfig, part: Part, world: int, local: Path) -> None:
         import torch
 
         from hfbatch.train.loop.accelerate_loop import optimizer_of
@@ -84,12 +84,13 @@ class _Trial:
         from hfbatch.train.loop.training import collator
 
         begun = time.perf_counter()
-        self.order, self.recipe = order, order.recipe
-        self.args = arguments(order, local, world)
+        self.config = config
+        self.recipe = recipe_of(config.spec, config.model, part, config.fitted)
+        self.args = arguments(config, local, world)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.rows, _, _ = sample(self.recipe, part, local)
-        self.model = build_model(order.spec, self.recipe).to(self.device)
-        if order.spec.compute.gradient_checkpointing:
+        self.model = build_model(config.spec, self.recipe).to(self.device)
+        if config.spec.compute.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.collate = collator(self.recipe, self.model)(self.rows)
         self.optimizer = optimizer_of(self.model, self.args)
@@ -152,7 +153,7 @@ class _Trial:
         from hfbatch.train.loop.sampler import NO_ROW, ShuffledRows
 
         part, parts = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
-        batch, lengths = self.order.spec.batch, self.rows.lengths
+        batch, lengths = self.config.spec.batch, self.rows.lengths
         order = np.array(list(ShuffledRows(lengths, part * parts, self.args.seed, batch.by_length)))
         steps = order.reshape(-1, parts, part)
         computed = lengths[np.maximum(steps, 0)].max(axis=2).sum(axis=1) * part

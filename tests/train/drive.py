@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from hfbatch.data.media import NO_FILES
+from hfbatch.data.media_files import RowFiles
 from hfbatch.hub.models import pin
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.data.rows import EPOCH
 from hfbatch.train.loop.model import build_model
 from hfbatch.train.loop.training import collator
 from hfbatch.train.loop.worker_config import build_recipe
-from hfbatch.train.recipes.base import Recipe, Survey
+from hfbatch.train.recipes.base import DatasetStatistics, Recipe
 
 Columns = Mapping[str, Sequence[Any] | pa.Array]
 
@@ -26,10 +28,13 @@ class Bench:
 
     :param folder: of the model.
     :param columns: the recipe's columns of all rows.
+    :param files: that rows may name.
     :param options: further parts of the spec.
     """
 
-    def __init__(self, task: str, folder: str | Path, columns: Columns, **options: Any) -> None:
+    def __init__(
+        self, task: str, folder: str | Path, columns: Columns, files: RowFiles = NO_FILES, **options: Any
+    ) -> None:
         self.spec = FinetuneSpec.build(
             {"task": task, "model": str(folder), "train": "rows", "output": "out", **options}
         )
@@ -39,22 +44,22 @@ class Bench:
         }
         rows = len(next(iter(self.columns.values())))
         self.places = pa.table({"file": ["rows.parquet"] * rows, "row": range(rows)})
-        self.recipe: Recipe = build_recipe(
-            self.spec, pin(self.spec.model, weights=not self.spec.model.scratch)
-        )
+        self.files, self.base = files, pin(self.spec.model, weights=not self.spec.model.scratch)
+        self.recipe: Recipe = build_recipe(self.spec, self.base, files=files)
 
-    def survey(self) -> Survey:
-        """What the rows hold."""
-        return self.recipe.examine(self.columns, self.places)
+    def validate(self) -> DatasetStatistics:
+        """Statistics of the rows, and faults of single rows."""
+        return self.recipe.validate(self.columns, self.places)
 
-    def settle(self) -> list[str]:
-        """Faults of all rows together."""
-        types = {name: array.type for name, array in self.columns.items()}
-        return self.recipe.settle(self.survey(), types)
+    def fit(self) -> list[str]:
+        """Fits the recipe to the rows. :returns: faults of all rows together."""
+        types, found = {name: array.type for name, array in self.columns.items()}, self.validate()
+        self.recipe = build_recipe(self.spec, self.base, self.recipe.fit(found, types), self.files)
+        return self.recipe.train_faults(found, types)
 
     def ready(self) -> Bench:
-        """The same, settled, with features and the model in eval mode; fails on any fault."""
-        assert [*self.survey().faults, *self.settle(), *self.recipe.check()] == []
+        """The same, fitted, with features and the model in eval mode; fails on any fault."""
+        assert [*self.validate().faults, *self.fit(), *self.recipe.check()] == []
         self.features = self.recipe.features(self.columns, self.places).table
         self.model = build_model(self.spec, self.recipe).eval()
         self.collate = collator(self.recipe, self.model)(_Rows(self.features))  # type: ignore[arg-type]

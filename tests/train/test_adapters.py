@@ -322,7 +322,7 @@ def train_here(bench: Bench, out: Path) -> dict[str, Any]:
         (out / "features" / part).mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, out / "features" / part / "part-0.parquet")
     spec = bench.spec.model_copy(update={"output": str(out)})
-    order = TrainWorkerConfig(spec, pin(spec.model), bench.recipe.settled, str(out / "features"))
+    order = TrainWorkerConfig(spec, pin(spec.model), bench.recipe.fitted, str(out / "features"))
     news: list[dict[str, Any]] = []
     local = out / "local"
     shutil.rmtree(local, ignore_errors=True)

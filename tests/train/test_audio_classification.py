@@ -74,7 +74,7 @@ def test_broken_recordings_are_faults_with_file_and_row(model: str) -> None:
         file_of(SOUNDS[0][:99]),
         FILES[1],
     ]
-    faults = Bench(TASK, model, {"audio": sounds, "label": ["a", "b", "a", "b", "b", None]}).survey().faults
+    faults = Bench(TASK, model, {"audio": sounds, "label": ["a", "b", "a", "b", "b", None]}).validate().faults
     starts = [
         "rows.parquet row 5: label is null",
         "rows.parquet row 1: audio is null",

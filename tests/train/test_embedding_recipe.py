@@ -135,14 +135,14 @@ def test_metrics_are_those_of_sentence_transformers(minilm: str) -> None:
 
 def test_faults_of_rows_name_file_and_row(encoder: str) -> None:
     pairs = {"anchor": ["a", None, "c"], "positive": ["x", "y", ""], "negative": ["x", "z", "z"]}
-    assert Bench("embedding", encoder, pairs).survey().faults == [
+    assert Bench("embedding", encoder, pairs).validate().faults == [
         "rows.parquet row 1: anchor is null or empty",
         "rows.parquet row 2: positive is null or empty",
         "rows.parquet row 0: negative is the same text as positive",
     ]
     texts = ["a", "b", "c", "d"]
     scores = {"sentence1": texts, "sentence2": texts, "score": [0.5, None, float("nan"), 4.2]}
-    assert Bench("embedding", encoder, scores).survey().faults == [
+    assert Bench("embedding", encoder, scores).validate().faults == [
         "rows.parquet row 1: score is null",
         "rows.parquet row 2: score is null",
         "rows.parquet row 3: score is not from -1 to 1; divide scores by the highest, such as 5",

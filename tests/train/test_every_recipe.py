@@ -92,7 +92,6 @@ def test_the_loss_falls_and_the_model_answers(
     news, _ = run_here(order, tmp_path)
     losses = [entry["eval_loss"] for entry in news["log"] if "eval_loss" in entry]
     assert losses[-1] < losses[0]
-    order.recipe.settled = order.settled
     measured = {
         name.removeprefix("eval_") for entry in news["log"] for name in entry if name.startswith("eval_")
     }
@@ -106,7 +105,7 @@ def test_the_loss_falls_and_the_model_answers(
         name, str(tmp_path / "out" / "model"), tmp_path / "asked.parquet", tmp_path / "answers", **params
     )
     assert len(answers) == 16
-    assert labels_of(answers) <= set(order.settled.get("labels", []))
+    assert labels_of(answers) <= set(order.fitted.get("labels", []))
 
 
 def labels_of(answers: pa.Table) -> set[str]:

@@ -166,9 +166,9 @@ def test_tokens_are_learnt_and_metrics_show_it(model: str) -> None:
 
 
 def test_faults_of_rows_and_models_are_told(model: str, tmp_path: Any) -> None:
-    found = Bench("fill-mask", model, {"text": ["a", None, ""]}).survey()
+    found = Bench("fill-mask", model, {"text": ["a", None, ""]}).validate()
     assert found.faults == [f"rows.parquet row {row}: text is null or empty" for row in (1, 2)]
-    nothing = Bench("fill-mask", model, {"text": pa.array(["a"]).dictionary_encode()}).survey()
+    nothing = Bench("fill-mask", model, {"text": pa.array(["a"]).dictionary_encode()}).validate()
     assert nothing.faults == []
     (fault,) = Bench("fill-mask", tiny_llama(tmp_path), {"text": ["a"]}).recipe.check()
     assert "without a mask token" in fault

@@ -78,8 +78,7 @@ def test_bytes_paths_and_structs_are_the_same_pictures(vit: str, tmp_path: Path)
     structs = [{"bytes": None, "path": path} for path in paths]
     batches = []
     for images in (PICTURES, paths, structs):
-        bench = Bench(TASK, vit, {"image": images, "label": KINDS["single"]})
-        bench.recipe.task.files = RowFiles(str(tmp_path))
+        bench = Bench(TASK, vit, {"image": images, "label": KINDS["single"]}, RowFiles(str(tmp_path)))
         batches.append(bench.ready().batch()["pixel_values"])
     assert all(torch.equal(batches[0], batch) for batch in batches[1:])
 
@@ -87,7 +86,7 @@ def test_bytes_paths_and_structs_are_the_same_pictures(vit: str, tmp_path: Path)
 def test_broken_pictures_are_faults_with_file_and_row(vit: str) -> None:
     jpeg = picture(1, "JPEG")
     images = [PICTURES[0], None, b"no picture", jpeg[: len(jpeg) // 2], PICTURES[1][:-40], jpeg]
-    faults = Bench(TASK, vit, {"image": images, "label": ["a", "b", "a", "b", None, "a"]}).survey().faults
+    faults = Bench(TASK, vit, {"image": images, "label": ["a", "b", "a", "b", None, "a"]}).validate().faults
     starts = [
         "rows.parquet row 4: label is null",
         "rows.parquet row 1: image is null",

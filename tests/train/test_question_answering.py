@@ -154,7 +154,7 @@ def test_both_forms_of_answers_are_the_same(encoder):
     ]
     nested = Bench("question-answering", encoder, {**flat, "answers": pa.array(squad, SQUAD)}).ready()
     assert nested.features.equals(bench(encoder, unanswerable=True).ready().features)
-    assert nested.survey().labels == {"answerable": 3, "unanswerable": 1}
+    assert nested.validate().labels == {"answerable": 3, "unanswerable": 1}
 
 
 def test_faults_of_rows_name_file_and_row(encoder):
@@ -173,7 +173,7 @@ def test_faults_of_rows_name_file_and_row(encoder):
     names = ("question", "context", "answers", "answer_starts")
     found = Bench(
         "question-answering", encoder, dict(zip(names, map(list, zip(*cases, strict=True)), strict=True))
-    ).survey()
+    ).validate()
     assert found.faults == [
         f"rows.parquet row {row}: {fault}"
         for row, fault in enumerate(
@@ -194,8 +194,8 @@ def test_faults_of_rows_name_file_and_row(encoder):
 
 def test_rows_without_any_answer_and_answers_without_starts_are_refused(encoder):
     columns = {"question": ["who?"], "context": ["a river"], "answers": pa.array([[]], pa.list_(pa.string()))}
-    (fault,) = Bench("question-answering", encoder, columns).survey().faults
+    (fault,) = Bench("question-answering", encoder, columns).validate().faults
     assert fault == "answers has no offsets; use --column answer_starts=COLUMN for the start of each answer"
     columns["answer_starts"] = pa.array([[]], pa.list_(pa.int64()))
-    (fault,) = Bench("question-answering", encoder, columns).settle()
+    (fault,) = Bench("question-answering", encoder, columns).fit()
     assert fault == "no training row has an answer; there is nothing to train on"

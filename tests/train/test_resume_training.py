@@ -83,7 +83,7 @@ def copied(order: TrainWorkerConfig, out: Path) -> TrainWorkerConfig:
     """The same training in a copy of its output."""
     shutil.copytree(order.spec.output, out, dirs_exist_ok=True)
     spec = order.spec.model_copy(update={"output": str(out)})
-    return TrainWorkerConfig(spec, order.model, order.settled, order.features)
+    return TrainWorkerConfig(spec, order.model, order.fitted, order.features)
 
 
 def left_after(step: int, order: TrainWorkerConfig) -> Counter[int]:

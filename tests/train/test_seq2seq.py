@@ -196,7 +196,9 @@ def test_texts_and_targets_that_are_cut_are_counted(folders: dict[str, str]) -> 
 
 
 def test_faults_of_rows_name_file_and_row(folders: dict[str, str]) -> None:
-    found = bench_of(folders, "t5", {"text": ["a", None, " ", "b"], "target": ["x", "y", "z", "\n"]}).survey()
+    found = bench_of(
+        folders, "t5", {"text": ["a", None, " ", "b"], "target": ["x", "y", "z", "\n"]}
+    ).validate()
     assert found.rows == 4
     assert found.faults == [
         "rows.parquet row 1: text is null or empty",

@@ -48,7 +48,7 @@ def test_balanced_weights_make_every_label_count_the_same(encoder):
     bench = Bench(
         "text-classification", encoder, {"text": TEXTS, "label": labels}, params={"class_weights": "balanced"}
     )
-    bench.settle()
+    bench.fit()
     assert dict(zip(bench.recipe.labels, bench.recipe.weights, strict=True)) == {"common": 0.6, "rare": 3.0}
 
 
@@ -59,18 +59,18 @@ def test_labels_that_are_numbers_may_have_names(encoder, kind, fault):
     options = {"params": {"label_names": names}}
     recipe = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}, **options).ready().recipe
     assert recipe.labels == ["good", "bad", "fair"]
-    told = {label: recipe.settled["counts"][label] for label in recipe.labels}
+    told = {label: recipe.fitted["counts"][label] for label in recipe.labels}
     assert told == {"good": 2, "bad": 2, "fair": 2}
     beyond = [*numbers[:5], 4] if kind == "single" else [*labels[:5], [0, -1]]
     bench = Bench("text-classification", encoder, {"text": TEXTS, "label": beyond}, **options)
-    assert bench.survey().faults == [
+    assert bench.validate().faults == [
         f"rows.parquet row 5: {fault} or a number beyond the 4 of params.label_names"
     ]
 
 
 def test_a_vector_of_0_and_1_is_no_list_of_labels(encoder):
     labels = [[0, 1], [1, 0], [1, 1], [0, 0], [0], [1]]
-    found = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).survey()
+    found = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).validate()
     twice = "label holds one twice; give the labels of the row, not a vector of 0 and 1"
     assert found.faults == [f"rows.parquet row {row}: {twice}" for row in (2, 3)]
     assert not is_label(pa.list_(pa.float32()))
@@ -104,7 +104,7 @@ def test_whole_numbers_that_are_kept_as_floats_may_be_labels(encoder):
 @pytest.mark.parametrize("kind", ["multi", "regression"])
 def test_label_smoothing_is_for_one_label_a_row(encoder, kind):
     rows, schedule = {"text": TEXTS, "label": KINDS[kind]}, {"label_smoothing": 0.1}
-    (fault,) = Bench("text-classification", encoder, rows, schedule=schedule).settle()
+    (fault,) = Bench("text-classification", encoder, rows, schedule=schedule).fit()
     assert fault.startswith("schedule.label_smoothing is for rows of one label")
 
 
@@ -117,13 +117,13 @@ def test_label_smoothing_is_for_one_label_a_row(encoder, kind):
 )
 def test_what_is_for_classes_is_refused_for_quantities(encoder, param, told):
     rows = {"text": TEXTS, "label": KINDS["regression"]}
-    (fault,) = Bench("text-classification", encoder, rows, params=param).settle()
+    (fault,) = Bench("text-classification", encoder, rows, params=param).fit()
     assert told in fault
 
 
 def test_a_column_of_nulls_is_told_by_its_rows(encoder):
     rows = {"text": pa.nulls(2), "label": ["a", "b"]}
-    assert Bench("text-classification", encoder, rows).survey().faults == [
+    assert Bench("text-classification", encoder, rows).validate().faults == [
         f"rows.parquet row {row}: text is null or empty" for row in (0, 1)
     ]
 
@@ -131,7 +131,7 @@ def test_a_column_of_nulls_is_told_by_its_rows(encoder):
 def test_faults_of_rows_name_file_and_row(encoder):
     found = Bench(
         "text-classification", encoder, {"text": ["a", None, ""], "label": ["x", "y", None]}
-    ).survey()
+    ).validate()
     assert found.faults == [
         "rows.parquet row 2: label is null",
         "rows.parquet row 1: text is null or empty",
@@ -145,12 +145,12 @@ def test_a_label_that_is_empty_and_half_a_pair_are_faults(encoder):
         "text_pair": ["a", None, *"cdef"],
         "label": ["good", "bad", "", "good", "bad", "bad"],
     }
-    faults = Bench("text-classification", encoder, rows).survey().faults
+    faults = Bench("text-classification", encoder, rows).validate().faults
     assert faults == ["rows.parquet row 2: label is empty", "rows.parquet row 1: text_pair is null"]
 
 
 def test_one_label_alone_is_refused(encoder):
-    (fault,) = Bench("text-classification", encoder, {"text": ["a", "b"], "label": ["x", "x"]}).settle()
+    (fault,) = Bench("text-classification", encoder, {"text": ["a", "b"], "label": ["x", "x"]}).fit()
     assert "same label 'x'" in fault
 
 
@@ -164,7 +164,7 @@ def test_whole_numbers_are_labels_in_their_order(encoder):
 
 def test_a_null_among_the_labels_of_a_row_is_a_fault(encoder):
     labels = [["good"], ["bad", None], [], None, ["bad"], ["good"]]
-    assert Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).survey().faults == [
+    assert Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).validate().faults == [
         "rows.parquet row 3: label is null",
         "rows.parquet row 1: label holds a null",
     ]
@@ -178,15 +178,15 @@ def test_a_kind_that_the_labels_are_not_of_is_refused(encoder, kind, asked):
         "text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}, params={"kind": asked}
     )
     with pytest.raises(SpecError, match=f"params.kind is {asked}, but the labels are of type"):
-        bench.survey()
+        bench.validate()
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e39])
 @pytest.mark.parametrize("kind", ["auto", "single"])
 def test_a_number_that_is_not_finite_is_told_by_its_row(encoder: str, value: float, kind: str) -> None:
     rows = {"text": ["a", "b", "c"], "label": pa.array([0.5, value, 1.5])}
-    (fault,) = Bench("text-classification", encoder, rows, params={"kind": kind}).survey().faults
+    (fault,) = Bench("text-classification", encoder, rows, params={"kind": kind}).validate().faults
     assert fault.startswith("rows.parquet row 1: label is ")
     half = {**rows, "label": pa.array([np.float16(0.5), np.float16("inf"), np.float16(1)], pa.float16())}
-    (fault,) = Bench("text-classification", encoder, half, params={"kind": kind}).survey().faults
+    (fault,) = Bench("text-classification", encoder, half, params={"kind": kind}).validate().faults
     assert "infinite" in fault

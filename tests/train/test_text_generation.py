@@ -312,13 +312,13 @@ def test_packing_is_refused_where_it_would_mix_rows(llama: str, tmp_path: Path) 
 
 def test_faults_of_rows_name_file_and_row(llama: str, tmp_path: Path) -> None:
     pairs = {"prompt": ["a", None, "b"], "completion": ["", "c", "d"]}
-    assert Bench("text-generation", llama, pairs).survey().faults == [
+    assert Bench("text-generation", llama, pairs).validate().faults == [
         "rows.parquet row 1: prompt is null or empty",
         "rows.parquet row 0: completion is null or empty",
     ]
     ask, answer = CHATS[0]
     chats = [None, [], [ask], [answer], [ask, {"role": "assistant", "content": None}], CHATS[1]]
-    assert Bench("text-generation", llama, {"messages": chats}).survey().faults == [
+    assert Bench("text-generation", llama, {"messages": chats}).validate().faults == [
         "rows.parquet row 0: messages is null",
         "rows.parquet row 1: messages is empty",
         "rows.parquet row 2: messages has no turn of the assistant, so there is nothing to train on",
@@ -326,7 +326,7 @@ def test_faults_of_rows_name_file_and_row(llama: str, tmp_path: Path) -> None:
         "rows.parquet row 4: a message has no content",
     ]
     forgetful = tiny_llama(tmp_path, chat_template=FORGETFUL_TEMPLATE)
-    (fault,) = Bench("text-generation", forgetful, {"messages": CHATS}).survey().faults
+    (fault,) = Bench("text-generation", forgetful, {"messages": CHATS}).validate().faults
     assert "row 1: the chat template renders a turn differently if others follow" in fault
 
 
@@ -383,4 +383,4 @@ def test_params_and_models_that_cannot_work_are_faults(llama: str, tmp_path: Pat
     assert "is not a causal language model" in fault
     assert Bench(
         "text-generation", llama, {"text": pa.array([None, "a"]).dictionary_encode()}
-    ).survey().faults == ["rows.parquet row 0: text is null or empty"]
+    ).validate().faults == ["rows.parquet row 0: text is null or empty"]

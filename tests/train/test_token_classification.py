@@ -182,7 +182,7 @@ def test_tags_that_are_numbers_are_classes_or_have_names(encoder):
     named = Bench("token-classification", encoder, rows, params={"tag_names": names}).ready().recipe
     assert (named.labels, named.metric, named.notes) == (["O", "B-X", "I-X", "B-Y", "I-Y"], "f1", [])
     few = Bench("token-classification", encoder, rows, params={"tag_names": names[:10]})
-    assert few.survey().faults == ["rows.parquet row 0: tag 5 is null or beyond the 10 of params.tag_names"]
+    assert few.validate().faults == ["rows.parquet row 0: tag 5 is null or beyond the 10 of params.tag_names"]
 
 
 def test_the_guess_without_a_model_is_the_commonest_tag(encoder):
@@ -196,7 +196,7 @@ def test_faults_of_words_name_file_and_row(encoder):
         "tokens": [["a", "b"], None, ["a"], ["a", None], ["a"], []],
         "tags": [["O"], ["O"], None, ["O", "O"], [""], []],
     }
-    assert Bench("token-classification", encoder, rows).survey().faults == [
+    assert Bench("token-classification", encoder, rows).validate().faults == [
         "rows.parquet row 0: 2 tokens have 1 tags; give each token one",
         "rows.parquet row 1: tokens is null or empty",
         "rows.parquet row 2: tags is null",
@@ -214,7 +214,7 @@ def test_faults_of_spans_name_file_and_row(encoder):
     texts = ["a b c"] * 4 + [""] + ["a b c"] * 2
     found = (
         Bench("token-classification", encoder, {"text": texts, "spans": pa.array(spans, SPAN)})
-        .survey()
+        .validate()
         .faults
     )
     assert found == [
@@ -239,7 +239,7 @@ def test_faults_of_spans_name_file_and_row(encoder):
     ],
 )
 def test_tags_that_are_no_spans_are_refused(encoder, tags, fault):
-    (found,) = Bench("token-classification", encoder, {"tokens": [["a", "b", "c"]], "tags": [tags]}).settle()
+    (found,) = Bench("token-classification", encoder, {"tokens": [["a", "b", "c"]], "tags": [tags]}).fit()
     assert fault in found
 
 

@@ -24,8 +24,8 @@ from hfbatch.cli.options import finetune_spec
 from hfbatch.cluster.session import nodes
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.spec.finetune import FinetuneSpec
-from hfbatch.train.estimate import describe_training, try_training
-from hfbatch.train.features import examine
+from hfbatch.train.estimate import describe_training, fit_to_sample, try_training
+from hfbatch.train.features import validate_rows
 from hfbatch.train.loop.memory import held, kept_for_backward, skeleton
 from hfbatch.train.loop.model import build_model, trainable
 from hfbatch.train.loop.throughput import padding_share
@@ -69,7 +69,7 @@ def test_a_label_that_falls_whole_into_the_share_set_aside_is_a_label(
     learnt = set()
     for seed in range(8):
         plan = plan_of(values, **share, seed=seed, params={"class_weights": "balanced"})
-        shown = describe_training(plan)
+        shown, (plan, _) = describe_training(plan), fit_to_sample(plan)
         assert plan.recipe.labels == ["no", "rare", "yes"]
         learnt_from = sum(shown["labels"].values())
         assert plan.recipe.weights[1] == (learnt_from / 3 if shown["labels"]["rare"] else 1)
@@ -81,8 +81,7 @@ def test_a_label_that_falls_whole_into_the_share_set_aside_is_a_label(
 
 def test_labels_that_the_model_knows_keep_their_places(values: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_bert(tmp_path, id2label={0: "yes", 1: "no"})
-    plan = plan_of(values, model=model)
-    describe_training(plan)
+    plan, _ = fit_to_sample(plan_of(values, model=model))
     assert plan.recipe.labels == ["yes", "no"]
 
 
@@ -154,7 +153,7 @@ def test_a_filter_that_fails_on_rows_is_told_by_its_own_name(
     with pytest.raises(
         SplitError, match=r"^eval\.filter 'CAST.*' fails on rows of rows\.parquet: Conversion"
     ):
-        examine(plan.spec, plan.model, plan.eval)
+        validate_rows(plan.spec, plan.model, plan.eval)
 
 
 def test_rows_that_change_while_a_model_learns_cost_the_report_no_more_than_their_texts(
@@ -286,7 +285,7 @@ def test_steps_of_the_spec_go_before_epochs(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_weights_are_counted_without_loading_them(values: dict[str, Any], method: str) -> None:
-    plan = plan_of(values, method=method)
+    plan, _ = fit_to_sample(plan_of(values, method=method))
     shown = describe_training(plan)
     changing, weights = trainable(build_model(plan.spec, plan.recipe))
     assert (shown["trainable"], shown["weights"]) == (changing, weights)
@@ -302,14 +301,14 @@ def test_what_a_pass_keeps_is_counted_exactly() -> None:
 
 
 def test_a_model_without_weights_keeps_about_what_the_real_one_does(values: dict[str, Any]) -> None:
-    plan = plan_of(values)
-    foretold = describe_training(plan)["memory"]["activations"]
+    plan, _ = fit_to_sample(plan_of(values))
+    estimate = describe_training(plan)["memory"]["activations"]
     model = build_model(plan.spec, plan.recipe)
     inputs = {"input_ids": torch.ones(16, 12, dtype=torch.long), "attention_mask": torch.ones(16, 12).long()}
     real = kept_for_backward(model, lambda: model(**inputs).logits.sum())
-    assert foretold == pytest.approx(real, rel=0.05)
+    assert estimate == pytest.approx(real, rel=0.05)
     again = plan_of(values, compute={"dtype": "float32", "gradient_checkpointing": True})
-    assert describe_training(again)["memory"]["activations"] < foretold / 2
+    assert describe_training(again)["memory"]["activations"] < estimate / 2
     assert next(skeleton(plan.spec, plan.recipe).parameters()).is_meta
 
 

@@ -30,7 +30,7 @@ from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train import worker_group
 from hfbatch.train.data.rows import FeatureRows
 from hfbatch.train.features import make_features
-from hfbatch.train.loop.worker_config import TrainWorkerConfig, state_folder
+from hfbatch.train.loop.worker_config import TrainWorkerConfig, build_recipe, state_folder
 from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.run import FinetuneResult, finetune
 from hfbatch.train.worker_group import WorkerGroup
@@ -81,11 +81,13 @@ def order_of(spec: FinetuneSpec) -> TrainWorkerConfig:
         columns = {column: table[column].combine_chunks() for column in table.column_names}
         places = pa.table({"file": ["rows.parquet"] * len(table), "row": range(len(table))})
         if name == "train":
-            assert recipe.settle(recipe.examine(columns, places), plan.types) == []
+            statistics = recipe.validate(columns, places)
+            recipe = build_recipe(plan.spec, plan.model, recipe.fit(statistics, plan.types))
+            assert recipe.train_faults(statistics, plan.types) == []
         made, _ = make_features(recipe, columns, places)
         (features / name).mkdir(parents=True)
         pq.write_table(made, features / name / "part-000000.parquet")
-    return TrainWorkerConfig(plan.spec, plan.model, recipe.settled, str(features))
+    return TrainWorkerConfig(plan.spec, plan.model, recipe.fitted, str(features))
 
 
 def predicted(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from hfbatch.data.filesystem import join
+from hfbatch.data.media import NO_FILES
+from hfbatch.data.media_files import RowFiles
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.output.lock import TAKEOVER_S, Claim
@@ -28,8 +31,8 @@ class TrainWorkerConfig:
 
     spec: FinetuneSpec
     model: Model
-    settled: dict[str, Any]
-    """Values that the recipe derived from the training set."""
+    fitted: Mapping[str, Any]
+    """What the recipe's `fit` returned for the training set: plain values."""
     features: str
     """Folder or URL of the features, in `train/` and `eval/`."""
     claim: Claim | None = None
@@ -53,7 +56,7 @@ class TrainWorkerConfig:
         values = json.loads(text)
         spec, model = FinetuneSpec.model_validate(values.pop("spec")), Model(**values.pop("model"))
         claim = values["claim"] and Claim(**{**values["claim"], "out": Location(values["claim"]["out"])})
-        return cls(spec, model, values["settled"], Location(values["features"]), claim)
+        return cls(spec, model, values["fitted"], Location(values["features"]), claim)
 
     def check(self) -> None:
         """Checks that the training still holds the output. :raises LockLostError: if it does not."""
@@ -63,7 +66,7 @@ class TrainWorkerConfig:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe, with the model's files on this machine."""
-        return build_recipe(self.spec, self.model.fetch(), self.settled)
+        return build_recipe(self.spec, self.model.fetch(), self.fitted)
 
     @property
     def state(self) -> str:
@@ -76,14 +79,24 @@ def state_folder(spec: FinetuneSpec) -> str:
     return join(spec.output, "_hfbatch")
 
 
-def build_recipe(spec: FinetuneSpec, model: Model, settled: dict[str, Any] | None = None) -> Recipe:
-    """Builds the recipe of a spec. :raises SpecError: for a task that cannot be trained."""
-    cls, task_cls = recipe_class(spec.task), task_class(spec.task)
-    task = task_cls(model, task_cls.Params(), spec.batch.max_length, spec.seed)
-    task.tokenizer_changes = spec.tokenizer
-    recipe = cls(task, cls.Params.model_validate(spec.params), spec.schedule.label_smoothing, settled)
-    recipe.batch = spec.batch
-    return recipe
+def build_recipe(
+    spec: FinetuneSpec,
+    model: Model,
+    fitted: Mapping[str, Any] | None = None,
+    files: RowFiles = NO_FILES,
+) -> Recipe:
+    """Builds the recipe of a spec and its task.
+
+    :param fitted: what the recipe's `fit` returned; None before the rows are validated.
+    :param files: the files that rows may name.
+    :raises SpecError: for a task that cannot be trained.
+    """
+    cls, batch = recipe_class(spec.task), spec.batch
+    params = cls.Params.model_validate(spec.params)
+    task_params = cls.task_params(params, batch.max_length, fitted or {})
+    task = task_class(spec.task)(model, task_params, batch.max_length, spec.seed)
+    task.tokenizer_changes, task.files = spec.tokenizer, files
+    return cls(task, params, spec.schedule.label_smoothing, batch, fitted)
 
 
 def check_shares(size: int, per_device: int | str, least: int, most: int, group: int = 1) -> None:

@@ -3,7 +3,7 @@
 A recipe belongs to the task of the same name and reads rows as that task does, so that training and prediction see
 the same inputs. These methods process a row, in this order:
 
-    examine     CPU      columns           -> labels, faults  before any work
+    validate    CPU      columns           -> statistics      before any work, of which `fit` makes labels and the like
     features    CPU      columns           -> features        those of the task, plus the targets
     collate     CPU      features          -> batch           the model's input tensors, with `labels`
     loss        device   model's outputs   -> sum / items     independent of how a step is split into batches
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.spec.finetune import TrainBatchSpec
+from hfbatch.tasks import base, task_class
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ MOST_FAULTS = 20
 
 
 @dataclass
-class Survey:
+class DatasetStatistics:
     """Statistics and faults of raw rows, before they become features."""
 
     rows: int = 0
@@ -49,7 +50,7 @@ class Survey:
     hashes: list[np.ndarray] = field(default_factory=list)
     """Hashes of the rows' contents, if an evaluation set is held out of them."""
 
-    def add(self, other: Survey) -> None:
+    def add(self, other: DatasetStatistics) -> None:
         """Adds the statistics and faults of other rows."""
         self.rows += other.rows
         self.labels += other.labels
@@ -89,20 +90,36 @@ class Recipe(ABC):
     """Training methods that this task supports."""
 
     def __init__(
-        self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        params: Any,
+        label_smoothing: float = 0.0,
+        batch: TrainBatchSpec | None = None,
+        fitted: Mapping[str, Any] | None = None,
     ) -> None:
         self.task = task
+        """The task, built with `task_params`."""
         self.params = params
         self.label_smoothing = label_smoothing
-        self.settled: dict[str, Any] = dict(settled or {})
-        """Values derived from the training set, such as the labels; plain values, sent to the workers."""
-        self.batch = TrainBatchSpec()
+        self.batch = batch or TrainBatchSpec()
         """Batch settings, for recipes whose loss depends on them."""
+        self.fitted: Mapping[str, Any] = dict(fitted or {})
+        """What `fit` returned for the training set, such as the labels; empty before the rows are validated."""
+
+    @classmethod
+    def task_params(cls, params: Any, max_length: int | None, fitted: Mapping[str, Any]) -> base.Params:
+        """Returns the params of the task with which a model is trained and evaluated: by default, the defaults.
+
+        :param params: the recipe's params.
+        :param max_length: the spec's limit of tokens.
+        :param fitted: what `fit` returned; empty before the rows are validated.
+        """
+        return task_class(cls.name).Params()
 
     @property
     def labels(self) -> list[str]:
         """Names by class index; empty for a recipe without classes, and before the training set is validated."""
-        return self.settled.get("labels", [])
+        return self.fitted.get("labels", [])
 
     @property
     def notes(self) -> list[str]:
@@ -167,23 +184,37 @@ class Recipe(ABC):
         ]
 
     @abstractmethod
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
-        """Counts labels and finds rows that cannot be used for training.
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
+        """Counts rows and labels, and finds rows that cannot be used for training.
 
         :param columns: maps columns of the recipe to arrays, nulls included.
         :param places: `file` (string) and `row` (int64) of each row.
         """
 
-    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Derives labels and the like from the statistics of the training set; returns faults of the set as a whole.
+    def fit(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Derives labels and the like from the training set; a recipe that is built with them is the fitted one.
 
+        :param statistics: those of the training set.
         :param types: types of the recipe's columns.
+        :returns: plain values, which are sent to the workers as JSON.
+        """
+        return {}
+
+    def train_faults(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Checks the training set as a whole, such as that it has several labels; for a fitted recipe.
+
+        :param statistics: those that the recipe was fitted to; `types`: as for `fit`.
         """
         return []
 
-    def eval_faults(self, survey: Survey) -> list[str]:
-        """Checks the evaluation set: by default, reports labels that do not occur in the training set."""
-        unknown = sorted(set(survey.labels) - set(self.labels)) if self.labels else []
+    def eval_faults(self, statistics: DatasetStatistics) -> list[str]:
+        """Checks the evaluation set: by default, reports labels that do not occur in the training set.
+
+        For a fitted recipe.
+
+        :param statistics: those of the evaluation set.
+        """
+        unknown = sorted(set(statistics.labels) - set(self.labels)) if self.labels else []
         if not unknown:
             return []
         shown = ", ".join(map(repr, unknown[:5]))

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from hfbatch.spec.finetune import TrainBatchSpec
 from hfbatch.spec.job import Auto
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
 from hfbatch.tasks.multimodal.embedding import Embedding, EmbeddingParams
 from hfbatch.tasks.tokens import list_lengths, text_column
 from hfbatch.train.metrics.classification import regression
 from hfbatch.train.metrics.retrieval import cosines, retrieval, triplet_accuracy
-from hfbatch.train.recipes.base import Predicted, Recipe, Survey, faulty_rows, items_of
+from hfbatch.train.recipes.base import DatasetStatistics, Predicted, Recipe, faulty_rows, items_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,12 @@ class EmbeddingTraining(Params):
     document_prompt: str | None = None
     """Text put before positives and negatives; saved with the model as its prompt `document`."""
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompts by name, which the trained model will have."""
+        given = {"query": self.query_prompt, "document": self.document_prompt}
+        return {name: text for name, text in given.items() if text}
+
 
 def is_number(kind: pa.DataType) -> bool:
     """Returns whether a column of this Arrow type holds numbers."""
@@ -91,36 +98,37 @@ class EmbeddingRecipe(Recipe):
         task: Task,
         params: Any,
         label_smoothing: float = 0.0,
-        settled: Mapping[str, Any] | None = None,
+        batch: TrainBatchSpec | None = None,
+        fitted: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(task, params, label_smoothing, settled)
-        prompt = "" if self.prompts else None
-        self.task.params = EmbeddingParams(pooling=params.pooling, normalize=params.normalize, prompt=prompt)
+        super().__init__(task, params, label_smoothing, batch, fitted)
         self.auto_class = task.auto_class
+
+    @classmethod
+    def task_params(
+        cls, params: EmbeddingTraining, max_length: int | None, fitted: Mapping[str, Any]
+    ) -> EmbeddingParams:
+        """Returns the pooling; the recipe adds prompts itself, those of anchors and of other texts."""
+        prompt = "" if params.prompts else None
+        return EmbeddingParams(pooling=params.pooling, normalize=params.normalize, prompt=prompt)
 
     @property
     def metric(self) -> str:
         """Name of the metric that selects the best checkpoint."""
-        return "spearman" if self.settled["kind"] == "scores" else "mrr_at_10"
+        return "spearman" if self.fitted["kind"] == "scores" else "mrr_at_10"
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics for the kind of rows."""
-        if self.settled["kind"] == "scores":
+        if self.fitted["kind"] == "scores":
             return "spearman", "pearson"
-        more = ("triplet_accuracy",) if self.settled["kind"] == "triplets" else ()
+        more = ("triplet_accuracy",) if self.fitted["kind"] == "triplets" else ()
         return "mrr_at_10", "accuracy_at_1", *more
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Text columns of a row."""
-        return TEXTS[self.settled["kind"]]
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """Prompts from the params, which the trained model will have."""
-        given = {"query": self.params.query_prompt, "document": self.params.document_prompt}
-        return {name: text for name, text in given.items() if text}
+        return TEXTS[self.fitted["kind"]]
 
     @property
     def grouped(self) -> bool:
@@ -154,8 +162,8 @@ class EmbeddingRecipe(Recipe):
             )
         if self.label_smoothing:
             faults.append("schedule.label_smoothing: embedding has no labels; leave it out")
-        if self.prompts and not self.task.recipe.include_prompt:
-            names = " and ".join(f"params.{name}_prompt" for name in self.prompts)
+        if self.params.prompts and not self.task.recipe.include_prompt:
+            names = " and ".join(f"params.{name}_prompt" for name in self.params.prompts)
             faults.append(f"{where} excludes prompts from pooling, so that {names} cannot be trained")
         return faults
 
@@ -181,11 +189,11 @@ class EmbeddingRecipe(Recipe):
                 f"batch.size {self.batch.size} leaves groups of one row, in which there is nothing to compare; set it to "
                 "a multiple of 32, or set params.group"
             )
-        if kind == "scores" and self.prompts:
+        if kind == "scores" and self.params.prompts:
             faults.append("params.query_prompt and params.document_prompt are for anchors; leave them out")
         return faults
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Finds null and empty texts, scores outside [-1, 1], and negatives equal to their positive."""
         kind = kind_of(set(columns))
         texts = {name: columns[name].cast(pa.string()) for name in TEXTS[kind]}
@@ -203,19 +211,18 @@ class EmbeddingRecipe(Recipe):
             same = pc.equal(texts["negative"], texts["positive"])
             found["negative is the same text as positive"] = same.fill_null(False)
         faults = {fault: rows.to_numpy(zero_copy_only=False) for fault, rows in found.items()}
-        return Survey(len(places), Counter({kind: len(places)}), faulty_rows(faults, places))
+        return DatasetStatistics(len(places), Counter({kind: len(places)}), faulty_rows(faults, places))
 
-    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Determines the kind of rows."""
-        self.settled = {"kind": kind_of(set(types))}
-        return []
+    def fit(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Returns the `kind` of rows."""
+        return {"kind": kind_of(set(types))}
 
-    def eval_faults(self, survey: Survey) -> list[str]:
+    def eval_faults(self, statistics: DatasetStatistics) -> list[str]:
         """Checks that the rows of the evaluation set are of the same kind as those of the training set."""
-        kind = self.settled["kind"]
+        kind = self.fitted["kind"]
         return [
             f"train has {kind} ({', '.join(TEXTS[kind])}) and eval has {other}; give both the same columns"
-            for other in survey.labels
+            for other in statistics.labels
             if other != kind
         ]
 
@@ -223,7 +230,7 @@ class EmbeddingRecipe(Recipe):
         """Returns the task's tokens of each text, `key` (int64, equal for equal texts), and `score` (float32), if any."""
         made, cut = {}, np.zeros(len(places), bool)
         for name in self.texts:
-            prompt = self.prompts.get("query" if name == "anchor" else "document", "")
+            prompt = self.params.prompts.get("query" if name == "anchor" else "document", "")
             texts = columns[name].to_pylist()
             prompted = pa.array([prompt + text for text in texts], pa.string())
             tokens = self.task.preprocess({"text": prompted}, places)
@@ -256,7 +263,7 @@ class EmbeddingRecipe(Recipe):
 
     def _labels(self, features: pa.Table) -> np.ndarray:
         """Returns scores, float32 [rows], or keys of the texts, int64 [rows, texts]."""
-        if self.settled["kind"] == "scores":
+        if self.fitted["kind"] == "scores":
             return features["score"].to_numpy().copy()
         return np.stack([features[f"{name}.key"].to_numpy() for name in self.texts], axis=1)
 
@@ -294,7 +301,7 @@ class EmbeddingRecipe(Recipe):
     def _sum(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         from hfbatch.train.recipes.embedding_loss import make_loss, sum_over_groups
 
-        loss = make_loss(self.loss_name(self.settled["kind"]), self.params.scale, self.params.margin)
+        loss = make_loss(self.loss_name(self.fitted["kind"]), self.params.scale, self.params.margin)
         return sum_over_groups(loss, vectors, labels, self.group if self.grouped else max(len(labels), 1))
 
     def predict(self, model: Any, batch: dict[str, torch.Tensor]) -> Predicted:
@@ -310,11 +317,11 @@ class EmbeddingRecipe(Recipe):
         vectors, labels = np.stack(predictions), self._labels(features)
         loss = self._sum(torch.from_numpy(vectors), torch.from_numpy(labels)) / labels.size
         first, second = vectors[:, 0], vectors[:, 1]
-        if self.settled["kind"] == "scores":
+        if self.fitted["kind"] == "scores":
             found = regression(cosines(first, second), labels)
             return {"loss": float(loss), "pearson": found["pearson"], "spearman": found["spearman"]}
         found = retrieval(first, second, labels[:, 0], labels[:, 1])
-        if self.settled["kind"] == "triplets":
+        if self.fitted["kind"] == "triplets":
             found["triplet_accuracy"] = triplet_accuracy(first, second, vectors[:, 2])
         return {"loss": float(loss), **found}
 
@@ -323,8 +330,8 @@ class EmbeddingRecipe(Recipe):
         from hfbatch.train.recipes.sentence_files import write_sentence_files
 
         own = self.task.recipe
-        default = None if self.prompts else own.default_prompt
-        write_sentence_files(self.task, folder, {**own.prompts, **self.prompts}, default)
+        default = None if self.params.prompts else own.default_prompt
+        write_sentence_files(self.task, folder, {**own.prompts, **self.params.prompts}, default)
 
 
 def kind_of(present: set[str]) -> str:

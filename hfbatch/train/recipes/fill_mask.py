@@ -14,7 +14,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Features, Params
 from hfbatch.tasks.text.windows import TOKENS, encode_windows
 from hfbatch.tasks.tokens import collate_text, lists_of, offsets_of, pad, text_column
-from hfbatch.train.recipes.base import IGNORED, Survey, faulty_rows
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, faulty_rows
 from hfbatch.train.recipes.token_loss import TokenRecipe
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class FillMaskRecipe(TokenRecipe):
             )
         return faults
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Finds null and empty texts."""
         empty = pc.fill_null(pc.equal(pc.utf8_length(columns["text"].cast(pa.string())), 0), True)
         found = {"text is null or empty": empty.to_numpy(zero_copy_only=False)}
-        return Survey(len(places), Counter(), faulty_rows(found, places))
+        return DatasetStatistics(len(places), Counter(), faulty_rows(found, places))
 
     def features(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Returns tokens of each window; `units`, equal for tokens that are masked together; `window`: list<int32>."""

@@ -17,7 +17,7 @@ from hfbatch.tasks.base import Features, InputColumn, Params
 from hfbatch.tasks.tokens import is_text, lists_of
 from hfbatch.train.metrics.classification import METRICS, multi_label, regression, single_label
 from hfbatch.train.metrics.per_example import label_details, labels_details, number_details
-from hfbatch.train.recipes.base import IGNORED, Recipe, Survey, faulty_rows
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, Recipe, faulty_rows
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +74,12 @@ class LabelRecipe(Recipe):
     @property
     def metric(self) -> str:
         """Name of the metric that selects the best checkpoint, by kind of label."""
-        return {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[self.settled["kind"]]
+        return {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[self.fitted["kind"]]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics for the kind of label."""
-        return METRICS[self.settled["kind"]]
+        return METRICS[self.fitted["kind"]]
 
     @abstractmethod
     def input_faults(self, columns: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ class LabelRecipe(Recipe):
             raise SpecError(f"params.kind is {asked}, but the labels are of type {kind}; leave it out")
         return asked
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Counts labels; reports null or invalid labels and unusable inputs as faults."""
         kind, names = self.kind_of(columns["label"].type), self.params.label_names
         label = self._label(columns)
@@ -119,13 +119,23 @@ class LabelRecipe(Recipe):
             )
         faults = faulty_rows({**found, **self.input_faults(columns)}, places)
         if kind == "regression":
-            return Survey(len(places), Counter(), faults)
-        return Survey(len(places), Counter(names_of(label.flatten() if kind == "multi" else label)), faults)
+            return DatasetStatistics(len(places), Counter(), faults)
+        return DatasetStatistics(
+            len(places), Counter(names_of(label.flatten() if kind == "multi" else label)), faults
+        )
 
-    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Orders the labels: as the model has them if it has them all, else by number, then by name."""
-        kind = self.kind_of(types["label"])
-        self.settled = {"kind": kind, "labels": [], "counts": dict(survey.labels)}
+    def fit(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Returns `kind`, `labels` and their `counts`. The order is the model's if it has them all, else by value."""
+        kind, counts = self.kind_of(types["label"]), dict(statistics.labels)
+        if kind == "regression":
+            return {"kind": kind, "labels": [], "counts": counts}
+        known = self.params.label_names or self.known_labels
+        labels = sorted(counts, key=known.index if counts.keys() <= set(known) else by_value)
+        return {"kind": kind, "labels": labels, "counts": counts}
+
+    def train_faults(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Checks that the rows have at least two labels, and that the params are for their kind and name no others."""
+        kind = self.fitted["kind"]
         if self.label_smoothing and kind != "single":
             return ["schedule.label_smoothing is for rows of one label each; leave it out"]
         if self.params.label_names and pa.types.is_floating(types["label"]):
@@ -133,20 +143,17 @@ class LabelRecipe(Recipe):
         if kind == "regression":
             weights = self.params.class_weights
             return ["params.class_weights: a number has no classes; leave it out"] if weights else []
-        known = self.params.label_names or self.known_labels
-        labels = sorted(survey.labels, key=known.index if survey.labels.keys() <= set(known) else by_value)
-        self.settled["labels"] = labels
         faults = []
-        present = [label for label in labels if survey.labels[label]]
+        present = [label for label in self.labels if statistics.labels[label]]
         if len(present) < 2:
             faults.append(
                 f"all training rows have the same label {present[0] if present else None!r}; there is nothing to train "
                 "on"
             )
         if isinstance(self.params.class_weights, dict):
-            unknown = sorted(set(self.params.class_weights) - set(labels))
+            unknown = sorted(set(self.params.class_weights) - set(self.labels))
             faults += [
-                f"params.class_weights names {name!r}, which no row has (labels: {', '.join(labels)})"
+                f"params.class_weights names {name!r}, which no row has (labels: {', '.join(self.labels)})"
                 for name in unknown
             ]
         return faults
@@ -169,7 +176,7 @@ class LabelRecipe(Recipe):
             "id2label": {0: "LABEL_0"},
             "label2id": {"LABEL_0": 0},
         }
-        return {**labels, "problem_type": PROBLEM_TYPES[self.settled["kind"]]}
+        return {**labels, "problem_type": PROBLEM_TYPES[self.fitted["kind"]]}
 
     def _label(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         """Replaces integer labels by their names, if these are known; a number without a name becomes null."""
@@ -188,12 +195,12 @@ class LabelRecipe(Recipe):
         return Features(made.table.append_column("labels", self._targets(self._label(columns))), made.cut)
 
     def _targets(self, label: pa.Array) -> pa.Array:
-        if self.settled["kind"] == "regression":
+        if self.fitted["kind"] == "regression":
             values = label.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
             # IGNORED marks rows without a target, so a value equal to it is replaced by the next float32.
             return pa.array(np.where(values == IGNORED, np.nextafter(values, np.float32(0)), values))
         index = {name: place for place, name in enumerate(self.labels)}
-        if self.settled["kind"] == "single":
+        if self.fitted["kind"] == "single":
             return pa.array([index[name] for name in names_of(label)], pa.int64())
         hot = np.zeros((len(label), len(index)), np.float32)
         rows = pc.list_parent_indices(label).to_numpy()
@@ -221,13 +228,13 @@ class LabelRecipe(Recipe):
         items = counted.sum() if num_items_in_batch is None else num_items_in_batch
         logits = outputs.logits.float()
         weights = None if self.weights is None else torch.tensor(self.weights, device=logits.device)
-        if self.settled["kind"] == "single":
+        if self.fitted["kind"] == "single":
             smoothing = self.label_smoothing
             total = functional.cross_entropy(
                 logits, labels, weights, reduction="sum", label_smoothing=smoothing
             )
             return total / items
-        if self.settled["kind"] == "multi":
+        if self.fitted["kind"] == "multi":
             each = functional.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none")
         else:
             each = functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
@@ -239,7 +246,7 @@ class LabelRecipe(Recipe):
 
         A class without training rows has weight 1.
         """
-        asked, counts = self.params.class_weights, self.settled["counts"]
+        asked, counts = self.params.class_weights, self.fitted["counts"]
         if asked is None:
             return None
         if asked == "balanced":
@@ -250,25 +257,23 @@ class LabelRecipe(Recipe):
     def score(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, float]:
         """Computes the metrics for the kind of label."""
         logits, labels = np.stack(predictions), np.array(features["labels"].to_pylist())
-        if self.settled["kind"] == "regression":
+        if self.fitted["kind"] == "regression":
             return regression(logits[:, 0], labels)
-        return (
-            multi_label(logits, labels) if self.settled["kind"] == "multi" else single_label(logits, labels)
-        )
+        return multi_label(logits, labels) if self.fitted["kind"] == "multi" else single_label(logits, labels)
 
     def details(self, predictions: list[np.ndarray], features: pa.Table) -> dict[str, Any]:
         """Returns losses, predicted and true labels of the rows; for single labels, also the confusion matrix."""
         logits, labels = np.stack(predictions), np.array(features["labels"].to_pylist())
-        if self.settled["kind"] == "regression":
+        if self.fitted["kind"] == "regression":
             return number_details(logits[:, 0], labels)
-        of = labels_details if self.settled["kind"] == "multi" else label_details
+        of = labels_details if self.fitted["kind"] == "multi" else label_details
         return of(logits, labels, self.labels)
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """Predicts the most frequent label of the training set for each row."""
-        if self.settled["kind"] != "single":
+        if self.fitted["kind"] != "single":
             return {}
-        most = max(range(len(self.labels)), key=lambda place: self.settled["counts"][self.labels[place]])
+        most = max(range(len(self.labels)), key=lambda place: self.fitted["counts"][self.labels[place]])
         labels = np.array(features["labels"].to_pylist())
         return {"accuracy": float((labels == most).mean())}
 

@@ -22,7 +22,7 @@ from hfbatch.tasks.tokens import (
     tokenize,
 )
 from hfbatch.train.metrics.answers import answer_scores
-from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at, items_of
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, Predicted, Recipe, faults_at, items_of
 
 if TYPE_CHECKING:
     import torch
@@ -81,13 +81,17 @@ class QuestionAnsweringRecipe(Recipe):
     params: QuestionAnsweringTraining
     task: QuestionAnswering
 
-    def __init__(
-        self, task: Any, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(task, params, label_smoothing, settled)
-        asked = {} if task.max_length is None else {"max_seq_len": max(task.max_length, 8)}
-        task.params = QuestionAnsweringParams(
-            doc_stride=params.doc_stride, max_answer_len=params.max_answer_len, **asked
+    @classmethod
+    def task_params(
+        cls, params: QuestionAnsweringTraining, max_length: int | None, fitted: Mapping[str, Any]
+    ) -> QuestionAnsweringParams:
+        """Returns the windows and answers of the params; no answer is allowed if the training set has such rows."""
+        asked = {} if max_length is None else {"max_seq_len": max(max_length, 8)}
+        return QuestionAnsweringParams(
+            doc_stride=params.doc_stride,
+            max_answer_len=params.max_answer_len,
+            handle_impossible_answer=fitted.get("unanswerable", False),
+            **asked,
         )
 
     @property
@@ -99,16 +103,16 @@ class QuestionAnsweringRecipe(Recipe):
     def metrics(self) -> tuple[str, ...]:
         """Metrics over all questions, and over answerable and unanswerable ones if both occur."""
         apart = ("f1_answerable", "exact_match_answerable", "accuracy_unanswerable")
-        return "f1", "exact_match", *(apart if self.settled["unanswerable"] else ())
+        return "f1", "exact_match", *(apart if self.fitted["unanswerable"] else ())
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Counts questions with and without answers, and finds invalid rows."""
-        survey = Survey(len(places))
+        statistics = DatasetStatistics(len(places))
         if not pa.types.is_struct(columns["answers"].type) and "answer_starts" not in columns:
-            survey.faults = [
+            statistics.faults = [
                 "answers has no offsets; use --column answer_starts=COLUMN for the start of each answer"
             ]
-            return survey
+            return statistics
         questions, contexts = (columns[name].to_pylist() for name in ("question", "context"))
         rows = list(zip(questions, contexts, answers_of(columns), strict=True))
         faults = {place: fault for place, row in enumerate(rows) if (fault := fault_of(*row))}
@@ -117,14 +121,17 @@ class QuestionAnsweringRecipe(Recipe):
         room = limit - tokenizer.num_special_tokens_to_add(pair=True) - list_lengths(asked["input_ids"])
         for place in np.flatnonzero(room < 1).tolist():
             faults.setdefault(place, f"question leaves no room for its context in {limit} tokens")
-        survey.labels = Counter("answerable" if texts else "unanswerable" for *_, (texts, _) in rows)
-        survey.faults = faults_at(faults, places)
-        return survey
+        statistics.labels = Counter("answerable" if texts else "unanswerable" for *_, (texts, _) in rows)
+        statistics.faults = faults_at(faults, places)
+        return statistics
 
-    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Determines whether the model may predict that there is no answer."""
-        self.settled = {"unanswerable": survey.labels["unanswerable"] > 0}
-        if survey.labels and not survey.labels["answerable"]:
+    def fit(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Returns `unanswerable`: whether the model may predict that there is no answer."""
+        return {"unanswerable": statistics.labels["unanswerable"] > 0}
+
+    def train_faults(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Checks that some question has an answer."""
+        if statistics.labels and not statistics.labels["answerable"]:
             return ["no training row has an answer; there is nothing to train on"]
         return []
 
@@ -212,9 +219,6 @@ class QuestionAnsweringRecipe(Recipe):
 
     def _answers(self, predictions: list[np.ndarray], features: pa.Table) -> list[str]:
         """Returns the best answer to each question."""
-        self.task.params = self.task.params.model_copy(
-            update={"handle_impossible_answer": self.settled["unanswerable"]}
-        )
         first = features["context"].is_valid().to_numpy()
         windows = np.bincount(np.cumsum(first) - 1)
         outputs = pa.table(
@@ -245,7 +249,7 @@ class QuestionAnsweringRecipe(Recipe):
 
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """Predicts no answer for every question, if the training set has unanswerable ones."""
-        if not self.settled["unanswerable"]:
+        if not self.fitted["unanswerable"]:
             return {}
         answers = features["answers"].drop_null().to_pylist()
         return answer_scores(answers, [""] * len(answers))

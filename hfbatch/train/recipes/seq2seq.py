@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from hfbatch.tasks import base
-from hfbatch.tasks.base import Features, Task
+from hfbatch.tasks import base, task_class
+from hfbatch.tasks.base import Features
 from hfbatch.tasks.generation.seq2seq import Seq2SeqTask
 from hfbatch.tasks.model_support import misfits
 from hfbatch.tasks.tokens import length_faults, list_lengths, pad, text_column
 from hfbatch.train.metrics.generation import perplexity
-from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faulty_rows
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, Predicted, Recipe, faulty_rows
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +57,11 @@ class Seq2SeqRecipe(Recipe):
     task: Seq2SeqTask
     params: Any
 
-    def __init__(
-        self, task: Task, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(task, params, label_smoothing, settled)
-        kind = type(self.task.params)
-        shared = params.model_dump(include=set(kind.model_fields))
-        self.task.params = kind(**shared, do_sample=False)
+    @classmethod
+    def task_params(cls, params: Any, max_length: int | None, fitted: Mapping[str, Any]) -> base.Params:
+        """Returns the params that training and task share; evaluation does not sample."""
+        kind: Any = task_class(cls.name).Params
+        return kind(**params.model_dump(include=set(kind.model_fields)), do_sample=False)
 
     @property
     def metric(self) -> str:
@@ -105,9 +103,9 @@ class Seq2SeqRecipe(Recipe):
             "that the trained model would not stop; use one whose template adds it"
         ]
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Finds null and blank texts and targets."""
-        return Survey(
+        return DatasetStatistics(
             len(places),
             faults=faulty_rows(
                 {f"{name} is null or empty": _blank(columns[name]) for name in ("text", "target")}, places

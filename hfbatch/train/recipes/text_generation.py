@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from hfbatch.tasks.tokens import (
 )
 from hfbatch.train.data.chats import answer_tokens, find_answers
 from hfbatch.train.data.sequence_packing import apart, pack, windows
-from hfbatch.train.recipes.base import IGNORED, Survey, faulty_rows
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, faulty_rows
 from hfbatch.train.recipes.token_loss import TokenRecipe
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class TextGenerationRecipe(TokenRecipe):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The task's tokenizer, which truncates prompts on the left, with the chat template of the params."""
-        return self._with_template(self.task.tokenizer)
+        """A copy of the task's tokenizer, which truncates prompts on the left, with the chat template of the params."""
+        return self._with_template(copy(self.task.tokenizer))
 
     @property
     def processor(self) -> PreTrainedTokenizerBase:
@@ -163,10 +164,12 @@ class TextGenerationRecipe(TokenRecipe):
             ]
         return chat_faults(self.tokenizer, self.task.model.name, False) if "messages" in present else []
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Finds nulls, empty texts, and chats without an answer of the assistant."""
         if "messages" in columns:
-            return Survey(len(places), Counter(), faulty_rows(self._chat_faults(columns["messages"]), places))
+            return DatasetStatistics(
+                len(places), Counter(), faulty_rows(self._chat_faults(columns["messages"]), places)
+            )
         empty = {
             f"{name} is null or empty": pc.fill_null(
                 pc.equal(pc.utf8_length(column.cast(pa.string())), 0), True
@@ -174,7 +177,7 @@ class TextGenerationRecipe(TokenRecipe):
             for name, column in columns.items()
         }
         found = {fault: rows.to_numpy(zero_copy_only=False) for fault, rows in empty.items()}
-        return Survey(len(places), Counter(), faulty_rows(found, places))
+        return DatasetStatistics(len(places), Counter(), faulty_rows(found, places))
 
     def _chat_faults(self, messages: pa.Array) -> dict[str, np.ndarray]:
         from jinja2 import TemplateError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from hfbatch.train.data.bio_tags import (
     pieces_of,
 )
 from hfbatch.train.metrics.spans import OUTSIDE, PREFIXES, span_scores
-from hfbatch.train.recipes.base import IGNORED, Predicted, Recipe, Survey, faults_at
+from hfbatch.train.recipes.base import IGNORED, DatasetStatistics, Predicted, Recipe, faults_at
 
 if TYPE_CHECKING:
     import torch
@@ -81,11 +81,12 @@ class TokenClassificationRecipe(Recipe):
     params: TokenClassificationTraining
     task: TokenClassification
 
-    def __init__(
-        self, task: Any, params: Any, label_smoothing: float = 0.0, settled: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(task, params, label_smoothing, settled)
-        task.params = TokenClassificationParams(aggregation_strategy="simple", stride=params.stride)
+    @classmethod
+    def task_params(
+        cls, params: TokenClassificationTraining, max_length: int | None, fitted: Mapping[str, Any]
+    ) -> TokenClassificationParams:
+        """Returns the windows of the params, for entities, whose windows hold offsets."""
+        return TokenClassificationParams(aggregation_strategy="simple", stride=params.stride)
 
     @property
     def metric(self) -> str:
@@ -115,17 +116,17 @@ class TokenClassificationRecipe(Recipe):
             "tags=COLUMN"
         ]
 
-    def examine(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Survey:
+    def validate(self, columns: Mapping[str, pa.Array], places: pa.Table) -> DatasetStatistics:
         """Counts the tags of words, converted to IOB2, and finds invalid rows."""
-        survey, faults = Survey(len(places)), {}
+        statistics, faults = DatasetStatistics(len(places)), {}
         for position, row in enumerate(self._rows(columns)):
             fault = self._fault(columns, *row)
             if fault:
                 faults[position] = fault
             else:
-                survey.labels.update(self._tagged(columns, *row).tags)
-        survey.faults = faults_at(faults, places)
-        return survey
+                statistics.labels.update(self._tagged(columns, *row).tags)
+        statistics.faults = faults_at(faults, places)
+        return statistics
 
     def _rows(self, columns: Mapping[str, pa.Array]) -> list[tuple[Any, Any]]:
         """Returns tokens and tags, or texts and spans; replaces tags that are numbers by their names."""
@@ -162,23 +163,26 @@ class TokenClassificationRecipe(Recipe):
             "order, such as --param tag_names=[O,B-PER,I-PER]"
         ]
 
-    def settle(self, survey: Survey, types: Mapping[str, pa.DataType]) -> list[str]:
-        """Orders the labels: O, then B- and I- of each kind of span; plain tags by number or name.
+    def fit(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Returns the `labels`: O, then B- and I- of each kind of span; plain tags by number or name.
 
-        If the base model has the same labels, its order is kept.
+        If the base model has the same labels, its order is kept. Also returns the `commonest` tag.
         """
-        tags = sorted(
-            set(survey.labels) - {OUTSIDE}, key=lambda tag: (int(tag) if tag.isdigit() else -1, tag)
-        )
+        tags = tags_in_order(statistics.labels)
         prefixed = [tag for tag in tags if tag.startswith(PREFIXES)]
-        outside = [OUTSIDE] if prefixed or OUTSIDE in survey.labels else []
+        outside = [OUTSIDE] if prefixed or OUTSIDE in statistics.labels else []
         kinds = sorted({tag[2:] for tag in prefixed})
         names = [prefix + kind for kind in kinds for prefix in PREFIXES] if prefixed else tags
-        commonest = next((tag for tag, _ in survey.labels.most_common(1)), OUTSIDE)
+        commonest = next((tag for tag, _ in statistics.labels.most_common(1)), OUTSIDE)
         labels = outside + names
         labels = self.known_labels if set(self.known_labels) == set(labels) else labels
-        self.settled = {"labels": labels, "commonest": commonest}
-        if survey.labels and not any(survey.labels[tag] for tag in tags):
+        return {"labels": labels, "commonest": commonest}
+
+    def train_faults(self, statistics: DatasetStatistics, types: Mapping[str, pa.DataType]) -> list[str]:
+        """Checks that some word has a tag other than O, and that tags are of one form."""
+        tags = tags_in_order(statistics.labels)
+        prefixed = [tag for tag in tags if tag.startswith(PREFIXES)]
+        if statistics.labels and not any(statistics.labels[tag] for tag in tags):
             return [f"all words of the training rows have the tag {OUTSIDE!r}; there is nothing to train on"]
         if prefixed and prefixed != tags:
             others = ", ".join(repr(tag) for tag in tags if tag not in prefixed)
@@ -280,7 +284,7 @@ class TokenClassificationRecipe(Recipe):
     def baseline(self, features: pa.Table) -> dict[str, float]:
         """Predicts the most frequent tag of the training set for each word."""
         _, words = self._words_of(features)
-        return self._scores(np.full(words.sum(), self.labels.index(self.settled["commonest"])), features)
+        return self._scores(np.full(words.sum(), self.labels.index(self.fitted["commonest"])), features)
 
     def _words_of(self, features: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Returns the text of each window, from 0, and the number of words of each text."""
@@ -299,6 +303,11 @@ class TokenClassificationRecipe(Recipe):
 
     def _scores(self, guess: np.ndarray, features: pa.Table) -> dict[str, float]:
         return span_scores(*self._tags(guess, features))
+
+
+def tags_in_order(tags: Iterable[str]) -> list[str]:
+    """Sorts tags but O by number, then by name."""
+    return sorted(set(tags) - {OUTSIDE}, key=lambda tag: (int(tag) if tag.isdigit() else -1, tag))
 
 
 def has_words(columns: Mapping[str, Any]) -> bool:
