@@ -14,8 +14,8 @@ from hfbatch.cli.doctor import (
     check_disk,
     check_packages,
     check_shared_memory,
-    examine,
     healthy,
+    run_checks,
 )
 from hfbatch.runtime.machine import cgroup_limits
 
@@ -42,7 +42,7 @@ def group(root: Path, files: dict[str, str]) -> None:
 
 
 def test_this_installation_can_run_a_job():
-    checks = examine()
+    checks = run_checks()
     assert healthy(checks), [check for check in checks if check.status == "missing"]
     assert {"python", "ray", "torch", "device", "cores", "memory", "cluster", "model hub"} <= {
         c.name for c in checks

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import hfbatch
 from hfbatch.console import display
-from hfbatch.console.display import add, facts, line, prepare_streams, say, show, tell, visible
+from hfbatch.console.display import add, facts, line, prepare_streams, say, say_marked, show, visible
 from hfbatch.console.progress import Progress, Snapshot
 from hfbatch.predict.status import render_status
 from hfbatch.train.progress import TrainProgress
@@ -85,7 +85,7 @@ def test_status_progress_and_faults_show_names_as_they_are() -> None:
 
     for one in (
         lambda console: render_status(STATUS, console), progress, training,
-        lambda console: tell(console, "✗", "red", NASTY),
+        lambda console: say_marked(console, "✗", "red", NASTY),
     ):  # fmt: skip
         assert harmless(printed(one))
         assert "run[red]x[/red] [/] :smile:" in printed(one)
@@ -96,7 +96,7 @@ def test_status_progress_and_faults_show_names_as_they_are() -> None:
 
 
 def test_a_message_of_two_lines_cannot_pass_for_two_messages() -> None:
-    shown = printed(lambda console: tell(console, "✗", "red", "no file 'a\n✓ every row is there'"))
+    shown = printed(lambda console: say_marked(console, "✗", "red", "no file 'a\n✓ every row is there'"))
     assert [text for text in shown.splitlines() if not text.startswith("  ")] == ["✗ no file 'a"]
 
 
@@ -106,7 +106,7 @@ def test_a_terminal_of_any_encoding_takes_everything(encoding: str) -> None:
     stream = io.TextIOWrapper(raw, encoding)
     prepare_streams([stream])
     console = Console(file=stream, width=200)
-    tell(console, "✓", "", f"every row → 日本 · … {NASTY}")
+    say_marked(console, "✓", "", f"every row → 日本 · … {NASTY}")
     show(console, facts())
     with Progress(console, "embedding") as progress:
         progress.update(Snapshot(state="réading"))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from hfbatch.console.display import add, say, show, tell
+from hfbatch.console.display import add, say, say_marked, show
 from hfbatch.console.display import table as headed
 from hfbatch.errors import SpecError
 from hfbatch.spec.job import JobSpec
@@ -236,7 +236,7 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
     begin = time.monotonic()
     faults = verify_output(result.output, spec.input.path)
     for fault in faults:
-        tell(console, "✗", "red", fault)
+        say_marked(console, "✗", "red", fault)
     if faults:
         return 1
     _say(console, 3, "verified: every row once, none lost", begin)

@@ -43,7 +43,7 @@ class Check:
     """What to do about it."""
 
 
-def examine(folder: Path | None = None) -> list[Check]:
+def run_checks(folder: Path | None = None) -> list[Check]:
     """Runs every check, in the order in which a user would fix problems.
 
     :param folder: where output would be written, whose disk is checked. Default: the working directory.

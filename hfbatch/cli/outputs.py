@@ -9,7 +9,7 @@ import typer
 from hfbatch.cli.finetune import training_report, training_status
 from hfbatch.cli.options import Json, Out
 from hfbatch.cli.terminal import answer, faults_shown
-from hfbatch.console.display import say, show, tell
+from hfbatch.console.display import say, say_marked, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,9 +48,9 @@ def verify(
 
         def render(console: Console) -> None:
             for fault in faults:
-                tell(console, "✗", "red", fault)
+                say_marked(console, "✗", "red", fault)
             if not faults:
-                tell(console, "✓", "green", "every row is there exactly once")
+                say_marked(console, "✓", "green", "every row is there exactly once")
 
         answer({"ok": not faults, "faults": faults}, as_json, render)
         raise typer.Exit(1 if faults else 0)

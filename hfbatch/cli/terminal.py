@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from hfbatch.console import supervisor
-from hfbatch.console.display import prepare_streams, say, screen, tell
+from hfbatch.console.display import prepare_streams, say, say_marked, screen
 
 RESUME = "committed results are kept, and the same command resumes from there"
 MOST_LETTERS = 500
@@ -111,7 +111,7 @@ def _fail(faults: Sequence[str], as_json: bool) -> None:
         _print_json({"faults": list(faults)})
     console = screen(err=True)
     for fault in faults:
-        tell(console, "✗", "red", fault)
+        say_marked(console, "✗", "red", fault)
 
 
 def _unexpected(error: Exception) -> str:

@@ -62,9 +62,9 @@ def doctor(as_json: Json = False) -> None:
     Example: hfbatch doctor
     """
     with faults_shown(as_json, supervised=True):
-        from hfbatch.cli.doctor import examine, render, to_values
+        from hfbatch.cli.doctor import render, run_checks, to_values
 
-        checks = examine()
+        checks = run_checks()
         answer(to_values(checks), as_json, lambda console: render(checks, console))
         raise typer.Exit(1 if any(check.status == "missing" for check in checks) else 0)
 

@@ -44,12 +44,12 @@ def process(
     splits: Sequence[Split],
     layout: Layout,
     on_activity: Callable[[Activity], None],
-    on_settled: Callable[[RuntimeChoice], None],
+    on_choice: Callable[[RuntimeChoice], None],
 ) -> Generator[Manifest, None, None]:
     """Runs splits; yields the manifest of each split when it is committed or has failed.
 
     :param on_activity: called twice a second from another thread.
-    :param on_settled: called with the runtime choice before any result is computed; must store it durably.
+    :param on_choice: called with the runtime choice before any result is computed; must store it durably.
     :raises WorkerError: if no worker can run the model, or no worker sends heartbeats.
     """
     choice = RunnerConfig.from_json(job.runner).choice
@@ -58,7 +58,7 @@ def process(
         blocks = _dataset(replace(job, tracker=tracker), splits, layout).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
-        with _watch(tracker, on_activity, on_settled), closing(iter(blocks)) as results:
+        with _watch(tracker, on_activity, on_choice), closing(iter(blocks)) as results:
             for block in results:
                 for text in block["manifest"].to_pylist():
                     yield Manifest.from_json(text)
@@ -115,7 +115,7 @@ def _quiet() -> None:
 
 @contextmanager
 def _watch(
-    tracker: Any, on_activity: Callable[[Activity], None], on_settled: Callable[[RuntimeChoice], None]
+    tracker: Any, on_activity: Callable[[Activity], None], on_choice: Callable[[RuntimeChoice], None]
 ) -> Iterator[None]:
     """Polls the tracker from a thread; a failure there interrupts the main thread.
 
@@ -132,7 +132,7 @@ def _watch(
             activity: Activity = ray.get(tracker.activity.remote(), timeout=patience)
             patience = TRACKER_TIMEOUT_S
             if activity.proposal and not confirmed:
-                on_settled(RuntimeChoice(**activity.proposal))
+                on_choice(RuntimeChoice(**activity.proposal))
                 ray.get(tracker.confirm.remote(activity.proposal), timeout=patience)
                 confirmed = True
             on_activity(activity)

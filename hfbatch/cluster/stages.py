@@ -154,7 +154,7 @@ class ForwardStage:
         """Gets the runtime choice of the job; proposes one if there is none yet."""
         if not self._chosen:
             tracker = self._job.tracker
-            choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
+            choice = ray.get(tracker.choice.remote(), timeout=ANSWER_S)
             if choice is None:
                 tracker.propose.remote(asdict(runner.propose(features)))
             begun = time.monotonic()
@@ -162,7 +162,7 @@ class ForwardStage:
                 if time.monotonic() - begun > ANSWER_S:
                     raise SplitError("the driver has not confirmed the batch size; run again")
                 time.sleep(0.05)
-                choice = ray.get(tracker.settled.remote(), timeout=ANSWER_S)
+                choice = ray.get(tracker.choice.remote(), timeout=ANSWER_S)
             runner.apply(RuntimeChoice(**choice))
             self._chosen = True
         self._job.tracker.begin_batches.remote()
@@ -259,8 +259,8 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
             with beating(lambda: tracker.beat.remote(stage, manifest.part)):
                 row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            told = isinstance(error, SplitError | LockLostError)
-            cause = str(error) if told else f"{type(error).__name__}: {error}"
+            expected = isinstance(error, SplitError | LockLostError)
+            cause = str(error) if expected else f"{type(error).__name__}: {error}"
             manifest.fatal = manifest.fatal or isinstance(error, LockLostError)
             if "offset overflow" in cause:
                 cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"

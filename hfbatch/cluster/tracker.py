@@ -66,9 +66,9 @@ class _Work:
 class TrackerState:
     """The tracker's state and methods; `start_tracker` creates an actor of this class."""
 
-    def __init__(self, settled: dict[str, Any] | None) -> None:
+    def __init__(self, choice: dict[str, Any] | None) -> None:
         self._activity = Activity()
-        self._settled = settled
+        self._choice = choice
         self._attempts: dict[tuple[str, str], int] = {}
         self._under_way: dict[tuple[str, str], _Work] = {}
 
@@ -117,11 +117,11 @@ class TrackerState:
 
     def confirm(self, choice: dict[str, Any]) -> None:
         """Makes the runtime choice final; the driver calls this when it is on disk."""
-        self._settled = choice
+        self._choice = choice
 
-    def settled(self) -> dict[str, Any] | None:
+    def choice(self) -> dict[str, Any] | None:
         """Returns the final runtime choice; None before it is made."""
-        return self._settled
+        return self._choice
 
     def activity(self) -> Activity:
         """Returns the progress, for the driver."""
@@ -140,8 +140,8 @@ class TrackerState:
         self._activity.last_sign = self._activity.last_progress = time.time()
 
 
-def start_tracker(settled: dict[str, Any] | None) -> Any:
+def start_tracker(choice: dict[str, Any] | None) -> Any:
     """Starts a tracker on the driver's node, which outlives every other node of the job."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(TrackerState).options(num_cpus=0, scheduling_strategy=here)
-    return actor.remote(settled)
+    return actor.remote(choice)

@@ -48,7 +48,7 @@ def say(console: Console, *parts: Part, wrap: bool = True) -> None:
     console.print(line(*parts), soft_wrap=not wrap)
 
 
-def tell(console: Console, mark: str, style: str, message: str) -> None:
+def say_marked(console: Console, mark: str, style: str, message: str) -> None:
     """Prints a message after a mark. Its further lines are indented, so that they do not look like other messages."""
     first, *more = message.splitlines() or [""]
     say(console, (mark, style), " ", first)

@@ -25,7 +25,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, also if Ray's library ends the process while it disconnects."""
 PR_SET_PDEATHSIG = 1
-_told: list[int] = []
+_sender: list[int] = []
 """In the child: the write end of the pipe to the parent."""
 
 
@@ -42,14 +42,14 @@ def supervise(last_words: Callable[[str], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    heard, told = os.pipe()
+    receiver, sender = os.pipe()
     waiting = os.getpid()
     child = os.fork()
     if child:
-        os.close(told)
-        _wait(child, heard, last_words)
-    os.close(heard)
-    _told[:] = [told]
+        os.close(sender)
+        _wait(child, receiver, last_words)
+    os.close(receiver)
+    _sender[:] = [sender]
     os.setpgid(0, 0)  # a terminal's Ctrl-C arrives once, through the parent
     import ctypes
 
@@ -60,17 +60,17 @@ def supervise(last_words: Callable[[str], None]) -> None:
 
 def supervised() -> bool:
     """Returns whether a parent process reports the end of this one."""
-    return bool(_told)
+    return bool(_sender)
 
 
 def note(text: str) -> None:
     """Sets the message that the parent prints if this process ends without `end`; the last one counts."""
-    _tell("note", text)
+    _send("note", text)
 
 
 def end(code: int) -> None:
     """Announces that all output is written and that this process exits with this code."""
-    _tell("end", str(code))
+    _send("end", str(code))
 
 
 def interrupt(reason: str, over: threading.Event, leaving: Callable[[], bool] = bool) -> None:
@@ -101,12 +101,12 @@ def _signal_main_thread() -> None:
             return
 
 
-def _tell(kind: str, text: str) -> None:
-    if _told:
-        os.write(_told[0], f"{kind} {' '.join(text.split())}\n".encode("utf8", "backslashreplace"))
+def _send(kind: str, text: str) -> None:
+    if _sender:
+        os.write(_sender[0], f"{kind} {' '.join(text.split())}\n".encode("utf8", "backslashreplace"))
 
 
-def _wait(child: int, heard: int, last_words: Callable[[str], None]) -> NoReturn:
+def _wait(child: int, receiver: int, last_words: Callable[[str], None]) -> NoReturn:
     received: list[int] = []
 
     def forward(number: int, _: object) -> None:
@@ -117,7 +117,7 @@ def _wait(child: int, heard: int, last_words: Callable[[str], None]) -> NoReturn
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
     signal.signal(signal.SIGTSTP, lambda *_: _pause(child))
-    status, words = _follow(child, heard)
+    status, words = _follow(child, receiver)
     if "end" in words:
         sys.exit(int(words["end"]))
     cause = f"{words.get('note') or 'the process that did the work ended without a message'} ({_how(status)})"
@@ -126,12 +126,12 @@ def _wait(child: int, heard: int, last_words: Callable[[str], None]) -> NoReturn
     sys.exit(INTERRUPTED if stopped else 1)
 
 
-def _follow(child: int, heard: int) -> tuple[int, dict[str, str]]:
+def _follow(child: int, receiver: int) -> tuple[int, dict[str, str]]:
     """Returns the exit status of the child, as waitpid gives it, and its last `note` and `end`."""
     data, deadline, status = b"", None, None
     while status is None:
-        if select.select([heard], [], [], POLL_S)[0]:
-            more = os.read(heard, 65536)
+        if select.select([receiver], [], [], POLL_S)[0]:
+            more = os.read(receiver, 65536)
             data += more
             if not more:  # the pipe is closed: the child is about to exit
                 deadline = deadline or time.monotonic() + EXIT_S
@@ -142,7 +142,7 @@ def _follow(child: int, heard: int) -> tuple[int, dict[str, str]]:
             _kill(child, signal.SIGKILL)
         ended, found = os.waitpid(child, os.WNOHANG)
         status = found if ended else None
-    while select.select([heard], [], [], 0)[0] and (more := os.read(heard, 65536)):
+    while select.select([receiver], [], [], 0)[0] and (more := os.read(receiver, 65536)):
         data += more
     said = (line.partition(" ") for line in data.decode("utf8").splitlines())
     return status, {kind: text for kind, _, text in said}

@@ -49,7 +49,7 @@ def matching_rows(table: pa.Table, condition: str, file: str, section: str) -> n
     :param section: section of the spec with the filter, for errors.
     :raises SplitError: if the condition is invalid, or fails on one of the rows.
     """
-    columns, faults = _examine(condition, table.schema)
+    columns, faults = _analyse(condition, table.schema)
     if faults:
         raise SplitError(faults[0].replace("input.filter", f"{section}.filter", 1))
     if not len(table):
@@ -67,12 +67,12 @@ def matching_rows(table: pa.Table, condition: str, file: str, section: str) -> n
 
 def filter_columns(filter: str, schema: pa.Schema) -> list[str]:
     """Returns the columns that a condition reads, in the schema's order."""
-    return list(_examine(filter, schema)[0])
+    return list(_analyse(filter, schema)[0])
 
 
 def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
     """Checks a SQL condition on these columns; returns its faults, one sentence each."""
-    columns, faults = _examine(filter, schema)
+    columns, faults = _analyse(filter, schema)
     if faults:
         return list(faults)
     shown = f"input.filter {filter!r}"
@@ -94,7 +94,7 @@ def filter_faults(filter: str, schema: pa.Schema) -> list[str]:
 
 
 @lru_cache(maxsize=32)
-def _examine(condition: str, schema: pa.Schema) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _analyse(condition: str, schema: pa.Schema) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the columns that a condition reads, and the faults in its tree."""
     try:
         reading = _Reading(condition, schema)

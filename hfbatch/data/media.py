@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NO_FILES = RowFiles()
-PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The image formats that are read. Pillow reads more, some by starting a program, such as `gs` for EPS."""
 LOWEST_RATE = 1000
 """Lowest sampling rate; audio of lower rates would become too long at the rate of a model."""
@@ -56,7 +56,7 @@ def to_image(value: Any, files: RowFiles = NO_FILES) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower or intended
-            image = Image.open(BytesIO(data), formats=PICTURES)
+            image = Image.open(BytesIO(data), formats=IMAGE_FORMATS)
             _check_pixels("image", image.width, image.height, files)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -94,14 +94,14 @@ def to_png(image: Image) -> bytes:
     return target.getvalue()
 
 
-def is_sound_like(kind: pa.DataType) -> bool:
+def is_audio_like(kind: pa.DataType) -> bool:
     """Returns whether a column of this Arrow type can hold audio: files, or structs of `array` and `sampling_rate`."""
     if pa.types.is_struct(kind) and kind.get_field_index("array") >= 0:
         return kind.get_field_index("sampling_rate") >= 0
     return is_file_like(kind)
 
 
-def to_sound(value: Any, rate: int, files: RowFiles = NO_FILES) -> np.ndarray:
+def to_audio(value: Any, rate: int, files: RowFiles = NO_FILES) -> np.ndarray:
     """Decodes audio to one channel: float32 [samples], from -1 to 1.
 
     :param value: see `RowFiles.read` (WAV, FLAC, MP3, OGG, whatever libsndfile reads); or a dict with `array`, floats

@@ -89,7 +89,7 @@ def build_report(
     _check_conservation(done)
     rows, tokens, padded = _rows(done), _sum(done, "tokens"), _sum(done, "padded_tokens")
     seconds = _seconds(timing, bool(ran))
-    settled = job.get("settled") or {}
+    choice = job.get("settled") or {}
     total = len(done) + len(failed) if splits_total is None else splits_total
     edges = histogram["edges"] if histogram else []
     return {
@@ -112,9 +112,9 @@ def build_report(
         "unplanned": unplanned_columns(done),
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
-        "dtype": settled.get("dtype"),
+        "dtype": choice.get("dtype"),
         "devices": sorted({manifest.worker for manifest in done if manifest.worker}),
-        "batch_size": settled.get("batch_size"),
+        "batch_size": choice.get("batch_size"),
         "timeline": _timeline(ran, ended - seconds["total"], seconds["total"]),
         "lengths": {
             "edges": list(LENGTH_EDGES),

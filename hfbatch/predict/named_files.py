@@ -32,10 +32,10 @@ def named_files(
     reasons = [task.files.refusal(name) for row in rows if (name := _refused(task, row)) is not None]
     if not reasons:
         return [], []
-    told = f"{len(reasons)} of the first {len(rows)} rows name files that may not be read: {reasons[0]}"
+    summary = f"{len(reasons)} of the first {len(rows)} rows name files that may not be read: {reasons[0]}"
     if len(reasons) / len(rows) > max(0.5, most_rejected):
-        return [told], []
-    return [], [f"{told}; these rows will be rejects"]
+        return [summary], []
+    return [], [f"{summary}; these rows will be rejects"]
 
 
 def _sample(split: Split, read: ReadPlan, columns: Sequence[str]) -> list[dict[str, Any]]:

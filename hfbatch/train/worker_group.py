@@ -104,7 +104,7 @@ class Board:
         self.fault = ""
         self.sign = time.time()
 
-    def tell(self, news: News) -> None:
+    def post(self, news: News) -> None:
         """Adds a piece of news."""
         self.news.append(news)
 
@@ -125,7 +125,7 @@ class Board:
         return self.fault
 
 
-def fit(order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], None]) -> News:
+def fit(config: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], None]) -> News:
     """Runs the training processes to the end; returns the last news.
 
     :param on_news: called from another thread.
@@ -147,12 +147,12 @@ def fit(order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], N
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    fs, root = open_filesystem(join(order.state, "ray"))
+    fs, root = open_filesystem(join(config.state, "ray"))
     elastic = team.at_least < team.workers
     trainer = Trainer(
         _process,
         # The object, not its JSON: Ray shows this config as text in its dashboard, and its text has no secrets.
-        train_loop_config={"order": order, "board": board, "cpus": team.cpus},
+        train_loop_config={"config": config, "board": board, "cpus": team.cpus},
         torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(team.at_least, team.workers) if elastic else team.workers,
@@ -163,7 +163,7 @@ def fit(order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], N
             name="run",
             storage_path=root,
             storage_filesystem=fs,
-            failure_config=FailureConfig(order.spec.workers.failures, controller_failure_limit=STARTS),
+            failure_config=FailureConfig(config.spec.workers.failures, controller_failure_limit=STARTS),
         ),
     )
     follower = _Follower(board, on_news)
@@ -178,7 +178,7 @@ def fit(order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], N
     except Exception as error:
         fault = follower.wrong or follower.fault()
         raise WorkerError(
-            fault or f"training ended early: {_cause(error, order.spec.workers.failures)}"
+            fault or f"training ended early: {_cause(error, config.spec.workers.failures)}"
         ) from error
     finally:
         last = follower.close()
@@ -254,7 +254,7 @@ class _Follower(threading.Thread):
         return self._last
 
 
-def _process(config: dict[str, Any]) -> None:
+def _process(values: dict[str, Any]) -> None:
     """Runs the training in one process of Ray Train."""
     with collector_at_rest():
         import torch
@@ -262,15 +262,15 @@ def _process(config: dict[str, Any]) -> None:
 
         from hfbatch.train.loop.loop import train
 
-    board, context = config["board"], get_context()
+    board, context = values["board"], get_context()
     if ray.get(board.failed.remote(), timeout=BOARD_S):
         return  # another attempt cannot fix it
-    torch.set_num_threads(max(int(config["cpus"]), 1))
+    torch.set_num_threads(max(int(values["cpus"]), 1))
     try:
         with own_folder("train-") as local, beating(board.beat.remote):
             train(
-                config["order"], local, context.get_world_rank(), context.get_world_size(),
-                lambda news: board.tell.remote(news), lambda: get_preemption_info() is not None,
+                values["config"], local, context.get_world_rank(), context.get_world_size(),
+                lambda news: board.post.remote(news), lambda: get_preemption_info() is not None,
             )  # fmt: skip
     except HfbatchError as error:
         ray.get(board.fail.remote(str(error)), timeout=BOARD_S)

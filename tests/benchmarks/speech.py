@@ -72,14 +72,14 @@ def run_pipeline(kind: str, model: str, source: Path, out: Path, batch: int, dty
     """The pipeline over all recordings in this process. :returns: rows, and seconds without the start."""
     import transformers
 
-    from hfbatch.data.media import to_sound
+    from hfbatch.data.media import to_audio
 
     transformers.utils.logging.set_verbosity_error()
     generate = {"generate_kwargs": PARAMS[kind]} if PARAMS[kind] else {}
     recognise = transformers.pipeline(TASK, model, device="cpu", dtype=dtype, **generate)
     begun = time.perf_counter()
     table = pq.read_table(source)
-    sounds = (to_sound(file, RATE) for file in table["audio"].to_pylist())
+    sounds = (to_audio(file, RATE) for file in table["audio"].to_pylist())
     texts = [answer["text"] for answer in recognise(sounds, batch_size=batch)]
     out.mkdir()
     pq.write_table(pa.table({"id": table["id"], "text": texts}), out / "out.parquet")

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from hfbatch.data import rowgroups
 from hfbatch.data.download import FileRefusedError, Permit
-from hfbatch.data.media import to_image, to_sound
+from hfbatch.data.media import to_audio, to_image
 from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, read_split
 from hfbatch.data.source import open_source
@@ -388,15 +388,15 @@ def test_sound_is_judged_by_what_it_becomes() -> None:
     soundfile.write(target, np.zeros((100 * RATE, 2), np.int16), RATE, format="FLAC")
     few = RowFiles(rules=rules(max_seconds=99))
     with pytest.raises(ValueError, match=r"count as 100 s, input\.files\.max_seconds is 99"):
-        to_sound(target.getvalue(), RATE, few)
+        to_audio(target.getvalue(), RATE, few)
     with pytest.raises(ValueError, match=r"max_seconds"):
-        to_sound({"array": np.zeros(100 * RATE), "sampling_rate": RATE}, RATE, few)
+        to_audio({"array": np.zeros(100 * RATE), "sampling_rate": RATE}, RATE, few)
     with pytest.raises(ValueError, match="sampling rate is 1 Hz"):
-        to_sound(wav(1000, 1), RATE)
+        to_audio(wav(1000, 1), RATE)
     with pytest.raises(ValueError, match="sampling rate is 0 Hz"):
-        to_sound({"array": [0.0], "sampling_rate": None}, RATE)
+        to_audio({"array": [0.0], "sampling_rate": None}, RATE)
     with pytest.raises(ValueError, match=r"max_seconds"):  # at a rate that makes little time of many samples
-        to_sound(wav(200_000, 4_000_000, 2), RATE, RowFiles(rules=rules(max_seconds=4)))
+        to_audio(wav(200_000, 4_000_000, 2), RATE, RowFiles(rules=rules(max_seconds=4)))
 
 
 def test_sound_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_sound_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatc
     target = BytesIO()
     soundfile.write(target, samples, 44_100, format="WAV", subtype="FLOAT")
     np.testing.assert_array_equal(
-        to_sound(target.getvalue(), RATE), soxr.resample(samples.mean(axis=1), 44_100, RATE)
+        to_audio(target.getvalue(), RATE), soxr.resample(samples.mean(axis=1), 44_100, RATE)
     )
 
 
@@ -421,7 +421,7 @@ def test_a_header_of_sound_gets_no_more_than_the_limit(
     frames: int, rate: int, channels: int, claimed: int | None, seconds: float
 ) -> None:
     try:
-        made = to_sound(
+        made = to_audio(
             wav(frames, rate, channels, claimed), RATE, RowFiles(rules=rules(max_seconds=seconds))
         )
     except ValueError:

@@ -11,7 +11,7 @@ import pytest
 import soxr
 from transformers import pipeline
 
-from hfbatch.data.media import to_sound
+from hfbatch.data.media import to_audio
 from hfbatch.data.media_files import RowFiles
 from hfbatch.runtime.prepare import preprocess
 from hfbatch.tasks import task_class
@@ -66,17 +66,17 @@ def test_sound_comes_in_many_files(tmp_path: Path) -> None:
         {"bytes": None, "path": "a.wav"}, {"array": sound.tolist(), "sampling_rate": RATE},
     ]  # fmt: skip
     for value in exact:
-        np.testing.assert_array_equal(to_sound(value, RATE, RowFiles(str(tmp_path))), sound)
-    np.testing.assert_allclose(to_sound(file_of(stereo), RATE), 0.75 * sound, atol=1e-6)
+        np.testing.assert_array_equal(to_audio(value, RATE, RowFiles(str(tmp_path))), sound)
+    np.testing.assert_allclose(to_audio(file_of(stereo), RATE), 0.75 * sound, atol=1e-6)
     np.testing.assert_allclose(
-        to_sound({"array": stereo.T, "sampling_rate": RATE}, RATE), 0.75 * sound, atol=1e-6
+        to_audio({"array": stereo.T, "sampling_rate": RATE}, RATE), 0.75 * sound, atol=1e-6
     )
-    np.testing.assert_allclose(to_sound(file_of(sound, kind="FLAC"), RATE), sound, atol=1e-4)
+    np.testing.assert_allclose(to_audio(file_of(sound, kind="FLAC"), RATE), sound, atol=1e-4)
     for kind in ("OGG", "MP3"):
-        read = to_sound(file_of(sound, kind=kind), RATE)
+        read = to_audio(file_of(sound, kind=kind), RATE)
         assert abs(len(read) - len(sound)) < RATE / 10
     high = tone(0.5, 440, 44_100)
-    np.testing.assert_array_equal(to_sound(file_of(high, 44_100), RATE), soxr.resample(high, 44_100, RATE))
+    np.testing.assert_array_equal(to_audio(file_of(high, 44_100), RATE), soxr.resample(high, 44_100, RATE))
 
 
 def test_what_is_no_sound_is_an_error(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_bad_sound_is_a_reject_with_its_reason_and_the_rest_is_done(
 def test_sound_of_any_rate_is_heard_at_the_rate_of_the_model(rate: int) -> None:
     """A tone keeps its pitch and its length."""
     time = np.arange(rate) / rate
-    heard = to_sound(file_of(0.5 * np.sin(2 * np.pi * 440 * time), rate), RATE)
+    heard = to_audio(file_of(0.5 * np.sin(2 * np.pi * 440 * time), rate), RATE)
     assert len(heard) == RATE
     np.testing.assert_allclose(
         heard[400:-400], 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[400:-400], atol=2e-3

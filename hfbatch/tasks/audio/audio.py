@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from hfbatch.data.media import is_sound_like, to_sound
+from hfbatch.data.media import is_audio_like, to_audio
 from hfbatch.tasks.base import Batch, InputColumn
 from hfbatch.tasks.pipelines.pipeline import Inputs, LabelTask, PipelineTask, cost_of, join
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AUDIO = InputColumn(
     "audio",
-    is_sound_like,
+    is_audio_like,
     "binary, string (path or URL), struct<bytes, path> or struct<array, sampling_rate>",
     files=True,
 )
@@ -75,7 +75,7 @@ class AudioTask(PipelineTask):
         :raises ValueError: for invalid audio, and a recording too short for one frame of the model.
         """
         for value in columns["audio"]:
-            samples = to_sound(value.as_py(), self.rate, self.files)
+            samples = to_audio(value.as_py(), self.rate, self.files)
             if len(samples) < self.shortest:
                 raise ValueError(f"the recording has {len(samples)} samples, the model needs {self.shortest}")
             yield samples
@@ -130,7 +130,7 @@ class AudioTask(PipelineTask):
         return max(costs) * len(costs) if all(map(self.is_padded, steps)) else sum(costs)
 
 
-class SoundLabelTask(LabelTask, AudioTask):
+class AudioLabelTask(LabelTask, AudioTask):
     """Base class of tasks that return labels of a recording, some of which use only its beginning or a part."""
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:

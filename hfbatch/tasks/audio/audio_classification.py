@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hfbatch.tasks.audio.audio import SoundLabelTask
+from hfbatch.tasks.audio.audio import AudioLabelTask
 from hfbatch.tasks.base import Example, Params
 
 
@@ -20,7 +20,7 @@ class AudioClassificationParams(Params):
     """Function applied to logits; null depends on the model's problem type."""
 
 
-class AudioClassification(SoundLabelTask):
+class AudioClassification(AudioLabelTask):
     """Returns the top labels of each recording, with their scores."""
 
     name = "audio-classification"

@@ -181,7 +181,7 @@ class TextToAudio(PipelineTask):
         with torch.random.fork_rng(devices):
             torch.manual_seed(row.pop("seed"))
             made = pipe.forward(row, **pipe._forward_params)
-        return [_sound_of(made)]
+        return [_audio_of(made)]
 
     def answer(self, result: Any) -> tuple[Any, ...]:
         """Returns a WAV file, and its sampling rate."""
@@ -194,7 +194,7 @@ class TextToAudio(PipelineTask):
         return np.array([soundfile.info(BytesIO(file)).duration for file in columns[0].to_pylist()])
 
 
-def _sound_of(made: Any) -> dict[str, Any]:
+def _audio_of(made: Any) -> dict[str, Any]:
     """Returns the model output that the pipeline converts to audio, with its name."""
     if not isinstance(made, Mapping):
         return {"audio": made}

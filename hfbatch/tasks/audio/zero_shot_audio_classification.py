@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.audio.audio import SoundLabelTask
+from hfbatch.tasks.audio.audio import AudioLabelTask
 from hfbatch.tasks.base import Example, Features, Params
 
 
@@ -23,7 +23,7 @@ class ZeroShotAudioClassificationParams(Params):
     """The caption that is compared with the recording; {} is replaced with the label."""
 
 
-class ZeroShotAudioClassification(SoundLabelTask):
+class ZeroShotAudioClassification(AudioLabelTask):
     """Returns user-defined labels, best first, for each recording.
 
     CLAP takes a random part of a long recording, here chosen by the job's seed and the row's position.

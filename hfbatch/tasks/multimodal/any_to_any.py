@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfbatch.data.media import is_sound_like, to_sound
+from hfbatch.data.media import is_audio_like, to_audio
 from hfbatch.tasks.audio.audio import AUDIO
 from hfbatch.tasks.base import Example, InputColumn
 from hfbatch.tasks.multimodal.media_prompts import is_media
 from hfbatch.tasks.multimodal.multimodal_generation import IMAGES, MESSAGES, PromptedTask
 from hfbatch.tasks.tokens import text_column
 
-SOUNDS = InputColumn(
-    "audio", is_media(is_sound_like), f"{AUDIO.wants}, or a list of them", required=False, files=True
+AUDIOS = InputColumn(
+    "audio", is_media(is_audio_like), f"{AUDIO.wants}, or a list of them", required=False, files=True
 )
 
 
@@ -32,7 +32,7 @@ class AnyToAny(PromptedTask):
     summary = "Text generated from images and audio with a prompt or a chat, by a model such as Qwen2-Audio"
     auto_class = "AutoModelForMultimodalLM"
     pipeline = "hfbatch.tasks.pipelines.replacements.AnyPromptPipeline"
-    inputs = (IMAGES, SOUNDS, text_column("text", required=False), MESSAGES)
+    inputs = (IMAGES, AUDIOS, text_column("text", required=False), MESSAGES)
     media: ClassVar[tuple[str, ...]] = ("image", "audio")
     EXAMPLE = Example(
         {"audio": ["call.wav"], "messages": [[{"role": "user", "content": "What is said?"}]]},
@@ -80,25 +80,25 @@ class AnyToAny(PromptedTask):
             ]
         return super().column_faults(present)
 
-    def open_sound(self, value: Any) -> np.ndarray:
+    def open_audio(self, value: Any) -> np.ndarray:
         """Decodes a recording: float32 [samples] at the model's sampling rate."""
         extractor = self.processors["processor"].feature_extractor
-        return to_sound(value, int(extractor.sampling_rate), self.files)
+        return to_audio(value, int(extractor.sampling_rate), self.files)
 
     @property
     def openers(self) -> dict[str, Any]:
         """Maps each media type that the model takes to its decoder."""
-        known = {"image": self.open_image, "audio": self.open_sound}
+        known = {"image": self.open_image, "audio": self.open_audio}
         return {kind: known[kind] for kind in self.readable}
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a recording is longer than the model's limit."""
         extractor = getattr(self.processors["processor"], "feature_extractor", None)
         most = getattr(extractor, "n_samples", None)
-        return most is not None and any(len(sound) > most for sound in _sounds(row))
+        return most is not None and any(len(audio) > most for audio in _audios(row))
 
 
-def _sounds(row: dict[str, Any]) -> Iterator[np.ndarray]:
+def _audios(row: dict[str, Any]) -> Iterator[np.ndarray]:
     """Yields the decoded recordings of a row."""
     yield from row.get("audio", [])
     for message in row.get("messages", []):

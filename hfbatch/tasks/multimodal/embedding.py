@@ -27,7 +27,7 @@ from hfbatch.tasks.tokens import (
     run_text,
     tokenize,
 )
-from hfbatch.tasks.vision.image_encoder import FULL_WIDTH, TextOrImageTask, encode_pictures, encode_texts
+from hfbatch.tasks.vision.image_encoder import FULL_WIDTH, TextOrImageTask, encode_images, encode_texts
 from hfbatch.tasks.vision.pixels import PLACES, names_in, run_by_shape, size_of, sizes_of
 from hfbatch.tasks.vision.vision import decoded, shapes_of
 
@@ -325,7 +325,7 @@ class Embedding(TextOrImageTask):
         return vectors.to(torch.float32).contiguous()
 
     def _see(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"vectors": encode_pictures(model, inputs, self.poolings)}
+        return {"vectors": encode_images(model, inputs, self.poolings)}
 
     def _apply_dense(self, dense: Dense, vectors: torch.Tensor) -> torch.Tensor:
         key = f"{dense.folder}@{vectors.device}"

@@ -175,9 +175,9 @@ class CaptionPipeline(Pipeline):
     def _sanitize_parameters(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, {}, {}
 
-    def preprocess(self, picture: Any) -> dict[str, Any]:
+    def preprocess(self, image: Any) -> dict[str, Any]:
         """Returns the image's pixels, or patches."""
-        return dict(self.image_processor(images=load_image(picture), return_tensors="pt"))
+        return dict(self.image_processor(images=load_image(image), return_tensors="pt"))
 
     def _forward(self, model_inputs: Any) -> dict[str, Any]:
         chosen = drawn(self, model_inputs.pop("seed", None))

@@ -87,7 +87,7 @@ def encode_texts(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return model.get_text_features(**{name: batch[name] for name in batch if name in known}).pooler_output
 
 
-def encode_pictures(
+def encode_images(
     model: Any, inputs: Mapping[str, torch.Tensor], poolings: tuple[str, ...] = ()
 ) -> torch.Tensor:
     """Encodes images into one vector each: [images, size].

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
-from hfbatch.tasks.vision.masks import MaskFormat, mask_type, pack_mask
+from hfbatch.tasks.vision.masks import MaskFormat, encode_mask, mask_type
 from hfbatch.tasks.vision.vision import ImageTask
 
 LOADERS = {
@@ -81,7 +81,7 @@ class ImageSegmentation(ImageTask):
         """Converts masks to the requested format."""
         form = self.params.mask_format
         return (
-            [{**segment, "mask": pack_mask(np.asarray(segment["mask"]) > 0, form)} for segment in result],
+            [{**segment, "mask": encode_mask(np.asarray(segment["mask"]) > 0, form)} for segment in result],
         )
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:

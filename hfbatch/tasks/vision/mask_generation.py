@@ -11,7 +11,7 @@ from pydantic import Field
 
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
-from hfbatch.tasks.vision.masks import MaskFormat, from_rle, mask_type, pack_mask
+from hfbatch.tasks.vision.masks import MaskFormat, encode_mask, from_rle, mask_type
 from hfbatch.tasks.vision.vision import BOX, ImageTask
 
 
@@ -80,7 +80,7 @@ class MaskGeneration(ImageTask):
         return dict(zip(BOX.names, sides, strict=True))
 
     def _mask(self, rle: dict[str, list[int]]) -> Any:
-        return rle if self.params.mask_format == "rle" else pack_mask(from_rle(rle), "png")
+        return rle if self.params.mask_format == "rle" else encode_mask(from_rle(rle), "png")
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Returns the number of masks in each row."""

@@ -20,7 +20,7 @@ def mask_type(form: MaskFormat) -> pa.DataType:
     return pa.binary() if form == "png" else RLE
 
 
-def pack_mask(mask: np.ndarray, form: MaskFormat) -> Any:
+def encode_mask(mask: np.ndarray, form: MaskFormat) -> Any:
     """Converts a mask to a value of `mask_type`. :param mask: bool [height, width]."""
     from PIL import Image
 

@@ -55,12 +55,12 @@ class Pixels:
         """Whether images are transferred as bytes, and rescaled and normalized on the device."""
         return can_stop_early(self.processor)
 
-    def features(self, pictures: Iterable[Image]) -> pa.Table:
+    def features(self, images: Iterable[Image]) -> pa.Table:
         """Processes images; returns every model input flattened, and its shape.
 
         Pixels are uint8 if `in_bytes`, else as the processor returns them.
         """
-        made = [as_arrays(self.processor(one, **(EARLY if self.in_bytes else {}))) for one in pictures]
+        made = [as_arrays(self.processor(one, **(EARLY if self.in_bytes else {}))) for one in images]
         columns = {}
         for name in made[0] if made else ():
             arrays = [one[name] for one in made]

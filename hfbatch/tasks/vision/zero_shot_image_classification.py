@@ -11,7 +11,7 @@ from pydantic import Field
 from hfbatch.tasks.base import Example, Params
 from hfbatch.tasks.tokens import length_limit
 from hfbatch.tasks.vision.image_classification import ImageClassification
-from hfbatch.tasks.vision.image_encoder import FULL_WIDTH, encode_pictures, encode_texts
+from hfbatch.tasks.vision.image_encoder import FULL_WIDTH, encode_images, encode_texts
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class ZeroShotImageClassification(ImageClassification):
 
         if self.config.model_type not in COSINE:
             return model(**self._tokens(model), **inputs).logits_per_image
-        images = normalize(encode_pictures(model, inputs), dim=-1)
+        images = normalize(encode_images(model, inputs), dim=-1)
         logits = images @ self._label_vectors(model).T * model.logit_scale.exp()
         return logits + model.logit_bias if hasattr(model, "logit_bias") else logits
 

@@ -99,7 +99,7 @@ class Pieces:
     """Index of the word over all texts, int64; -1 for tokens of no word."""
     first: np.ndarray
     """Whether it is the word's first token, bool."""
-    tells: np.ndarray
+    is_read: np.ndarray
     """Whether the word's tag is read from this token, bool: from one first token of each word; if several windows
     contain the word, the one with the most context on both sides. A word that the tokenizer drops has none."""
 
@@ -129,6 +129,6 @@ def pieces_of(
     context = np.minimum(left, sizes[window] - 1 - left)
     places = np.flatnonzero(first)
     places = places[np.lexsort((-context[places], word[places]))]
-    tells = np.zeros(len(word), bool)
-    tells[places[np.unique(word[places], return_index=True)[1]]] = True
-    return Pieces(word, first, tells)
+    is_read = np.zeros(len(word), bool)
+    is_read[places[np.unique(word[places], return_index=True)[1]]] = True
+    return Pieces(word, first, is_read)

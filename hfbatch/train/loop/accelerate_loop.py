@@ -30,8 +30,8 @@ class PlainLoop:
     """The training loop of one of the processes that Ray Train starts."""
 
     def __init__(self, training: Training) -> None:
-        self.training, self.args, self.recipe = training, training.args, training.order.recipe
-        self.size = training.order.spec.batch.size
+        self.training, self.args, self.recipe = training, training.args, training.config.recipe
+        self.size = training.config.spec.batch.size
         self.each_epoch = len(training.sampler) // self.size
         epochs = self.args.num_train_epochs
         self.steps = self.args.max_steps if self.args.max_steps > 0 else math.ceil(epochs * self.each_epoch)

@@ -19,17 +19,17 @@ LEARNING_RATES = {"full": 5e-5, "head": 1e-3, "lora": 2e-4, "qlora": 2e-4}
 
 
 def arguments(
-    order: TrainWorkerConfig, local: Path, world: int, layers: Sequence[str] = ()
+    config: TrainWorkerConfig, local: Path, world: int, layers: Sequence[str] = ()
 ) -> TrainingArguments:
     """Returns transformers' TrainingArguments for the spec.
 
     :param layers: class names of the layers to shard as groups of their own, with fsdp.
     """
-    spec, schedule, every = order.spec, order.spec.schedule, order.spec.evaluation.every
+    spec, schedule, every = config.spec, config.spec.schedule, config.spec.evaluation.every
     rate = LEARNING_RATES[spec.method.name] if schedule.learning_rate == "auto" else schedule.learning_rate
     dtype = native_dtype()[1] if spec.compute.dtype == "auto" else spec.compute.dtype
-    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, world, order.recipe.group)
-    metric = spec.evaluation.metric or order.recipe.metric
+    per_device, accumulation = shares(spec.batch.size, spec.batch.per_device, world, config.recipe.group)
+    metric = spec.evaluation.metric or config.recipe.metric
     when = {"eval_strategy": "epoch"} if every == "epoch" else {"eval_strategy": "steps", "eval_steps": every}
     saved = (
         {"save_strategy": "epoch"} if every == "epoch" else {"save_strategy": "steps", "save_steps": every}

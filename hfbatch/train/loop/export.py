@@ -22,16 +22,16 @@ OF_TRAINING = (
 """Prefixes of the names of files that only serve to resume training."""
 
 
-def export_model(order: TrainWorkerConfig, checkpoints: Checkpoints, step: int, local: Path) -> None:
+def export_model(config: TrainWorkerConfig, checkpoints: Checkpoints, step: int, local: Path) -> None:
     """Exports the model of a checkpoint to the output's folder `model`. :raises WorkerError: if it is gone."""
     found = best_of(checkpoints, step, local)
-    order.recipe.complete(found)
-    order.check()
-    put(found, join(order.spec.output, "model"), last="config.json")
+    config.recipe.complete(found)
+    config.check()
+    put(found, join(config.spec.output, "model"), last="config.json")
 
 
 def export_merged(
-    order: TrainWorkerConfig,
+    config: TrainWorkerConfig,
     checkpoints: Checkpoints,
     step: int,
     local: Path,
@@ -47,20 +47,20 @@ def export_merged(
     :returns: metrics of the merged model.
     :raises WorkerError: if the checkpoint is gone.
     """
-    recipe, base = order.recipe, order.model
-    adapted = load_adapted(order.spec, recipe, best_of(checkpoints, step, local))
+    recipe, base = config.recipe, config.model
+    adapted = load_adapted(config.spec, recipe, best_of(checkpoints, step, local))
     if first:
         save_adapter(adapted, base.name, base.commit if base.hub else None, local / "adapter")
         recipe.processor.save_pretrained(local / "adapter")
-        order.check()
-        put(local / "adapter", join(order.spec.output, "adapter"), last="adapter_config.json")
+        config.check()
+        put(local / "adapter", join(config.spec.output, "adapter"), last="adapter_config.json")
     merged = adapted.merge_and_unload(safe_merge=True)
     if first:  # before the evaluation, which moves the whole model to a device
         merged.save_pretrained(local / "merged")
         recipe.processor.save_pretrained(local / "merged")
         recipe.complete(local / "merged")
-        order.check()
-        put(local / "merged", join(order.spec.output, "model"), last="config.json")
+        config.check()
+        put(local / "merged", join(config.spec.output, "model"), last="config.json")
     return measure(merged)
 
 

@@ -21,7 +21,7 @@ from hfbatch.train.loop.worker_config import TrainWorkerConfig
 
 
 def train(
-    order: TrainWorkerConfig,
+    config: TrainWorkerConfig,
     local: Path,
     rank: int,
     world: int,
@@ -34,12 +34,12 @@ def train(
     :param report: sends news to the driver; only the first process calls it.
     :param leaving: whether a machine is about to be removed; all processes call it together and get the same answer.
     """
-    training = Training(order, local, rank, world, report, leaving)
+    training = Training(config, local, rank, world, report, leaving)
     found = newest_for_all(training.checkpoints, local / "resume", rank, world)
     before = None if found is None else TrainerState.load_from_json(str(found / TRAINER_STATE_NAME))
     if before is not None and is_over(before):
         state = before  # only the export is left
-    elif order.spec.loop == "accelerate":
+    elif config.spec.loop == "accelerate":
         from hfbatch.train.loop.accelerate_loop import PlainLoop
 
         state = PlainLoop(training).run(found)
@@ -48,13 +48,13 @@ def train(
 
         state = run_trainer(training, found)
     best, merged = state.best_global_step or max(training.checkpoints.steps()), None
-    if order.spec.method.name in ADAPTED:
+    if config.spec.method.name in ADAPTED:
         merged = export_merged(
-            order, training.checkpoints, best, local / f"best-{rank}", rank == 0,
+            config, training.checkpoints, best, local / f"best-{rank}", rank == 0,
             lambda plain: training.measure(plain.to(training.args.device)),
         )  # fmt: skip
     elif rank == 0:
-        export_model(order, training.checkpoints, best, local / "best")
+        export_model(config, training.checkpoints, best, local / "best")
     if rank == 0:
         changed, weights = trainable(training.model)
         report(
@@ -64,7 +64,7 @@ def train(
                 "merged": merged,
                 "resumed_at": before.global_step if before else 0,
                 "log": state.log_history,
-                "baseline": order.recipe.baseline(training.rows["eval"].table(order.recipe.scored)),
+                "baseline": config.recipe.baseline(training.rows["eval"].table(config.recipe.scored)),
                 "trainable": changed,
                 "weights": weights,
                 "details": read_details(training.checkpoints, best),

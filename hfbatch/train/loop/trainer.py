@@ -33,8 +33,8 @@ class BatchTrainer(Trainer):
             data_collator=training.collate["train"],
             train_dataset=training.rows["train"],
             eval_dataset=training.rows["eval"],
-            processing_class=training.order.recipe.processor,
-            compute_loss_func=training.order.recipe.loss,
+            processing_class=training.config.recipe.processor,
+            compute_loss_func=training.config.recipe.loss,
             callbacks=training.callbacks(self.evaluate),
         )
         if self.is_fsdp_enabled:

@@ -42,7 +42,7 @@ class Training:
     :param leaving: whether a machine is about to be removed; all processes call it together and get the same answer.
     """
 
-    order: TrainWorkerConfig
+    config: TrainWorkerConfig
     local: Path
     rank: int
     world: int
@@ -53,28 +53,28 @@ class Training:
     args: TrainingArguments = field(init=False)
 
     def __post_init__(self) -> None:
-        features = self.order.features
+        features = self.config.features
         self.rows = {name: FeatureRows(join(features, name), self.local / name) for name in ("train", "eval")}
-        self.model = build_model(self.order.spec, self.order.recipe)
-        self.args = arguments(self.order, self.local, self.world, layers_to_share(self.model))
-        self.checkpoints = Checkpoints(join(self.order.state, "checkpoints"))
-        batch = self.order.spec.batch
+        self.model = build_model(self.config.spec, self.config.recipe)
+        self.args = arguments(self.config, self.local, self.world, layers_to_share(self.model))
+        self.checkpoints = Checkpoints(join(self.config.state, "checkpoints"))
+        batch = self.config.spec.batch
         self.sampler = ShuffledRows(
-            self.rows["train"].lengths, batch.size, self.order.spec.seed, batch.by_length
+            self.rows["train"].lengths, batch.size, self.config.spec.seed, batch.by_length
         )
         self.clock = StepClock()
 
     @cached_property
     def collate(self) -> dict[str, Collate]:
         """Collate functions for `train` and `eval`."""
-        of = collator(self.order.recipe, self.model)
+        of = collator(self.config.recipe, self.model)
         return {name: of(rows) for name, rows in self.rows.items()}
 
     def callbacks(self, measure: Callable[[], object]) -> list[TrainerCallback]:
         """Returns the callbacks of the loop. :param measure: evaluates the current model and logs the metrics."""
-        patience = self.order.spec.evaluation.patience
+        patience = self.config.spec.evaluation.patience
         found = [EarlyStoppingCallback(patience)] if patience else []
-        found += [self.clock, *(reporters(self.order.spec, self.local) if self.rank == 0 else [])]
+        found += [self.clock, *(reporters(self.config.spec, self.local) if self.rank == 0 else [])]
         found += [MeasuredFirst(measure), EpochOrder(self.sampler)]
         found += [News(self.report)] if self.rank == 0 else []
         return found + ([SaveBeforeLeaving(self.leaving)] if self.leaving else [])
@@ -110,13 +110,13 @@ class Training:
         low = torch.bfloat16 if self.args.bf16 else torch.float16
         with torch.autocast(device.type, low, enabled=self.args.bf16 or self.args.fp16):
             return evaluate(
-                self.order.recipe, model, self.rows["eval"], self.collate["eval"],
+                self.config.recipe, model, self.rows["eval"], self.collate["eval"],
                 self.args.per_device_train_batch_size * 2, device, details,
             )  # fmt: skip
 
     def throughput(self) -> dict[str, Any]:
         """Returns the throughput of all processes together."""
-        batch = self.order.spec.batch
+        batch = self.config.spec.batch
         cut = self.args.per_device_train_batch_size
         return self.clock.figures(self.sampler.lengths, batch.size, cut, batch.by_length)
 
@@ -134,12 +134,12 @@ class Training:
         :raises OSError: if it cannot be written.
         """
         check_weights(self.model, state.global_step)
-        self.order.check()
+        self.config.check()
         try:
             self._upload(write(), state)
         except OSError as error:
             raise OSError(
-                f"the checkpoint of step {state.global_step} cannot be written to {redact(self.order.state)}: "
+                f"the checkpoint of step {state.global_step} cannot be written to {redact(self.config.state)}: "
                 f"{one_line(error)}; free space or grant access, then run again"
             ) from error
 
@@ -155,9 +155,9 @@ class Training:
         if self.world > 1:
             dist.all_gather_object(sums, mine)
         if self.rank == 0:
-            self.order.check()
+            self.config.check()
             self.checkpoints.commit(step, {name: one for part in sums for name, one in part.items()})
-            self.checkpoints.prune(step, self.order.spec.evaluation.keep, state.best_global_step)
+            self.checkpoints.prune(step, self.config.spec.evaluation.keep, state.best_global_step)
         self._wait()
 
     def _wait(self) -> None:

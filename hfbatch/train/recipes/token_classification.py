@@ -208,7 +208,7 @@ class TokenClassificationRecipe(Recipe):
         index = {label: number for number, label in enumerate(self.labels)}
         classes = np.array([index[tag] for text in texts for tag in text.tags], np.int64)
         words = np.array([len(text.tags) for text in texts])
-        place = np.where(pieces.tells, pieces.word - (np.cumsum(words) - words)[owner[window]], -1)
+        place = np.where(pieces.is_read, pieces.word - (np.cumsum(words) - words)[owner[window]], -1)
         labels = self._targets(pieces.word, pieces.first, classes)
         first = np.diff(owner, prepend=-1) != 0
         made = {name: tokens[name] for name in TOKENS if name in tokens} | {
