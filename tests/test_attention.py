@@ -1,4 +1,4 @@
-"""`hfbatch attention`: the model's own weights, and a picture with the tokens beside them."""
+"""`hfbatch attention`: the model's own weights, and an image with the tokens beside them."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_dark_is_where_the_weight_is(tmp_path: Path) -> None:
     weights = np.zeros((1, 1, 2, 2), np.float32)
     weights[0, 0, 0, 1] = weights[0, 0, 1, 1] = 1  # both look at the second
     draw(Attention(["a", "b"], weights), tmp_path / "two.png")
-    picture = np.asarray(Image.open(tmp_path / "two.png").convert("L"), float)
-    dark = np.argwhere(picture < 100)
+    image_file = np.asarray(Image.open(tmp_path / "two.png").convert("L"), float)
+    dark = np.argwhere(image_file < 100)
     assert len(dark) > 0.3 * 600 * 600
-    assert (dark[:, 1] < picture.shape[1] / 2).mean() < 0.05
+    assert (dark[:, 1] < image_file.shape[1] / 2).mean() < 0.05
 
 
-def test_the_command_writes_a_picture_and_says_what_is_in_it(tmp_path: Path, bert: str) -> None:
+def test_the_command_writes_a_figure_and_says_what_is_in_it(tmp_path: Path, bert: str) -> None:
     out = tmp_path / "attention.png"
     done = call("attention", TEXT, "-m", bert, "--out", str(out), "--json")
     assert done.exit_code == 0, done.stderr
@@ -96,7 +96,7 @@ def test_the_command_writes_a_picture_and_says_what_is_in_it(tmp_path: Path, ber
     assert Image.open(out).format == "PNG"
 
 
-def test_what_cannot_be_drawn_is_told(tmp_path: Path, bert: str) -> None:
+def test_what_cannot_be_drawn_is_reported(tmp_path: Path, bert: str) -> None:
     found = attention_of(TEXT, bert)
     with pytest.raises(SpecError, match=r"ends in '\.jpg'; use one of .png, .svg"):
         draw(found, tmp_path / "a.jpg")

@@ -111,7 +111,7 @@ def test_the_docs_are_shipped_with_the_package() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_has_every_field_with_its_docstring(kind: str) -> None:
     text = spec_reference(kind)
-    assert [told for told in descriptions(KINDS[kind]) if told not in text] == []
+    assert [reported for reported in descriptions(KINDS[kind]) if reported not in text] == []
     assert text in read_topic({"job": "spec", "finetune": "finetune-spec"}[kind])
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(line.count(" | ") == 3 and not line.endswith("|  |") for line in rows)

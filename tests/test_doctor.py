@@ -146,7 +146,7 @@ def test_disks_are_named_with_their_folder(tmp_path):
     assert check_shared_memory(tmp_path / "absent").status == "warn"
 
 
-def test_the_token_is_never_told(tmp_path):
+def test_the_token_is_never_shown(tmp_path):
     env = {**os.environ, "HF_TOKEN": "hf_verysecret", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     code = "from hfbatch.cli.doctor import check_hub, to_values; import json; print(json.dumps(to_values([check_hub()])))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

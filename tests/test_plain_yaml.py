@@ -18,7 +18,7 @@ MERGES = "a0: &a0 {x: [1, 1]}\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (BOMB, "more than 100,000 values, those of its aliases counted"),
         (MERGES, "more than 100,000 values"),
@@ -39,13 +39,13 @@ MERGES = "a0: &a0 {x: [1, 1]}\n" + "".join(
         ("[a, b]", "holds a list, not keys"),
     ],
 )  # fmt: skip
-def test_what_is_no_plain_value_is_refused_in_one_sentence(text: str, told: str, tmp_path: Path) -> None:
+def test_what_is_no_plain_value_is_refused_in_one_sentence(text: str, reported: str, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(text, encoding="utf8")
     with pytest.raises(SpecError) as error:
         read_yaml(spec)
     (fault,) = error.value.faults
-    assert told in fault
+    assert reported in fault
     assert "\n" not in fault
     assert str(spec) in fault
 

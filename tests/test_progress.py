@@ -25,17 +25,17 @@ def running(seconds, rows, **more):
     )  # fmt: skip
 
 
-def test_a_line_tells_rows_rates_rejects_splits_and_the_time_left():
+def test_a_line_shows_rows_rates_rejects_splits_and_the_time_left():
     now = Snapshot(5, 0, 17, 12_288, 40_000, 1, 1, 3, 20.0, 15.0, "running")
     line = status_line(now, Rates(812.0, 44_123.0, 34.1))
     assert line == "12,288/40,000 rows · 812 rows/s · 44k tokens/s · 3 rejects · 5/17 splits · eta 0:34"
 
 
-def test_before_the_first_batch_a_line_tells_what_is_happening():
+def test_before_the_first_batch_a_line_says_what_is_happening():
     assert status_line(Snapshot(elapsed=4.2, state="starting workers"), Rates()) == "starting workers · 0:04"
 
 
-def test_failed_splits_are_told():
+def test_failed_splits_are_reported():
     assert "1 split failed" in status_line(running(9.0, 10, splits_failed=1), Rates())
 
 

@@ -107,7 +107,7 @@ def test_types_are_kept_for_the_sake_of_parts_alone(plan: Plan, tmp_path: Path) 
     assert (again.keep, again.source.types["id"]) == (["id", "text"], "string")
 
 
-def test_another_job_is_told_before_another_version(plan: Plan) -> None:
+def test_another_job_is_reported_before_another_version(plan: Plan) -> None:
     leave(plan, 2, None)
     other = plan.spec.model_copy(update={"seed": 7})
     with pytest.raises(

@@ -37,7 +37,7 @@ def test_all_faults_come_together() -> None:
     assert "did you mean 'workers'?" in faults
 
 
-def test_a_key_in_the_wrong_place_is_told_its_own() -> None:
+def test_a_key_in_the_wrong_place_is_reported_with_the_right_one() -> None:
     faults = faults_of({**LEAST, "split_rows": 9, "batch": {"seed": 1, "max_lenght": 3}})
     assert "unknown key 'split_rows'" in faults
     assert "did you mean 'input.split_rows'?" in faults
@@ -51,7 +51,7 @@ def test_a_key_with_nothing_behind_it_is_one_left_out() -> None:
     assert "input" in faults_of({**LEAST, "input": None})
 
 
-def test_choices_that_exclude_each_other_are_told_together() -> None:
+def test_choices_that_exclude_each_other_are_reported_together() -> None:
     values = {"task": "text-classification", "model": "org/model", "train": "in/", "output": "out/"}
     clash = {"loop": "accelerate", "compute": {"compile": True}, "workers": {"at_least": 3, "count": 2}}
     with pytest.raises(SpecError) as caught:
@@ -98,7 +98,7 @@ def test_an_override_that_cannot_work_says_why(override: str) -> None:
         apply_overrides(LEAST, [override])
 
 
-def test_a_spec_file_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_spec_file_that_is_none_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read"):
         JobSpec.load(tmp_path / "absent.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")

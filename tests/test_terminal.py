@@ -172,7 +172,7 @@ except typer.Exit as end:
 
 
 @pytest.mark.parametrize(
-    ("way", "code", "told"),
+    ("way", "code", "reported"),
     [
         ("fine", 0, None), ("exit 3", 3, None), ("os", 1, "disk full"),
         ("unexpected", 1, "unexpected error: ZeroDivisionError: [red]"),
@@ -181,16 +181,16 @@ except typer.Exit as end:
     ],
 )  # fmt: skip
 def test_whatever_ends_a_command_it_has_last_words_and_json_stays_json(
-    way: str, code: int, told: str | None
+    way: str, code: int, reported: str | None
 ) -> None:
     done = subprocess.run([sys.executable, "-c", ENDS, way], capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr
     answer = json.loads(done.stdout)
-    if told is None:
+    if reported is None:
         assert answer == {"fine": 1}
     else:
-        assert told in answer["faults"][0]
-        assert told.split(";")[0] in " ".join(done.stderr.split())
+        assert reported in answer["faults"][0]
+        assert reported.split(";")[0] in " ".join(done.stderr.split())
         assert "\x1b" not in done.stderr
         assert "SECRET" not in done.stdout + done.stderr
         if "the traceback is in " in answer["faults"][0]:

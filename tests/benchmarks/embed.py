@@ -86,25 +86,27 @@ class Contest:
         self._check_rows(name, report["rows"]["out"])
         if name == "hfbatch":
             self._batch = report["batch_size"]
-        told = {key: report[key] for key in ("seconds", "batch_size", "dtype", "padding", "stages")}
-        return Measure(report["rates"]["rows_per_s"], self.rows / done.seconds, told)
+        reported = {key: report[key] for key in ("seconds", "batch_size", "dtype", "padding", "stages")}
+        return Measure(report["rates"]["rows_per_s"], self.rows / done.seconds, reported)
 
     def _run_peer(self, name: str, out: Path) -> Measure:
         python = self.daft_python if name == "daft" else sys.executable
         done = tools.run(
             [python or sys.executable, Path(__file__).with_name("peers.py"), name, self.source, out]
         )
-        told = done.answer
-        self._check_rows(name, told["rows"])
-        return Measure(self.rows / told["job_s"], self.rows / (done.seconds - told["aside_s"]), told)
+        reported = done.answer
+        self._check_rows(name, reported["rows"])
+        return Measure(
+            self.rows / reported["job_s"], self.rows / (done.seconds - reported["aside_s"]), reported
+        )
 
     def _run_bare(self) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.bare", self.source, "--batch", str(self._batch)]
-        told = tools.run(command).answer
-        self._check_rows(BARE, told["rows"])
-        both = told["device_s"] + told["tokenise_s"]
-        self.measures["bare loop"].append(Measure(self.rows / told["device_s"], None, told))
-        self.measures["bare tokenise + loop"].append(Measure(self.rows / both, None, told))
+        reported = tools.run(command).answer
+        self._check_rows(BARE, reported["rows"])
+        both = reported["device_s"] + reported["tokenise_s"]
+        self.measures["bare loop"].append(Measure(self.rows / reported["device_s"], None, reported))
+        self.measures["bare tokenise + loop"].append(Measure(self.rows / both, None, reported))
 
     def _check_rows(self, name: str, rows: int) -> None:
         if rows != self.rows:

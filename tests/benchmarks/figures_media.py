@@ -1,4 +1,4 @@
-"""Trains small models from their configs on pictures and on sound, as the README says, and prints how well they do.
+"""Trains small models from their configs on images and on audio, as the README says, and prints how well they do.
 
     digits    scikit-learn's 1,797 handwritten digits, a ViT of 0.1 million weights
     spoken    recordings of spoken digits, from a Parquet file of `audio` and `label`; an encoder like Whisper's
@@ -53,7 +53,7 @@ def write_digits(path: Path) -> Path:
 
 
 def write_vit(folder: Path) -> None:
-    """The config of a small ViT over pictures of 8 by 8 pixels, and its image processor."""
+    """The config of a small ViT over images of 8 by 8 pixels, and its image processor."""
     from transformers import ViTConfig, ViTImageProcessorPil
 
     ViTConfig(
@@ -64,7 +64,7 @@ def write_vit(folder: Path) -> None:
 
 
 def write_encoder(folder: Path) -> None:
-    """The config of a small encoder like Whisper's over one second of sound, and its feature extractor."""
+    """The config of a small encoder like Whisper's over one second of audio, and its feature extractor."""
     from transformers import WhisperConfig, WhisperFeatureExtractor
 
     WhisperConfig(

@@ -1,4 +1,4 @@
-"""Pictures: measures image-classification by hfbatch against transformers' pipeline in batches of 8, in turn.
+"""Images: measures image-classification by hfbatch against transformers' pipeline in batches of 8, in turn.
 
 Rows per second from Parquet to Parquet, without start-up (from the first batch to the end) and with it (the whole
 command), as medians of a few rounds, at the same precision on both sides. Generated JPEG photographs of mixed sizes,
@@ -33,7 +33,7 @@ TARGET = 1.5
 WIDTHS = {"tiny": 192, "small": 384}
 """Size of the vectors of the published ViT models of these names; all have 12 layers and heads of 64."""
 SIDES = (300, 640)
-"""Shortest and longest side of the pictures."""
+"""Shortest and longest side of the images."""
 CONTESTANTS = ("hfbatch", "pipeline")
 
 
@@ -51,7 +51,7 @@ def photographs(rows: int) -> Iterator[bytes]:
         yield target.getvalue()
 
 
-def write_pictures(path: Path, rows: int) -> Path:
+def write_images(path: Path, rows: int) -> Path:
     """A Parquet file of `id` and `image`."""
     pq.write_table(pa.table({"id": range(rows), "image": list(photographs(rows))}), path, row_group_size=64)
     return path
@@ -81,7 +81,7 @@ def measure(name: str, dtype: str, source: Path, out: Path, model: Path) -> dict
         done = tools.run([*command, *tools.OPTIONS, *sets])
         rows, rate = done.answer["rows"]["out"], done.answer["rates"]["rows_per_s"]
     else:
-        script = Path(__file__).with_name("picture_pipeline.py")
+        script = Path(__file__).with_name("image_pipeline.py")
         done = tools.run([sys.executable, script, source, out, model, dtype])
         rows = done.answer["rows"]
         rate = rows / done.answer["job_s"]
@@ -116,7 +116,7 @@ def main() -> None:
     options = parse()
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with tools.workspace() as folder:
-        source = write_pictures(folder / "pictures.parquet", options.rows)
+        source = write_images(folder / "pictures.parquet", options.rows)
         model = write_model(folder / "model", options.model)
         for dtype in options.dtypes:
             runs[dtype] = defaultdict(list)

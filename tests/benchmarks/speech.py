@@ -41,7 +41,7 @@ RATE = 16_000
 
 def write_recordings(path: Path, rows: int, source: Path | None, seed: int = 0) -> Path:
     """A Parquet file of `id` and `audio` (WAV bytes): rising tones of 0.5 to 15 seconds, 3 at the median."""
-    from tests.tasks.sounds import chirp, file_of
+    from tests.tasks.audio_files import chirp, file_of
 
     if source is not None:
         files = pq.read_table(source)["audio"].to_pylist()
@@ -79,8 +79,8 @@ def run_pipeline(kind: str, model: str, source: Path, out: Path, batch: int, dty
     recognise = transformers.pipeline(TASK, model, device="cpu", dtype=dtype, **generate)
     begun = time.perf_counter()
     table = pq.read_table(source)
-    sounds = (to_audio(file, RATE) for file in table["audio"].to_pylist())
-    texts = [answer["text"] for answer in recognise(sounds, batch_size=batch)]
+    recordings = (to_audio(file, RATE) for file in table["audio"].to_pylist())
+    texts = [answer["text"] for answer in recognise(recordings, batch_size=batch)]
     out.mkdir()
     pq.write_table(pa.table({"id": table["id"], "text": texts}), out / "out.parquet")
     return {"rows": len(texts), "job_s": time.perf_counter() - begun}

@@ -69,11 +69,11 @@ def main() -> None:
 
 def describe(first: float, total: float, report: dict[str, Any]) -> dict[str, float]:
     """The seconds of a run by name: the phases in order, then the sums."""
-    told = report["seconds"]
-    phases = dict(told["phases"])
+    reported = report["seconds"]
+    phases = dict(reported["phases"])
     working = phases.pop("working", 0.0)
-    interpreter = max(first - told["first_part"], 0.0)
-    to_part = max(told["first_part"] - sum(phases.values()), 0.0)
+    interpreter = max(first - reported["first_part"], 0.0)
+    to_part = max(reported["first_part"] - sum(phases.values()), 0.0)
     sums = {"first part": first, "work, all of it": working, "the whole command": total}
     return {"interpreter": interpreter, **phases, "first split, to its commit": to_part, **sums}
 

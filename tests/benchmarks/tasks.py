@@ -132,10 +132,10 @@ def measure(task: str, model: Path, source: Path, rows: int, dtype: str, folder:
     pairs = zip(found.to_pylist(), json.loads(answers.read_text(encoding="utf8")), strict=True)
     same = sum(alike(got, expected) for got, expected in pairs) / rows
     shutil.rmtree(out)
-    told = {key: ours.answer[key] for key in ("seconds", "batch_size", "padding", "stages")}
+    reported = {key: ours.answer[key] for key in ("seconds", "batch_size", "padding", "stages")}
     return Round(
         ours.answer["rates"]["rows_per_s"], rows / ours.seconds, rows / theirs.answer["job_s"],
-        rows / theirs.seconds, same, told,
+        rows / theirs.seconds, same, reported,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Cases of the tasks over sound."""
+"""Cases of the tasks over audio."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformers import pipeline
 
 from tests.cases.case import Answer, Case, columns_of
 from tests.models.audio import tiny_clap, tiny_vits, tiny_wav2vec2
-from tests.tasks.sounds import file_of, tone
+from tests.tasks.audio_files import file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
 
 
-SOUNDS = [file_of(tone(0.2 + 0.05 * (k % 5), 100 + 40 * k)) for k in range(22)]
+RECORDINGS = [file_of(tone(0.2 + 0.05 * (k % 5), 100 + 40 * k)) for k in range(22)]
 
 
-def sound(row: Any) -> np.ndarray:
+def recording(row: Any) -> np.ndarray:
     """A row's samples."""
     return soundfile.read(BytesIO(row["audio"]), dtype="float32")[0]
 
@@ -32,7 +32,7 @@ def piped(task: str, answer: Callable[[Any], Any], **options: Any) -> Callable[[
 
     def load(folder: str) -> Answer:
         pipe = pipeline(task, folder, device="cpu")
-        return lambda row: answer(pipe(sound(row), **options))
+        return lambda row: answer(pipe(recording(row), **options))
 
     return load
 
@@ -46,7 +46,7 @@ def spoken(found: Any) -> dict[str, Any]:
 
 
 def still_vits(folder: Path) -> str:
-    """A VITS without noise: only then is its sound the same whatever has been drawn before."""
+    """A VITS without noise: only then is its audio the same whatever has been drawn before."""
     tiny_vits(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
@@ -73,14 +73,14 @@ LABELS = ["the engineer", "a quiet river before dawn", "what the model said"]
 CASES = {
     "audio-classification": Case(
         lambda folder: tiny_wav2vec2(folder, "Wav2Vec2ForSequenceClassification", NAMES),
-        {"audio": SOUNDS},
+        {"audio": RECORDINGS},
         piped("audio-classification", columns_of, top_k=2),
         {"top_k": 2},
         unreadable=b"this is no sound",
     ),
     "automatic-speech-recognition": Case(
         lambda folder: tiny_wav2vec2(folder, "Wav2Vec2ForCTC"),
-        {"audio": SOUNDS},
+        {"audio": RECORDINGS},
         piped("automatic-speech-recognition", spoken, return_timestamps="word"),
         {"return_timestamps": "word"},
         unreadable=b"this is no sound",

@@ -37,7 +37,7 @@ class Case:
 
 
 def near(got: Any, expected: Any) -> bool:
-    """Equal; numbers with a point within 1e-4 of their size, sound within 1e-4, grey levels of pictures within 1."""
+    """Equal; numbers with a point within 1e-4 of their size, audio within 1e-4, grey levels of images within 1."""
     if isinstance(expected, Mapping):
         return set(got) == set(expected) and all(near(got[key], expected[key]) for key in expected)
     if isinstance(expected, list | tuple):

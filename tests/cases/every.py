@@ -1,7 +1,7 @@
 """Every task with a tiny model, rows, and transformers' own answers."""
 
-from tests.cases import audio, multimodal, pictures, questions, text, vision
+from tests.cases import audio, images, multimodal, questions, text, vision
 
 CASES = {
-    **text.CASES, **vision.CASES, **pictures.CASES, **audio.CASES, **questions.CASES, **multimodal.CASES
+    **text.CASES, **vision.CASES, **images.CASES, **audio.CASES, **questions.CASES, **multimodal.CASES
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cases of the tasks over pictures, pages, tables and sound with text."""
+"""Cases of the tasks over images, pages, tables and audio with text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from transformers import (
     pipeline,
 )
 
-from tests.cases.audio import SOUNDS
+from tests.cases.audio import RECORDINGS
 from tests.cases.case import Answer, Case
-from tests.cases.vision import pictures
+from tests.cases.vision import image_files
 from tests.models.multimodal import (
     tiny_blip,
     tiny_layoutlm,
@@ -38,7 +38,7 @@ QUESTIONS = [ASKED[k % 3] for k in range(22)]
 WORDS = [" ".join(CORPUS[k : k + 1 + (k * 5) % 13]).split() for k in range(22)]
 SHORT = {"max_new_tokens": 8}
 FINDING = {"top_k": 2, "doc_stride": 8, "max_seq_len": 40}
-BAD_PICTURE = b"this is no picture"
+BAD_IMAGE = b"this is no picture"
 
 
 def boxes(words: list[str], seed: int) -> list[list[int]]:
@@ -60,8 +60,8 @@ def chat(kind: str, file: Any, text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
-def picture(file: bytes) -> Image.Image:
-    """A picture, decoded and in RGB."""
+def image_file(file: bytes) -> Image.Image:
+    """An image, decoded and in RGB."""
     return Image.open(BytesIO(file)).convert("RGB")
 
 
@@ -70,7 +70,7 @@ def visual_question_answering(folder: str) -> Answer:
     model = ViltForQuestionAnswering.from_pretrained(folder).eval()
 
     def answer(row: Any) -> dict[str, Any]:
-        inputs = processor(images=picture(row["image"]), text=row["question"], return_tensors="pt")
+        inputs = processor(images=image_file(row["image"]), text=row["question"], return_tensors="pt")
         with torch.inference_mode():
             scores = model(**inputs).logits[0].sigmoid()
         best = scores.argsort(descending=True)[:3].tolist()
@@ -105,7 +105,7 @@ def image_to_text(folder: str) -> Answer:
     pixels, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
     def answer(row: Any) -> dict[str, Any]:
-        made = model.generate(**pixels(images=picture(row["image"]), return_tensors="pt"), **SHORT)
+        made = model.generate(**pixels(images=image_file(row["image"]), return_tensors="pt"), **SHORT)
         return {"generated_text": tokenizer.decode(made[0], skip_special_tokens=True)}
 
     return answer
@@ -116,7 +116,7 @@ def image_text_to_text(folder: str) -> Answer:
 
     def answer(row: Any) -> dict[str, Any]:
         shown, asked = row["messages"][0]["content"]
-        found = pipe(text=chat("image", picture(shown["image"]), asked["text"]), return_full_text=False)
+        found = pipe(text=chat("image", image_file(shown["image"]), asked["text"]), return_full_text=False)
         return {"generated_text": found[0]["generated_text"]}
 
     return answer
@@ -140,10 +140,10 @@ def captioner(folder: Path) -> str:
 CASES = {
     "visual-question-answering": Case(
         lambda folder: tiny_vilt(folder, {k: f"answer {k}" for k in range(7)}),
-        {"image": pictures(), "question": QUESTIONS},
+        {"image": image_files(), "question": QUESTIONS},
         visual_question_answering,
         {"top_k": 3},
-        unreadable=BAD_PICTURE,
+        unreadable=BAD_IMAGE,
     ),
     "document-question-answering": Case(
         tiny_layoutlm,
@@ -162,17 +162,17 @@ CASES = {
         table_question_answering,
         unreadable="this is no table",
     ),
-    "image-to-text": Case(captioner, {"image": pictures()}, image_to_text, SHORT, unreadable=BAD_PICTURE),
+    "image-to-text": Case(captioner, {"image": image_files()}, image_to_text, SHORT, unreadable=BAD_IMAGE),
     "image-text-to-text": Case(
         tiny_llava,
-        {"messages": [chat("image", *one) for one in zip(pictures(), QUESTIONS, strict=True)]},
+        {"messages": [chat("image", *one) for one in zip(image_files(), QUESTIONS, strict=True)]},
         image_text_to_text,
         SHORT,
-        unreadable=chat("image", BAD_PICTURE, "what?"),
+        unreadable=chat("image", BAD_IMAGE, "what?"),
     ),
     "any-to-any": Case(
         tiny_qwen2_audio,
-        {"audio": SOUNDS, "text": [f"<audio>{text}" for text in QUESTIONS]},
+        {"audio": RECORDINGS, "text": [f"<audio>{text}" for text in QUESTIONS]},
         any_to_any,
         SHORT,
         unreadable=b"this is no sound",

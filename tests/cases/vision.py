@@ -1,4 +1,4 @@
-"""Cases of the tasks over pictures."""
+"""Cases of the tasks over images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LABELS = ["weather", "work", "mathematics of the night"]
 NAMES = {0: "cat", 1: "dog", 2: "tram"}
 
 
-def pictures(count: int = 22, seed: int = 0) -> list[bytes]:
-    """Pictures of mixed sizes, modes and formats, as files."""
+def image_files(count: int = 22, seed: int = 0) -> list[bytes]:
+    """Images of mixed sizes, modes and formats, as files."""
     random = np.random.default_rng(seed)
     files = []
     for k in range(count):
@@ -32,32 +32,32 @@ def pictures(count: int = 22, seed: int = 0) -> list[bytes]:
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as PNG."""
+    """An image as PNG."""
     target = BytesIO()
     image.save(target, "PNG")
     return target.getvalue()
 
 
-def picture(row: Any, name: str = "image") -> Image.Image:
-    """A row's picture, decoded."""
+def image_file(row: Any, name: str = "image") -> Image.Image:
+    """A row's image, decoded."""
     return Image.open(BytesIO(row[name]))
 
 
 def piped(task: str, answer: Callable[[Any], Any], **options: Any) -> Callable[[str], Answer]:
-    """The task's pipeline over each picture alone; `answer` makes output columns of what it returns."""
+    """The task's pipeline over each image alone; `answer` makes output columns of what it returns."""
 
     def load(folder: str) -> Answer:
         pipe = pipeline(task, folder, device="cpu")
-        return lambda row: answer(pipe(picture(row), **options))
+        return lambda row: answer(pipe(image_file(row), **options))
 
     return load
 
 
 def case(architecture: str, oracle: Callable[[str], Answer], **params: Any) -> Case:
-    """A case over pictures of mixed sizes."""
+    """A case over images of mixed sizes."""
     return Case(
         lambda folder: tiny_vision(folder, architecture, id2label=NAMES),
-        {"image": pictures()},
+        {"image": image_files()},
         oracle,
         params,
         unreadable=b"this is no picture",

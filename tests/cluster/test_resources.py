@@ -59,6 +59,6 @@ def test_an_autoscaler_may_bring_what_is_not_there_yet() -> None:
     assert lay_out(spec, [Node(4, 0)], ceiling=Node(68, 8)).workers == 8
 
 
-def test_too_much_is_told_with_what_there_is() -> None:
+def test_too_much_is_reported_with_what_there_is() -> None:
     with pytest.raises(SpecError, match="2 nodes, 6 CPUs, 0 GPUs"):
         lay_out(WorkersSpec(count=3, cpus=4), [Node(2, 0), Node(4, 0)])

@@ -54,7 +54,7 @@ assert not session.parent.parent.exists()
 """
 
 
-def test_the_cluster_of_a_command_is_its_own_alone_and_its_loss_is_told() -> None:
+def test_the_cluster_of_a_command_is_its_own_alone_and_its_loss_is_reported() -> None:
     # In a folder of its own: clusters of other tests begin and end meanwhile. Names of sockets have to be short.
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         env = {**os.environ, "RAY_TMPDIR": folder}
@@ -131,7 +131,7 @@ def test_a_cluster_that_somebody_else_may_have_named_is_not_joined(
     assert session.find_cluster(None) == "192.0.2.8:6379"
 
 
-def test_a_folder_whose_sockets_have_too_long_paths_is_told_before_ray_starts() -> None:
+def test_a_folder_whose_sockets_have_too_long_paths_is_reported_before_ray_starts() -> None:
     """Ray itself waits, and then has a traceback; the longest that passes is exactly as long as sockets allow."""
     check_sockets("/" + "x" * (MOST_BYTES - BELOW - 1))
     for name in ("x" * (MOST_BYTES - BELOW), "é" * ((MOST_BYTES - BELOW) // 2 + 1)):

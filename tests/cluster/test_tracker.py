@@ -13,7 +13,7 @@ from hfbatch.console.progress import Rates, Snapshot, status_line
 from hfbatch.runtime.heartbeat import beating
 
 
-def test_work_that_takes_long_tells_that_it_lives_until_it_ends() -> None:
+def test_work_that_takes_long_sends_heartbeats_until_it_ends() -> None:
     beats: list[float] = []
     with beating(lambda: beats.append(time.monotonic()), seconds=0.01):
         deadline = time.monotonic() + 30
@@ -26,7 +26,7 @@ def test_work_that_takes_long_tells_that_it_lives_until_it_ends() -> None:
     assert len(beats) == after
 
 
-def test_a_slow_split_is_told_of_and_does_not_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_split_is_reported_and_does_not_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000_000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     state = TrackerState(None)

@@ -169,7 +169,7 @@ def test_any_lines_give_one_row_each_and_good_ones_keep_their_values(lines, whol
             assert row == {"id": value.get("id"), "text": value.get("text")}
 
 
-def test_many_bad_lines_are_told_apart_quickly(tmp_path):
+def test_many_bad_lines_are_distinguished_quickly(tmp_path):
     lines = [
         b'{"id": {"x": %d}, "text": 1}' % n if n % 2 else b'{"id": %d, "text": "a"}' % n for n in range(8000)
     ]
@@ -188,7 +188,7 @@ def test_bad_rows_stay_whatever_the_filter_says(tmp_path):
     assert rows.read == 8
 
 
-def test_the_plan_tells_of_bad_lines_in_the_sample(tmp_path):
+def test_the_plan_reports_bad_lines_in_the_sample(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*GOOD, b"null", b'{"id": "x"}']))
     (note,) = source_of(tmp_path).notes
     assert note.startswith("2 of 14 sampled rows cannot be read and will be rejects; the first, in a.jsonl: ")
@@ -258,7 +258,7 @@ def test_columns_that_come_late_are_found_all_over_the_input(tmp_path):
 
 
 @pytest.mark.usefixtures("small_sample")
-def test_columns_that_the_plan_did_not_see_are_told_with_their_rows(tmp_path):
+def test_columns_that_the_plan_did_not_see_are_reported_with_their_rows(tmp_path):
     some = [b'{"id": 1, "s": {"x": 1}}'] * 1000
     late = [
         b'{"id": 2, "late": "a"}',
@@ -278,7 +278,7 @@ def test_columns_that_the_plan_did_not_see_are_told_with_their_rows(tmp_path):
 
 
 @pytest.mark.usefixtures("small_sample")
-def test_other_types_later_in_the_input_are_told_by_the_plan(tmp_path):
+def test_other_types_later_in_the_input_are_reported_by_the_plan(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"id": 1, "n": 1}\n' * 100)
     (tmp_path / "b.jsonl").write_bytes(b'{"id": 1.5, "n": "x"}\n' * 100)
     source = source_of(tmp_path)

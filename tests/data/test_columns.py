@@ -139,11 +139,11 @@ def test_a_column_of_any_type_passes_through_split_filter_stages_part_and_reject
         reject_schema(source.schema),
     )
     split = Split((Piece("a.parquet", 0, count, 1, 1),))
-    told = Manifest(
+    reported = Manifest(
         split.part, rows_read=count, rows_in=count, rows_out=len(part), rows_rejected=len(rejected)
     )
     PartWriter(str(folder / "out"), source.schema, reject_schema(source.schema), {}).write(
-        split, part, rejected, told
+        split, part, rejected, reported
     )
     written = pq.read_table(folder / "out" / split.part)
     assert written.schema.equals(stored_schema(source.schema).remove_metadata())

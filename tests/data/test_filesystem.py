@@ -58,7 +58,7 @@ def test_secrets_are_not_shown(path, shown):
     assert redact(path) == shown
 
 
-def test_a_location_tells_its_secret_only_where_it_is_asked_for():
+def test_a_location_shows_its_secret_only_where_it_is_asked_for():
     full = "s3://key:secret@bucket/x?region=eu"
     shown, location = "s3://bucket/x?region=eu", Location(full)
     for text in (
@@ -210,8 +210,8 @@ def test_parts_are_committed_and_found_on_s3(lake, s3):
     for split in splits[:-1]:
         rows = read_split(split, plan)
         count = rows.table.num_rows
-        told = Manifest(split.part, rows_read=count, rows_in=count, rows_out=count)
-        writer.write(split, rows.table, None, told)
+        reported = Manifest(split.part, rows_read=count, rows_in=count, rows_out=count)
+        writer.write(split, rows.table, None, reported)
     state = ledger.state(splits)
     assert (state.done, state.todo, state.stale) == (splits[:-1], splits[-1:], [])
     assert [m.rows_out for m in ledger.manifests([split.part for split in state.done])] == [

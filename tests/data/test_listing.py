@@ -247,7 +247,7 @@ def test_a_partition_value_whose_escapes_are_no_text_stays_as_it_is():
 
 
 @pytest.mark.parametrize("pattern", ["a**", "***"])
-def test_a_pattern_that_means_nothing_is_told(data, pattern):
+def test_a_pattern_that_means_nothing_is_reported(data, pattern):
     with pytest.raises(SpecError, match="is no pattern"):
         source_of(data / pattern)
 

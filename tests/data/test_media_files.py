@@ -38,7 +38,7 @@ from hfbatch.predict.named_files import named_files, names_in
 from hfbatch.spec.job import FilesSpec, InputSpec
 from hfbatch.spec.location import Location
 from hfbatch.tasks import task_class
-from tests.data.test_pictures import file_of, noise
+from tests.data.test_images import file_of, noise
 
 RATE = 16_000
 
@@ -359,12 +359,12 @@ def test_the_plan_says_what_the_first_rows_may_not_name(
     read = ReadPlan(source.root_url, source.format, ("picture", "text"), source.schema)
     found = named_files(task, {"image": "picture"}, source.cut(100), read, most_rejected)
     assert [len(one) for one in found] == [faults, notes]
-    for told in (*found[0], *found[1]):
-        assert f"{bad} of the first 10 rows" in told
-        assert f"input.files.roots: [{folder}]" in told
+    for reported in (*found[0], *found[1]):
+        assert f"{bad} of the first 10 rows" in reported
+        assert f"input.files.roots: [{folder}]" in reported
 
 
-def test_a_program_is_not_started_by_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_is_not_started_by_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -383,7 +383,7 @@ def wav(frames: int, rate: int, channels: int = 1, claimed: int | None = None) -
     return b"RIFF" + struct.pack("<I", 4 + len(head) + len(data) & 0xFFFFFFFF) + b"WAVE" + head + data
 
 
-def test_sound_is_judged_by_what_it_becomes() -> None:
+def test_audio_is_limited_by_its_decoded_length() -> None:
     target = BytesIO()
     soundfile.write(target, np.zeros((100 * RATE, 2), np.int16), RATE, format="FLAC")
     few = RowFiles(rules=rules(max_seconds=99))
@@ -399,7 +399,7 @@ def test_sound_is_judged_by_what_it_becomes() -> None:
         to_audio(wav(200_000, 4_000_000, 2), RATE, RowFiles(rules=rules(max_seconds=4)))
 
 
-def test_sound_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfbatch.data.media.BLOCK", 1000)
     samples = np.random.default_rng(0).normal(0, 0.1, (30_001, 2)).astype(np.float32)
     target = BytesIO()
@@ -417,7 +417,7 @@ def test_sound_in_blocks_is_what_it_is_as_a_whole(monkeypatch: pytest.MonkeyPatc
     claimed=st.sampled_from([None, 0, 7, 2**31, 2**32 - 1]),
     seconds=st.sampled_from([0.01, 0.5, 7200.0]),
 )
-def test_a_header_of_sound_gets_no_more_than_the_limit(
+def test_a_header_of_audio_gets_no_more_than_the_limit(
     frames: int, rate: int, channels: int, claimed: int | None, seconds: float
 ) -> None:
     try:
@@ -441,7 +441,7 @@ def test_a_header_of_sound_gets_no_more_than_the_limit(
     place=st.integers(0, 60),
     value=st.integers(0, 255),
 )
-def test_a_header_of_a_picture_gets_no_more_than_the_limit(
+def test_a_header_of_an_image_gets_no_more_than_the_limit(
     kind: str, width: int, height: int, pixels: int, place: int, value: int
 ) -> None:
     whole = file_of(Image.new("RGB", (width, height)), kind)

@@ -152,7 +152,7 @@ def test_the_spec_and_an_earlier_run_give_types_to_partitions(tmp_path):
     assert "input.types: {zip: string}" in bad.message
 
 
-def test_wrong_types_in_the_spec_are_all_told(tmp_path):
+def test_wrong_types_in_the_spec_are_all_reported(tmp_path):
     write(tmp_path / "zip=1" / "a.parquet", id=[1])
     with pytest.raises(SpecError) as caught:
         source_of(tmp_path, types={"id": "string", "nope": "string", "zip": "list<string>"})

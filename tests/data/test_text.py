@@ -152,7 +152,7 @@ def test_a_json_list_is_not_jsonl(tmp_path):
         source_of(tmp_path)
 
 
-def test_a_column_of_several_types_is_told_by_name(tmp_path):
+def test_a_column_of_several_types_is_reported_by_name(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"label": 1}\n{"label": "two"}\n')
     with pytest.raises(SpecError, match=r"a\.jsonl: a column has values of several types: .*label"):
         source_of(tmp_path)

@@ -92,7 +92,7 @@ def test_a_pointer_of_git_lfs_is_no_other_file_either(whole: Path, name: str) ->
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=16))
-def test_damaged_weights_are_told_by_their_header(whole: Path, cut: int, junk: bytes) -> None:
+def test_damaged_weights_are_reported_by_their_header(whole: Path, cut: int, junk: bytes) -> None:
     good = save(tensors("a", "b", "c"))
     bad = good[: min(cut, len(good) - 1)] + junk
     bad += b"\0" * (len(bad) == len(good))
@@ -104,28 +104,28 @@ def test_damaged_weights_are_told_by_their_header(whole: Path, cut: int, junk: b
     "header",
     [b"\xff" * 8, (1 << 40).to_bytes(8, "little"), (4).to_bytes(8, "little") + b"nope", (2).to_bytes(8, "little") + b"[]"],
 )  # fmt: skip
-def test_a_header_of_anything_else_is_told(whole: Path, header: bytes) -> None:
+def test_a_header_of_anything_else_is_reported(whole: Path, header: bytes) -> None:
     (whole / "model.safetensors").write_bytes(header + b"\0" * 64)
     the_fault(whole, "not a complete safetensors file")
 
 
-def test_a_missing_shard_is_told(sharded: Path) -> None:
+def test_a_missing_shard_is_reported(sharded: Path) -> None:
     (sharded / SHARDS[1]).unlink()
     the_fault(sharded, SHARDS[1], "missing")
 
 
-def test_a_shard_that_the_index_leaves_out_is_told(sharded: Path) -> None:
+def test_a_shard_that_the_index_leaves_out_is_reported(sharded: Path) -> None:
     write(sharded, "model.safetensors.index.json", {"weight_map": {"a": SHARDS[0]}})
     the_fault(sharded, SHARDS[1], "does not name")
 
 
-def test_a_tensor_that_a_shard_lacks_is_told(sharded: Path) -> None:
+def test_a_tensor_that_a_shard_lacks_is_reported(sharded: Path) -> None:
     save_file(tensors("z"), sharded / SHARDS[1])
     the_fault(sharded, SHARDS[1], "'b'")
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 1}, {"a": None}])
-def test_an_index_without_a_map_is_told(sharded: Path, weight_map: Any) -> None:
+def test_an_index_without_a_map_is_reported(sharded: Path, weight_map: Any) -> None:
     write(sharded, "model.safetensors.index.json", {"weight_map": weight_map})
     the_fault(sharded, "weight_map")
 
@@ -143,7 +143,7 @@ def test_a_config_names_weights_of_its_own_folder_alone(whole: Path, name: Any) 
     the_fault(whole, repr(name), "same folder")
 
 
-def test_weights_under_a_name_that_nobody_looks_for_are_told(whole: Path) -> None:
+def test_weights_under_a_name_that_nobody_looks_for_are_reported(whole: Path) -> None:
     (whole / "model.safetensors").rename(whole / "weights.safetensors")
     the_fault(whole, "weights.safetensors", "model.safetensors")
     write(whole, "config.json", {**CONFIG, "transformers_weights": "weights.safetensors"})
@@ -180,7 +180,7 @@ def test_links_as_in_the_cache_of_the_hub_are_followed(sharded: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"])  # fmt: skip
 @pytest.mark.parametrize("content", ['{"a": ', "[1, 2]", "", "\x00\x01", "[" * 100_000])
-def test_a_file_that_is_no_json_object_is_told(whole: Path, name: str, content: str) -> None:
+def test_a_file_that_is_no_json_object_is_reported(whole: Path, name: str, content: str) -> None:
     write(whole, name, content)
     the_fault(whole, name)
 
@@ -188,7 +188,7 @@ def test_a_file_that_is_no_json_object_is_told(whole: Path, name: str, content: 
 @pytest.mark.parametrize(
     "modules", [{}, [1], [{"path": ""}], [{"type": 3}], [{"type": "a.B", "path": "../x"}]]
 )
-def test_modules_that_are_none_are_told(whole: Path, modules: Any) -> None:
+def test_modules_that_are_none_are_reported(whole: Path, modules: Any) -> None:
     write(whole, "modules.json", modules)
     the_fault(whole, "modules.json")
 
@@ -199,7 +199,7 @@ def test_modules_that_are_none_are_told(whole: Path, modules: Any) -> None:
      ("num_attention_heads", -4)],
 )  # fmt: skip
 @pytest.mark.parametrize("nested", [False, True])
-def test_sizes_that_no_model_has_are_told(whole: Path, name: str, value: float, nested: bool) -> None:
+def test_sizes_that_no_model_has_are_reported(whole: Path, name: str, value: float, nested: bool) -> None:
     given = {"text_config": {name: value}} if nested else {name: value}
     write(whole, "config.json", {**CONFIG, **given})
     the_fault(whole, name, repr(value))
@@ -211,7 +211,7 @@ def test_sizes_that_no_model_has_are_told(whole: Path, name: str, value: float, 
      ("hqq", "hqq"), ("quanto", "optimum-quanto"), ("aqlm", "aqlm"), ("vptq", "vptq"), ("eetq", "Hub"),
      ("my-own", "transformers does not load")],
 )  # fmt: skip
-def test_weights_whose_library_is_missing_are_told(
+def test_weights_whose_library_is_missing_are_reported(
     whole: Path, method: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hfbatch.hub.modelfiles.find_spec", lambda name: None)

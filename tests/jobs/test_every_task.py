@@ -27,7 +27,7 @@ from tests.cases.case import Case, near
 from tests.cases.every import CASES
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, read_rejects
-from tests.models.video import film_file, moving
+from tests.models.video import moving, video_file
 from tests.tasks.drive import make, run
 
 NULL, UNREADABLE = 7, 9
@@ -126,7 +126,7 @@ def make_file(path: Path) -> None:
     elif path.suffix in (".wav", ".flac"):
         soundfile.write(path, random.normal(0, 0.1, 16_000), 16_000)
     elif path.suffix == ".mp4":
-        path.write_bytes(film_file(moving(12, 0)))
+        path.write_bytes(video_file(moving(12, 0)))
 
 
 @pytest.mark.parametrize("name", CASES)

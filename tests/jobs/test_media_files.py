@@ -12,14 +12,14 @@ from PIL import Image
 from transformers import pipeline
 
 from tests.cases.case import columns_of, near
-from tests.data.test_pictures import GOOD, file_of, noise
+from tests.data.test_images import GOOD, file_of, noise
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, read_rejects
 from tests.models.audio import tiny_wav2vec2
 from tests.models.vision import tiny_vision
-from tests.tasks import sounds
-from tests.tasks.sounds import tone
-from tests.tasks.test_audio_tasks import BAD_SOUNDS
+from tests.tasks import audio_files
+from tests.tasks.audio_files import tone
+from tests.tasks.test_audio_tasks import BAD_AUDIO
 
 
 def test_paths_are_relative_to_the_input(tmp_path: Path) -> None:
@@ -91,17 +91,17 @@ def test_odd_sound_is_heard_right_and_broken_sound_is_a_reject(tmp_path: Path) -
     )
     stereo = np.stack([tone(0.5, 440), tone(0.5, 660)], axis=1)
     good = [
-        (sounds.file_of(tone(0.5, 440)), tone(0.5, 440)),
-        (sounds.file_of(stereo), stereo.mean(axis=1)),
+        (audio_files.file_of(tone(0.5, 440)), tone(0.5, 440)),
+        (audio_files.file_of(stereo), stereo.mean(axis=1)),
         *(
             (
-                sounds.file_of(tone(0.5, 440, rate), rate),
-                soxr.resample(tone(0.5, 440, rate), rate, sounds.RATE),
+                audio_files.file_of(tone(0.5, 440, rate), rate),
+                soxr.resample(tone(0.5, 440, rate), rate, audio_files.RATE),
             )
             for rate in (8_000, 96_000)
         ),
     ]
-    broken = [value for value, _ in BAD_SOUNDS.values()]
+    broken = [value for value, _ in BAD_AUDIO.values()]
     files = [*(file for file, _ in good), *broken]
     (tmp_path / "in").mkdir()
     pq.write_table(
@@ -121,4 +121,4 @@ def test_odd_sound_is_heard_right_and_broken_sound_is_a_reject(tmp_path: Path) -
         answer = columns_of(oracle(samples))
         assert near({name: row[name] for name in answer}, answer)
     rejects = [one["hfbatch_message"] for one in read_rejects(tmp_path / "out")]
-    assert all(words in text for text, (_, words) in zip(rejects, BAD_SOUNDS.values(), strict=True))
+    assert all(words in text for text, (_, words) in zip(rejects, BAD_AUDIO.values(), strict=True))

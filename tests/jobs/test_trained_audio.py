@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tests.models.audio import tiny_wav2vec2
-from tests.tasks.sounds import RATE, file_of
+from tests.tasks.audio_files import RATE, file_of
 from tests.train.tools import learn_and_run
 
 KINDS = {0: "low tone", 1: "high tone", 2: "rising tone", 3: "noise"}

@@ -186,11 +186,11 @@ def tiny_speecht5(folder: str | Path, seed: int = 0) -> tuple[str, str]:
     torch.manual_seed(seed)
     transformers.SpeechT5ForTextToSpeech(config).eval().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    sound = transformers.SpeechT5HifiGanConfig(
+    vocoder = transformers.SpeechT5HifiGanConfig(
         model_in_dim=8, upsample_initial_channel=16, upsample_rates=[4, 4], upsample_kernel_sizes=[8, 8],
         resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], initializer_range=0.3,
     )  # fmt: skip
-    transformers.SpeechT5HifiGan(sound).eval().save_pretrained(folder / "vocoder")
+    transformers.SpeechT5HifiGan(vocoder).eval().save_pretrained(folder / "vocoder")
     return str(folder / "model"), str(folder / "vocoder")
 
 

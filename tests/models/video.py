@@ -16,25 +16,25 @@ NAMES = {0: "goal", 1: "corner", 2: "foul", 3: "throw"}
 
 
 def moving(frames: int, seed: int, width: int = 48, height: int = 32) -> np.ndarray:
-    """A patch of noise that wanders over a picture of one colour: uint8 [frames, height, width, 3]."""
+    """A patch of noise that wanders over an image of one colour: uint8 [frames, height, width, 3]."""
     random = np.random.default_rng(seed)
-    film = np.empty((frames, height, width, 3), np.uint8)
-    film[:] = random.integers(0, 255, 3)
+    clip = np.empty((frames, height, width, 3), np.uint8)
+    clip[:] = random.integers(0, 255, 3)
     patch, (down, right) = random.integers(0, 255, (12, 12, 3)), random.integers(-4, 5, 2)
-    for k, picture in enumerate(film):
-        picture[(k * down) % (height - 12) :, (k * right) % (width - 12) :][:12, :12] = patch
-    return film
+    for k, frame in enumerate(clip):
+        frame[(k * down) % (height - 12) :, (k * right) % (width - 12) :][:12, :12] = patch
+    return clip
 
 
-def film_file(film: np.ndarray, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
+def video_file(clip: np.ndarray, codec: str = "mpeg4", kind: str = "mp4") -> bytes:
     """A video file of the frames, uint8 [frames, height, width, 3]."""
     target = BytesIO()
     with av.open(target, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=10)
-        stream.height, stream.width = film.shape[1:3]
+        stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for picture in film:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return target.getvalue()
 

@@ -15,7 +15,7 @@ from tests.models.text import wordpiece_tokenizer
 def tiny_vision(
     folder: str | Path, architecture: str, id2label: Mapping[int, str] | None = None, seed: int = 0
 ) -> str:
-    """A tiny model over pictures, by its class's name, with what it needs besides. :returns: its folder."""
+    """A tiny model over images, by its class's name, with what it needs besides. :returns: its folder."""
     config, processor = _vision_parts(architecture)
     torch.manual_seed(seed)
     if id2label:

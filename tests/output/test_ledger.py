@@ -36,7 +36,7 @@ def commit(
     writer.write(split, pa.table({"x": [1] * rows}, SCHEMA), rejected, told)
 
 
-def test_parts_tell_done_to_do_and_stale(tmp_path):
+def test_parts_show_done_to_do_and_stale(tmp_path):
     commit(tmp_path, split_at(0))
     commit(tmp_path, split_at(2, size=99))
     state = Ledger(str(tmp_path)).state([split_at(0), split_at(2)])

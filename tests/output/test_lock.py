@@ -244,7 +244,7 @@ def test_a_disk_without_links_has_a_lock_too(tmp_path: Path, monkeypatch: pytest
     assert os.listdir(tmp_path) == []  # the folder of the lock alone does not stay either
 
 
-def test_status_tells_who_writes(tmp_path: Path) -> None:
+def test_status_names_the_writer(tmp_path: Path) -> None:
     fs, root = open_filesystem(str(tmp_path))
     assert describe_holder(fs, root) is None
     held = take(tmp_path)

@@ -94,7 +94,7 @@ def test_one_bad_embedding_rejects_the_rows_that_hold_it(
     assert found.outputs.to_pylist() == whole.outputs.take(pa.array(GOOD)).to_pylist()
 
 
-def test_numbers_too_large_for_float16_are_told_with_what_to_set(tmp_path: Path) -> None:
+def test_numbers_too_large_for_float16_are_reported_with_what_to_set(tmp_path: Path) -> None:
     task = make(task_class("embedding"), tiny_bert(tmp_path))
     engine = engine_of(task)
     engine.dtype = "float16"

@@ -73,7 +73,7 @@ class Poisoned(Embedding):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_rows_that_raise_are_told_apart_while_batches_run_beside_each_other(
+def test_rows_that_raise_are_distinguished_while_batches_run_beside_each_other(
     encoder: str, threads: int
 ) -> None:
     task = make(Poisoned, encoder)

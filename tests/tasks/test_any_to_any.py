@@ -1,4 +1,4 @@
-"""Texts about sound and pictures are those of the pipeline for one row, whatever the batch."""
+"""Texts about audio and images are those of the pipeline for one row, whatever the batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hfbatch.tasks.base import Task
 from tests.models.multimodal import tiny_llava, tiny_qwen2_audio
 from tests.models.text import tiny_bert
 from tests.tasks.drive import features_of, make, run
-from tests.tasks.test_audio_tasks import SOUNDS, file_of, tone
-from tests.tasks.test_writing_about_pictures import FILES, SHORT, TEXTS, shown, typed
+from tests.tasks.test_audio_tasks import RECORDINGS, file_of, tone
+from tests.tasks.test_multimodal_generation import FILES, SHORT, TEXTS, shown, typed
 
 KIND: type[Task] = task_class("any-to-any")
-HEARD = [*SOUNDS, tone(2.5, 300)]
+DECODED = [*RECORDINGS, tone(2.5, 300)]
 """The last one is longer than the model hears."""
 
 
 @pytest.fixture(scope="module")
-def hearer(tmp_path_factory: pytest.TempPathFactory) -> str:
+def audio_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_qwen2_audio(tmp_path_factory.mktemp("qwen2_audio"))
 
 
@@ -31,27 +31,27 @@ def texts_of(task: Task, columns: dict[str, Any], size: int = 8) -> list[str]:
     return run(task, columns, size)["generated_text"].to_pylist()
 
 
-def spoken(k: int, sound: Any) -> list[dict[str, Any]]:
+def spoken(k: int, recording: Any) -> list[dict[str, Any]]:
     """A chat of typed parts; every fourth one has two recordings."""
-    heard = {"type": "audio", "audio": sound}
-    parts = [heard, {"type": "text", "text": TEXTS[k]}, *([heard] if k % 4 == 0 else [])]
+    decoded = {"type": "audio", "audio": recording}
+    parts = [decoded, {"type": "text", "text": TEXTS[k]}, *([decoded] if k % 4 == 0 else [])]
     return [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": parts},
     ]
 
 
-def test_chats_with_sound_in_them(hearer: str) -> None:
-    task = make(KIND, hearer, **SHORT)
+def test_chats_with_audio_in_them(audio_model: str) -> None:
+    task = make(KIND, audio_model, **SHORT)
     assert task.check() == []
     assert task.column_faults({"messages", "audio"}) == []
-    oracle = pipeline("any-to-any", hearer, device="cpu", **SHORT)
+    oracle = pipeline("any-to-any", audio_model, device="cpu", **SHORT)
     expected = [
-        oracle(text=spoken(k, sound), return_full_text=False)[0]["generated_text"]
-        for k, sound in enumerate(HEARD)
+        oracle(text=spoken(k, recording), return_full_text=False)[0]["generated_text"]
+        for k, recording in enumerate(DECODED)
     ]
     assert len(set(expected)) > 10
-    files = [file_of(sound) for sound in HEARD]
+    files = [file_of(recording) for recording in DECODED]
     columns = {"messages": [spoken(k, file) for k, file in enumerate(files)]}
     assert [texts_of(task, columns, size) for size in (1, 8)] == [expected] * 2
     assert features_of(task, columns).truncated == 1
@@ -60,20 +60,20 @@ def test_chats_with_sound_in_them(hearer: str) -> None:
     assert [texts_of(task, {"messages": bare, "audio": beside}, size) for size in (1, 8)] == [expected] * 2
 
 
-def test_prompts_about_sound(hearer: str) -> None:
-    task = make(KIND, hearer, **SHORT)
+def test_prompts_about_audio(audio_model: str) -> None:
+    task = make(KIND, audio_model, **SHORT)
     texts = [f"<audio>{text}" for text in TEXTS]
-    oracle = pipeline("any-to-any", hearer, device="cpu", **SHORT)
+    oracle = pipeline("any-to-any", audio_model, device="cpu", **SHORT)
     expected = [
-        oracle(text=text, audio=sound, images=None, return_full_text=False)[0]["generated_text"]
-        for text, sound in zip(texts, HEARD, strict=True)
+        oracle(text=text, audio=recording, images=None, return_full_text=False)[0]["generated_text"]
+        for text, recording in zip(texts, DECODED, strict=True)
     ]
-    columns = {"audio": [file_of(sound) for sound in HEARD], "text": texts}
+    columns = {"audio": [file_of(recording) for recording in DECODED], "text": texts}
     assert [texts_of(task, columns, size) for size in (1, 8)] == [expected] * 2
     assert features_of(task, columns).truncated == 1
 
 
-def test_chats_with_pictures_in_them(tmp_path: Path) -> None:
+def test_chats_with_images_in_them(tmp_path: Path) -> None:
     folder = tiny_llava(tmp_path)
     task = make(KIND, folder, **SHORT)
     assert task.check() == []
@@ -86,8 +86,8 @@ def test_chats_with_pictures_in_them(tmp_path: Path) -> None:
     assert [texts_of(task, {"messages": chats}, size) for size in (1, 8)] == [expected] * 2
 
 
-def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) -> None:
-    task = make(KIND, hearer)
+def test_what_the_model_does_not_take_is_refused(tmp_path: Path, audio_model: str) -> None:
+    task = make(KIND, audio_model)
     assert "not image" in task.column_faults({"messages", "image"})[0]
     with pytest.raises(ValueError, match="'image'"):
         features_of(task, {"messages": [typed(0, FILES[0])]})
@@ -99,8 +99,8 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path, hearer: str) ->
     assert "outputs audio too" in make(KIND, str(tmp_path / "omni")).check()[0]
 
 
-def test_the_example_runs(tmp_path: Path, hearer: str) -> None:
-    task = make(KIND, hearer, **KIND.EXAMPLE.params)
-    (tmp_path / KIND.EXAMPLE.rows["audio"][0]).write_bytes(file_of(SOUNDS[0]))
+def test_the_example_runs(tmp_path: Path, audio_model: str) -> None:
+    task = make(KIND, audio_model, **KIND.EXAMPLE.params)
+    (tmp_path / KIND.EXAMPLE.rows["audio"][0]).write_bytes(file_of(RECORDINGS[0]))
     task.files = RowFiles(str(tmp_path))
     assert texts_of(task, KIND.EXAMPLE.rows)[0]

@@ -1,4 +1,4 @@
-"""Tasks over sound give their pipeline's answers, whatever file the sound came in."""
+"""Tasks over audio give their pipeline's answers, whatever file the audio came in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hfbatch.runtime.prepare import preprocess
 from hfbatch.tasks import task_class
 from hfbatch.tasks.generation.sampling import row_seeds
 from tests.models.audio import tiny_clap, tiny_spectrogram_transformer, tiny_wav2vec2
+from tests.tasks.audio_files import RATE, file_of, tone
 from tests.tasks.drive import features_of, make, run
-from tests.tasks.sounds import RATE, file_of, tone
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
-SOUNDS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
+RECORDINGS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
 LENGTHS = [tone(0.3 + 0.007 * (k % 7), 100 + 40 * k) for k in range(21)]
 """Recordings of which some are padded to the length of others."""
 
@@ -31,10 +31,10 @@ def test_audio_classification(tmp_path: Path, size: int) -> None:
     folder = tiny_wav2vec2(tmp_path, "Wav2Vec2ForSequenceClassification", NAMES)
     task = make(task_class("audio-classification"), folder, top_k=9)
     assert task.check() == []
-    found = run(task, {"audio": [file_of(sound) for sound in SOUNDS]}, size).to_pylist()
+    found = run(task, {"audio": [file_of(recording) for recording in RECORDINGS]}, size).to_pylist()
     oracle = pipeline("audio-classification", folder, device="cpu", top_k=3)
-    for got, sound in zip(found, SOUNDS, strict=True):
-        expected = oracle(sound)
+    for got, recording in zip(found, RECORDINGS, strict=True):
+        expected = oracle(recording)
         assert got["label"] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"], [one["score"] for one in expected], atol=1e-4)
 
@@ -45,11 +45,11 @@ def test_padding_does_not_change_scores(tmp_path: Path, family: str, masks: bool
     folder = tiny_wav2vec2(tmp_path, f"{family}ForSequenceClassification", NAMES, masks=masks)
     task = make(task_class("audio-classification"), folder)
     assert task.masks
-    files = {"audio": [file_of(sound) for sound in LENGTHS]}
+    files = {"audio": [file_of(recording) for recording in LENGTHS]}
     found, alone = (run(task, files, size).to_pylist() for size in (8, 1))
     oracle = pipeline("audio-classification", folder, device="cpu")
-    for together, by_itself, sound in zip(found, alone, LENGTHS, strict=True):
-        expected = oracle(sound)
+    for together, by_itself, recording in zip(found, alone, LENGTHS, strict=True):
+        expected = oracle(recording)
         assert together["label"] == by_itself["label"] == [one["label"] for one in expected]
         scores = [one["score"] for one in expected]
         np.testing.assert_allclose(by_itself["score"], scores, atol=1e-5)
@@ -57,29 +57,29 @@ def test_padding_does_not_change_scores(tmp_path: Path, family: str, masks: bool
     assert len({round(row["score"][0], 3) for row in found}) > 5
 
 
-def test_sound_comes_in_many_files(tmp_path: Path) -> None:
-    sound = tone(0.5, 440)
-    (tmp_path / "a.wav").write_bytes(file_of(sound))
-    stereo = np.stack([sound, 0.5 * sound], axis=1)
+def test_audio_comes_in_many_files(tmp_path: Path) -> None:
+    recording = tone(0.5, 440)
+    (tmp_path / "a.wav").write_bytes(file_of(recording))
+    stereo = np.stack([recording, 0.5 * recording], axis=1)
     exact = [
-        file_of(sound), "a.wav", str(tmp_path / "a.wav"), {"bytes": file_of(sound), "path": None},
-        {"bytes": None, "path": "a.wav"}, {"array": sound.tolist(), "sampling_rate": RATE},
+        file_of(recording), "a.wav", str(tmp_path / "a.wav"), {"bytes": file_of(recording), "path": None},
+        {"bytes": None, "path": "a.wav"}, {"array": recording.tolist(), "sampling_rate": RATE},
     ]  # fmt: skip
     for value in exact:
-        np.testing.assert_array_equal(to_audio(value, RATE, RowFiles(str(tmp_path))), sound)
-    np.testing.assert_allclose(to_audio(file_of(stereo), RATE), 0.75 * sound, atol=1e-6)
+        np.testing.assert_array_equal(to_audio(value, RATE, RowFiles(str(tmp_path))), recording)
+    np.testing.assert_allclose(to_audio(file_of(stereo), RATE), 0.75 * recording, atol=1e-6)
     np.testing.assert_allclose(
-        to_audio({"array": stereo.T, "sampling_rate": RATE}, RATE), 0.75 * sound, atol=1e-6
+        to_audio({"array": stereo.T, "sampling_rate": RATE}, RATE), 0.75 * recording, atol=1e-6
     )
-    np.testing.assert_allclose(to_audio(file_of(sound, kind="FLAC"), RATE), sound, atol=1e-4)
+    np.testing.assert_allclose(to_audio(file_of(recording, kind="FLAC"), RATE), recording, atol=1e-4)
     for kind in ("OGG", "MP3"):
-        read = to_audio(file_of(sound, kind=kind), RATE)
-        assert abs(len(read) - len(sound)) < RATE / 10
+        read = to_audio(file_of(recording, kind=kind), RATE)
+        assert abs(len(read) - len(recording)) < RATE / 10
     high = tone(0.5, 440, 44_100)
     np.testing.assert_array_equal(to_audio(file_of(high, 44_100), RATE), soxr.resample(high, 44_100, RATE))
 
 
-def test_what_is_no_sound_is_an_error(tmp_path: Path) -> None:
+def test_what_is_no_audio_is_an_error(tmp_path: Path) -> None:
     task = make(
         task_class("audio-classification"), tiny_wav2vec2(tmp_path, "Wav2Vec2ForSequenceClassification")
     )
@@ -89,14 +89,14 @@ def test_what_is_no_sound_is_an_error(tmp_path: Path) -> None:
         features_of(task, {"audio": pa.array([{"array": [], "sampling_rate": RATE}])})
 
 
-def test_what_a_spectrogram_transformer_does_not_hear_is_counted(tmp_path: Path) -> None:
+def test_what_a_spectrogram_transformer_truncates_is_counted(tmp_path: Path) -> None:
     folder = tiny_spectrogram_transformer(tmp_path, NAMES)
     task = make(task_class("audio-classification"), folder)
-    sounds = [tone(0.4, 100 + 30 * k) for k in range(20)] + [tone(0.6, 900), tone(0.495, 440)]
-    files = {"audio": [file_of(sound) for sound in sounds]}
+    recordings = [tone(0.4, 100 + 30 * k) for k in range(20)] + [tone(0.6, 900), tone(0.495, 440)]
+    files = {"audio": [file_of(recording) for recording in recordings]}
     assert features_of(task, files).truncated == 1
     oracle = pipeline("audio-classification", folder, device="cpu")
-    expected = [oracle(sound) for sound in sounds]
+    expected = [oracle(recording) for recording in recordings]
     assert len({one[0]["score"] for one in expected}) > 10
     for size in (1, 8):
         for got, want in zip(run(task, files, size).to_pylist(), expected, strict=True):
@@ -111,15 +111,17 @@ def test_zero_shot_audio_classification(tmp_path: Path, fusion: bool) -> None:
     options = {"candidate_labels": labels, "hypothesis_template": "a word of {}"}
     task = make(task_class("zero-shot-audio-classification"), folder, **options)
     assert task.check() == []
-    sounds = [tone(0.3 + 0.1 * k, 100 + 70 * k) for k in range(20)]
-    files = {"audio": [file_of(sound) for sound in sounds]}
+    recordings = [tone(0.3 + 0.1 * k, 100 + 70 * k) for k in range(20)]
+    files = {"audio": [file_of(recording) for recording in recordings]}
     assert features_of(task, files).truncated == 12
     oracle = pipeline("zero-shot-audio-classification", folder, device="cpu")
-    seeds = row_seeds(0, pa.table({"file": ["rows.parquet"] * len(sounds), "row": range(len(sounds))}))
+    seeds = row_seeds(
+        0, pa.table({"file": ["rows.parquet"] * len(recordings), "row": range(len(recordings))})
+    )
     expected = []
-    for sound, seed in zip(sounds, seeds.tolist(), strict=True):
+    for recording, seed in zip(recordings, seeds.tolist(), strict=True):
         np.random.seed(seed % 2**32)
-        expected.append(oracle(sound, **options))
+        expected.append(oracle(recording, **options))
     assert len({tuple(one["label"] for one in row) for row in expected}) > 1
     for size in (1, 8):
         for got, want in zip(run(task, files, size).to_pylist(), expected, strict=True):
@@ -141,7 +143,7 @@ def test_the_examples_run(tmp_path: Path, name: str) -> None:
     else:
         folder = tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForSequenceClassification", NAMES)
     for file in kind.EXAMPLE.rows["audio"]:
-        (tmp_path / file).write_bytes(file_of(SOUNDS[0], kind=Path(file).suffix[1:].upper()))
+        (tmp_path / file).write_bytes(file_of(RECORDINGS[0], kind=Path(file).suffix[1:].upper()))
     task = make(kind, folder, **kind.EXAMPLE.params)
     task.files = RowFiles(str(tmp_path))
     rows = run(task, kind.EXAMPLE.rows).to_pylist()
@@ -150,48 +152,48 @@ def test_the_examples_run(tmp_path: Path, name: str) -> None:
 
 
 STEREO = np.stack([tone(0.5, 440), tone(0.5, 660)], axis=1)
-BAD_SOUNDS: dict[str, tuple[Any, str]] = {
+BAD_AUDIO: dict[str, tuple[Any, str]] = {
     "no bytes": (b"", "0 bytes"),
     "text": (b"The train leaves at ten.", "not audio that can be read"),
-    "a cut header": (file_of(SOUNDS[0])[:20], "not audio that can be read"),
+    "a cut header": (file_of(RECORDINGS[0])[:20], "not audio that can be read"),
     "a WAV without samples": (file_of(np.zeros(0, np.float32)), "no samples"),
     "NaN": (file_of(np.array([0.1, np.nan] * 4000, np.float32)), "not finite"),
     "infinity": (file_of(np.array([0.1, np.inf] * 4000, np.float32)), "not finite"),
-    "two samples": (file_of(SOUNDS[0][:2]), "2 samples, the model needs 400"),
+    "two samples": (file_of(RECORDINGS[0][:2]), "2 samples, the model needs 400"),
 }
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["group-norm", "layer-norm"])
 @pytest.mark.parametrize("name", ["audio-classification", "automatic-speech-recognition"])
-def test_bad_sound_is_a_reject_with_its_reason_and_the_rest_is_done(
+def test_bad_audio_is_a_reject_with_its_reason_and_the_rest_is_done(
     tmp_path: Path, name: str, masks: bool
 ) -> None:
     architecture = "Wav2Vec2ForCTC" if name.startswith("auto") else "Wav2Vec2ForSequenceClassification"
     task = make(task_class(name), tiny_wav2vec2(tmp_path, architecture, masks=masks))
     good = [
-        file_of(SOUNDS[0]),
+        file_of(RECORDINGS[0]),
         file_of(tone(0.5, 440, 8_000), 8_000),
         file_of(tone(0.5, 440, 96_000), 96_000),
     ]
     good.append(file_of(STEREO))
-    values = [good[0], *(value for value, _ in BAD_SOUNDS.values()), *good[1:]]
+    values = [good[0], *(value for value, _ in BAD_AUDIO.values()), *good[1:]]
     places = pa.table({"file": ["rows.parquet"] * len(values), "row": range(len(values))})
     prepared = preprocess(task, {"audio": pa.array(values, pa.binary())}, places)
     reasons = {reject.position: reject.message for reject in prepared.rejects}
-    assert sorted(reasons) == list(range(1, len(BAD_SOUNDS) + 1))
-    for position, (_, words) in enumerate(BAD_SOUNDS.values(), start=1):
+    assert sorted(reasons) == list(range(1, len(BAD_AUDIO) + 1))
+    for position, (_, words) in enumerate(BAD_AUDIO.values(), start=1):
         assert words in reasons[position]
         assert " object at " not in reasons[position]
-    assert prepared.features["hfbatch_position"].to_pylist() == [0, *range(len(BAD_SOUNDS) + 1, len(values))]
+    assert prepared.features["hfbatch_position"].to_pylist() == [0, *range(len(BAD_AUDIO) + 1, len(values))]
     assert len(run(task, {"audio": good})) == len(good)
 
 
 @pytest.mark.parametrize("rate", [8_000, 96_000])
-def test_sound_of_any_rate_is_heard_at_the_rate_of_the_model(rate: int) -> None:
+def test_audio_of_any_rate_is_resampled_to_the_rate_of_the_model(rate: int) -> None:
     """A tone keeps its pitch and its length."""
     time = np.arange(rate) / rate
-    heard = to_audio(file_of(0.5 * np.sin(2 * np.pi * 440 * time), rate), RATE)
-    assert len(heard) == RATE
+    decoded = to_audio(file_of(0.5 * np.sin(2 * np.pi * 440 * time), rate), RATE)
+    assert len(decoded) == RATE
     np.testing.assert_allclose(
-        heard[400:-400], 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[400:-400], atol=2e-3
+        decoded[400:-400], 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[400:-400], atol=2e-3
     )

@@ -185,7 +185,7 @@ def test_a_rerun_may_batch_in_another_way(llama: str, tmp_path: Path) -> None:
     assert plans[0].fingerprint == plans[1].fingerprint
 
 
-def test_a_row_without_finite_logits_is_told_from_the_others(llama: str) -> None:
+def test_a_row_without_finite_logits_is_distinguished_from_the_others(llama: str) -> None:
     spec = spec_of(llama, {"size": 4})
     runner = Runner(RunnerConfig.of(spec, pin(spec.model)))
     runner.apply(RuntimeChoice(4, "float32", "cpu"))

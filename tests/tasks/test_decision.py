@@ -103,7 +103,7 @@ def test_every_row_may_bring_its_own_questions(tmp_path: Path) -> None:
         assert_alike(plain(got), oracle(request))
 
 
-def test_faults_are_told_before_work(tmp_path: Path) -> None:
+def test_faults_are_reported_before_work(tmp_path: Path) -> None:
     folder = chat_model(tmp_path)
     kind = task_class("decision")
     (fault,) = make(kind, folder, questions={"mood": {"type": "choice"}}).check()

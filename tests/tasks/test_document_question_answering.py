@@ -18,7 +18,7 @@ from hfbatch.tasks.base import Task
 from tests.models.multimodal import tiny_blip, tiny_donut, tiny_layoutlm
 from tests.models.text import CORPUS
 from tests.tasks.drive import features_of, make, measured, run
-from tests.tasks.test_pipeline_tasks import assert_alike, pictures
+from tests.tasks.test_pipeline_tasks import assert_alike, image_files
 
 KIND: type[Task] = task_class("document-question-answering")
 SIZES = (1, 8)
@@ -65,7 +65,7 @@ def test_answers_among_words_with_boxes(tmp_path: Path, options: dict[str, Any])
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_that_a_donut_writes(tmp_path: Path, beams: int) -> None:
-    folder, files = tiny_donut(tmp_path), pictures(22)
+    folder, files = tiny_donut(tmp_path), image_files(22)
     options = {"max_new_tokens": 12, "num_beams": beams}
     task = make(KIND, folder, **options)
     assert task.check() == []

@@ -11,10 +11,10 @@ from transformers import pipeline
 
 from hfbatch.tasks import task_class
 from hfbatch.tasks.vision.masks import RLE, from_rle
-from tests.models.pictures import opened, pictures, tiny_maskformer
+from tests.models.images import image_files, opened, tiny_maskformer
 from tests.tasks.drive import make, run
 
-FILES = pictures()
+FILES = image_files()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Pictures are made larger as the documented use of the model makes them, row for row, whatever the batch."""
+"""Images are made larger as the documented use of the model makes them, row for row, whatever the batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import AutoImageProcessor, Swin2SRForImageSuperResolution
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
-from tests.models.pictures import opened, pictures, tiny_swin2sr
+from tests.models.images import image_files, opened, tiny_swin2sr
 from tests.tasks.drive import features_of, make, run
 
-FILES = pictures()
+FILES = image_files()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(folder: str) -> list[np.ndarray]:
-    """What the documentation of Swin2SR does with each picture: uint8 [height, width, 3]."""
+    """What the documentation of Swin2SR does with each image: uint8 [height, width, 3]."""
     model = Swin2SRForImageSuperResolution.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     found = []
@@ -33,14 +33,14 @@ def expected(folder: str) -> list[np.ndarray]:
             outputs = model(**processor(opened(file).convert("RGB"), return_tensors="pt"))
         values = outputs.reconstruction.data.squeeze().float().cpu().clamp_(0, 1).numpy()
         found.append((np.moveaxis(values, 0, -1) * 255.0).round().astype(np.uint8))
-    assert len({picture.shape for picture in found}) > 5
-    assert min(picture.std() for picture in found) > 5
+    assert len({image_file.shape for image_file in found}) > 5
+    assert min(image_file.std() for image_file in found) > 5
     return found
 
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("crop", [False, True])
-def test_pictures_are_those_of_the_model(
+def test_images_are_those_of_the_model(
     folder: str, expected: list[np.ndarray], crop: bool, size: int
 ) -> None:
     task = make(task_class("image-to-image"), folder, crop=crop)
@@ -50,13 +50,13 @@ def test_pictures_are_those_of_the_model(
     ):
         width, height = opened(file).size
         want = whole[: 2 * height, : 2 * width] if crop else whole
-        picture = np.asarray(opened(got)).astype(int)
+        image_file = np.asarray(opened(got)).astype(int)
         assert opened(got).format == "PNG"
-        assert picture.shape == want.shape
-        assert np.abs(picture - want).max() <= 1
+        assert image_file.shape == want.shape
+        assert np.abs(image_file - want).max() <= 1
 
 
-def test_what_is_no_picture_is_an_error(folder: str) -> None:
+def test_what_is_no_image_is_an_error(folder: str) -> None:
     with pytest.raises(ValueError, match="not an image"):
         features_of(make(task_class("image-to-image"), folder), {"image": [b"GIF89a but not really"]})
 

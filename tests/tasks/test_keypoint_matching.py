@@ -1,4 +1,4 @@
-"""Matches of two pictures are those that the model's documented use finds, row for row, whatever the batch."""
+"""Matches of two images are those that the model's documented use finds, row for row, whatever the batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import AutoImageProcessor, AutoModelForKeypointMatching, pipel
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
-from tests.models.pictures import opened, pictures, tiny_matcher
+from tests.models.images import image_files, opened, tiny_matcher
 from tests.tasks.drive import features_of, make, run
 
-FILES = pictures(42)
+FILES = image_files(42)
 PAIRS = {"image_0": FILES[:21], "image_1": FILES[21:]}
 
 
@@ -63,7 +63,7 @@ def test_matches_are_those_of_the_model(tmp_path: Path, kind: str, threshold: fl
         assert_alike(plain(got), want)
 
 
-def test_matches_in_square_pictures_are_those_of_the_pipeline(tmp_path: Path) -> None:
+def test_matches_in_square_images_are_those_of_the_pipeline(tmp_path: Path) -> None:
     folder = tiny_matcher(tmp_path / "model", "SuperGlue")
     task = make(task_class("keypoint-matching"), folder)
     task.files = RowFiles(str(tmp_path))
@@ -76,7 +76,7 @@ def test_matches_in_square_pictures_are_those_of_the_pipeline(tmp_path: Path) ->
         assert_alike(plain(got), plain(oracle([images[k], images[k + 4]])))
 
 
-def test_the_example_runs_and_what_is_no_picture_is_an_error(tmp_path: Path) -> None:
+def test_the_example_runs_and_what_is_no_image_is_an_error(tmp_path: Path) -> None:
     kind = task_class("keypoint-matching")
     task = make(kind, tiny_matcher(tmp_path, "SuperGlue"), **kind.EXAMPLE.params)
     task.files = RowFiles(str(tmp_path))

@@ -52,7 +52,7 @@ def test_names_that_go_with_the_weights_pass(folder: Path) -> None:
         ({"num_labels": 4}, ("num_labels 4", "3 names")),
     ],
 )  # fmt: skip
-def test_a_hole_and_a_wrong_number_are_told(
+def test_a_hole_and_a_wrong_number_are_reported(
     folder: Path, values: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
     change(folder, **values)
@@ -94,7 +94,7 @@ def test_whatever_a_library_raises_over_a_file_is_a_sentence(folder: Path, name:
 
 @pytest.mark.parametrize("config", [None, {"tokenizer_class": "BertTokenizer"}])
 @pytest.mark.parametrize("task", ["text-classification", "zero-shot-classification"])
-def test_a_tokenizer_without_its_vocabulary_is_told(folder: Path, config: Any, task: str) -> None:
+def test_a_tokenizer_without_its_vocabulary_is_reported(folder: Path, config: Any, task: str) -> None:
     """Transformers makes one that takes every word for an unknown one."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()

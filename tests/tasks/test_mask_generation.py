@@ -16,10 +16,10 @@ from transformers.models.sam.image_processing_pil_sam import _mask_to_rle, _rle_
 from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.vision.masks import distinct, from_rle, to_rle
-from tests.models.pictures import opened, pictures, tiny_sam
+from tests.models.images import image_files, opened, tiny_sam
 from tests.tasks.drive import features_of, make, run
 
-FILES = pictures()
+FILES = image_files()
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "stability_score_offset": 0.01}
 """Masks of random weights are worse than those of trained ones."""
 
@@ -41,7 +41,7 @@ def suppress(boxes: list[list[float]], scores: list[float], most: float) -> list
 
 
 def expected_of(folder: str, **options: Any) -> list[list[dict[str, Any]]]:
-    """Masks of every picture by the pipeline; torchvision, which it needs at its end, is stood in for."""
+    """Masks of every image by the pipeline; torchvision, which it needs at its end, is stood in for."""
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def finish(masks: list[Any], scores: Any, boxes: Any, most: float) -> tuple[Any, ...]:
@@ -74,9 +74,9 @@ def assert_alike(got: list[Any], expected: list[Any], form: str) -> None:
             if form == "rle":
                 assert mask["mask"] == other["rle"]
             else:
-                picture = opened(mask["mask"])
-                assert (picture.format, picture.mode) == ("PNG", "L")
-                np.testing.assert_array_equal(np.asarray(picture), other["mask"] * 255)
+                image_file = opened(mask["mask"])
+                assert (image_file.format, image_file.mode) == ("PNG", "L")
+                np.testing.assert_array_equal(np.asarray(image_file), other["mask"] * 255)
 
 
 @pytest.fixture(scope="module")

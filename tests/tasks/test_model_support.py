@@ -44,7 +44,7 @@ def model_of(folder: Path, kind: str, *architectures: str, trust: bool = False, 
         ("Wav2Vec2", "Wav2Vec2ForCTC", "automatic-speech-recognition"),
     ],
 )
-def test_the_class_of_a_model_tells_its_task(tmp_path: Path, kind: str, architecture: str, task: str) -> None:
+def test_the_class_of_a_model_names_its_task(tmp_path: Path, kind: str, architecture: str, task: str) -> None:
     model = model_of(tmp_path, kind, architecture)
     assert infer(model) == (task, architecture)
     assert task in tasks_of(model)
@@ -78,7 +78,7 @@ def test_a_model_can_do_the_tasks_that_it_has_weights_for(
     assert not unable & found
 
 
-def test_a_model_that_cannot_do_the_task_is_told_with_what_it_can_do(tmp_path: Path) -> None:
+def test_a_model_that_cannot_do_the_task_is_reported_with_what_it_can_do(tmp_path: Path) -> None:
     task = task_class("fill-mask")
     model = model_of(tmp_path, "Bert", "BertForSequenceClassification")
     (fault,) = misfits(task(model, task.Params()))
@@ -119,7 +119,7 @@ def test_code_of_the_models_own_is_reckoned_with_only_where_it_is_trusted(tmp_pa
         assert fits(cls(model, cls.Params())) == trust
 
 
-def test_files_and_cards_tell_more_than_the_class(tmp_path: Path) -> None:
+def test_files_and_cards_take_precedence_over_the_class(tmp_path: Path) -> None:
     model = model_of(tmp_path, "Bert", "BertForSequenceClassification")
     card = tmp_path / "README.md"
     card.write_text("---\npipeline_tag: zero-shot-classification\n---\n# A model\n")
@@ -131,7 +131,7 @@ def test_files_and_cards_tell_more_than_the_class(tmp_path: Path) -> None:
     assert infer(model)[0] == "embedding"
 
 
-def test_a_config_that_speaks_of_one_task_tells_it(tmp_path: Path) -> None:
+def test_a_config_for_one_task_names_it(tmp_path: Path) -> None:
     for specific, task in (
         (["summarization"], "summarization"),
         (["translation_en_to_de"], "translation_en_to_de"),
@@ -158,6 +158,6 @@ def test_other_names_of_tasks(name: str, task: str, params: dict[str, str]) -> N
     cls.Params.model_validate(meant)
 
 
-def test_an_unknown_name_is_told_with_those_that_exist() -> None:
+def test_an_unknown_name_is_reported_with_those_that_exist() -> None:
     with pytest.raises(SpecError, match=r"unknown task 'translation_en'; choose one of: .*translation"):
         named("translation_en")

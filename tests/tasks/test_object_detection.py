@@ -1,4 +1,4 @@
-"""Boxes are those of the transformers pipeline, in pictures of mixed sizes and with labels of each row's own."""
+"""Boxes are those of the transformers pipeline, in images of mixed sizes and with labels of each row's own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from transformers import pipeline
 
 from hfbatch.tasks import task_class
-from tests.models.pictures import opened, pictures, tiny_detr
+from tests.models.images import image_files, opened, tiny_detr
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import make, run
 
-FILES = pictures(24)
+FILES = image_files(24)
 
 
 def assert_alike(got: list[Any], expected: list[Any]) -> None:
@@ -27,7 +27,7 @@ def assert_alike(got: list[Any], expected: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_a_detr_sees_pictures_of_mixed_sizes_as_it_sees_each_alone(tmp_path: Path, size: int) -> None:
+def test_a_detr_sees_images_of_mixed_sizes_as_it_sees_each_alone(tmp_path: Path, size: int) -> None:
     folder = tiny_detr(tmp_path, {0: "tram", 1: "tree", 2: "dog"})
     task = make(task_class("object-detection"), folder, threshold=0.4)
     assert task.check() == []
@@ -40,7 +40,7 @@ LABELS = [["a tree"], ["work", "dawn", "the river"], ["mathematics of the night"
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_every_picture_may_have_labels_of_its_own(tmp_path: Path, size: int) -> None:
+def test_every_image_may_have_labels_of_its_own(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "OwlViTForObjectDetection")
     oracle = pipeline("zero-shot-object-detection", folder, device="cpu")
     options = {"threshold": 0.05, "top_k": 4}

@@ -18,7 +18,7 @@ from hfbatch.tasks import task_class
 from hfbatch.tasks.model_support import misfits
 from hfbatch.tasks.pipelines.serialization import dump, load
 from tests.cases.case import near
-from tests.cases.vision import pictures, png
+from tests.cases.vision import image_files, png
 from tests.models.text import CORPUS, tiny_bert_encoder, tiny_bert_for
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
@@ -119,7 +119,7 @@ def test_zero_shot_classification(tmp_path: Path, several: bool, size: int) -> N
 @pytest.mark.parametrize("size", [1, 8])
 def test_image_classification(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NLI)
-    files = pictures()
+    files = image_files()
     oracle = pipeline("image-classification", folder, device="cpu", top_k=2)
     expected = [oracle(Image.open(BytesIO(file))) for file in files]
     task = make(task_class("image-classification"), folder, top_k=2)
@@ -128,9 +128,9 @@ def test_image_classification(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_object_detection_of_pictures_of_mixed_sizes(tmp_path: Path, size: int) -> None:
+def test_object_detection_of_images_of_mixed_sizes(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "YolosForObjectDetection", id2label=NLI)
-    files = pictures()
+    files = image_files()
     oracle = pipeline("object-detection", folder, device="cpu", threshold=0.3)
     expected = [(oracle(Image.open(BytesIO(file))),) for file in files]
     assert any(row[0] for row in expected)
@@ -141,7 +141,7 @@ def test_object_detection_of_pictures_of_mixed_sizes(tmp_path: Path, size: int) 
 @pytest.mark.parametrize("size", [1, 8])
 def test_depth_estimation(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "DPTForDepthEstimation")
-    files = pictures()
+    files = image_files()
     oracle = pipeline("depth-estimation", folder, device="cpu")
     expected = []
     for file in files:
@@ -157,7 +157,7 @@ def test_depth_estimation(tmp_path: Path, size: int) -> None:
 )
 def test_image_segmentation(tmp_path: Path, architecture: str, size: int) -> None:
     folder = tiny_vision(tmp_path, architecture, id2label=NLI)
-    files = pictures()
+    files = image_files()
     options = {} if "Semantic" in architecture else {"subtask": "instance", "threshold": 0.1}
     oracle = pipeline("image-segmentation", folder, device="cpu", **options)
     expected = []
@@ -173,7 +173,7 @@ def test_image_segmentation(tmp_path: Path, architecture: str, size: int) -> Non
 @pytest.mark.parametrize("size", [1, 8])
 def test_zero_shot_image_classification(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "CLIPModel")
-    files = pictures()
+    files = image_files()
     oracle = pipeline("zero-shot-image-classification", folder, device="cpu")
     expected = [oracle(Image.open(BytesIO(file)), candidate_labels=LABELS) for file in files]
     task = make(task_class("zero-shot-image-classification"), folder, candidate_labels=LABELS)
@@ -184,7 +184,7 @@ def test_zero_shot_image_classification(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 8])
 def test_zero_shot_object_detection(tmp_path: Path, size: int) -> None:
     folder = tiny_vision(tmp_path, "OwlViTForObjectDetection")
-    files = pictures()
+    files = image_files()
     oracle = pipeline("zero-shot-object-detection", folder, device="cpu")
     options = {"threshold": 0.05, "top_k": 4}
     expected = [(oracle(Image.open(BytesIO(file)), candidate_labels=LABELS, **options),) for file in files]
@@ -193,9 +193,9 @@ def test_zero_shot_object_detection(tmp_path: Path, size: int) -> None:
     assert_alike(run(task, {"image": files}, size), expected)
 
 
-def test_pictures_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
+def test_images_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path / "model", "ViTForImageClassification", id2label=NLI)
-    file = pictures(1)[0]
+    file = image_files(1)[0]
     (tmp_path / "a.png").write_bytes(file)
     task = make(task_class("image-classification"), folder)
     task.files = RowFiles(str(tmp_path))

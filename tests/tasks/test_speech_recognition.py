@@ -16,8 +16,8 @@ from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from hfbatch.tasks.audio.automatic_speech_recognition import SpeechRecognition
 from tests.models.audio import tiny_moonshine, tiny_parakeet, tiny_wav2vec2, tiny_whisper
+from tests.tasks.audio_files import chirp, file_of
 from tests.tasks.drive import features_of, load, make, measured, run
-from tests.tasks.sounds import chirp, file_of
 
 SHORT = [chirp(0.2 + 0.05 * (k % 5), 100 + 140 * k) for k in range(21)]
 """Recordings for CTC models, some of one length."""
@@ -46,17 +46,17 @@ def task_of(folder: str, **params: Any) -> SpeechRecognition:
 
 
 def assert_equal_to_pipeline(
-    folder: str, sounds: list[np.ndarray], params: dict[str, Any], generate: dict[str, Any] | None = None
+    folder: str, recordings: list[np.ndarray], params: dict[str, Any], generate: dict[str, Any] | None = None
 ) -> None:
     """Batches of 1 and of 8 give the texts and pieces of the pipeline for one recording at a time."""
     task = task_of(folder, **params, **(generate or {}))
     assert task.check() == []
     options = {**params, "generate_kwargs": generate} if generate else params
     oracle = pipeline("automatic-speech-recognition", folder, device="cpu", **options)
-    expected = [oracle(sound.copy()) for sound in sounds]
-    assert len({one["text"] for one in expected}) > min(5, len(sounds) - 1)
+    expected = [oracle(recording.copy()) for recording in recordings]
+    assert len({one["text"] for one in expected}) > min(5, len(recordings) - 1)
     for size in (1, 8):
-        found = run(task, {"audio": [file_of(sound) for sound in sounds]}, size).to_pylist()
+        found = run(task, {"audio": [file_of(recording) for recording in recordings]}, size).to_pylist()
         assert [one["text"] for one in found] == [one["text"] for one in expected]
         for got, want in zip(found, expected, strict=True):
             assert ("chunks" in got) == ("chunks" in want)
@@ -86,11 +86,11 @@ def test_a_ctc_model_gives_the_text_of_each_recording(
 
 
 def test_recordings_of_different_lengths_share_a_batch_where_a_mask_hides_the_padding(tmp_path: Path) -> None:
-    sounds = {"audio": [file_of(chirp(0.2 + 0.004 * k, 100 + k)) for k in range(8)]}
+    recordings = {"audio": [file_of(chirp(0.2 + 0.004 * k, 100 + k)) for k in range(8)]}
     folder = tiny_wav2vec2(tmp_path / "masks", "Wav2Vec2ForCTC")
-    assert sorted(batches_of(task_of(folder), sounds)) == [1, 2, 5]
+    assert sorted(batches_of(task_of(folder), recordings)) == [1, 2, 5]
     adapted = tiny_wav2vec2(tmp_path / "adapter", "Wav2Vec2ForCTC", add_adapter=True, output_hidden_size=32)
-    assert sorted(batches_of(task_of(adapted), sounds)) == [1] * 8
+    assert sorted(batches_of(task_of(adapted), recordings)) == [1] * 8
 
 
 def batches_of(task: SpeechRecognition, columns: dict[str, list[bytes]]) -> list[int]:
@@ -142,18 +142,18 @@ def test_whisper_reads_long_recordings(whisper: str, params: dict[str, Any]) -> 
 def test_other_models_that_generate_give_the_text_of_each_recording(
     tmp_path: Path, build: Callable[[Path], str], generate: dict[str, Any]
 ) -> None:
-    sounds = [chirp(0.5 + 0.05 * (k % 5), 100 + 140 * k) for k in range(21)]
-    assert_equal_to_pipeline(build(tmp_path), sounds, {}, generate)
+    recordings = [chirp(0.5 + 0.05 * (k % 5), 100 + 140 * k) for k in range(21)]
+    assert_equal_to_pipeline(build(tmp_path), recordings, {}, generate)
 
 
 def test_whisper_runs_a_batch_at_once(whisper: str) -> None:
     task = task_of(whisper, language="en", **GREEDY)
-    assert batches_of(task, {"audio": [file_of(sound) for sound in WINDOW[:8]]})[0] == 8
+    assert batches_of(task, {"audio": [file_of(recording) for recording in WINDOW[:8]]})[0] == 8
 
 
 def test_a_batch_of_whisper_has_recordings_of_like_length(whisper: str) -> None:
     task = task_of(whisper, **GREEDY)
-    features = features_of(task, {"audio": [file_of(sound) for sound in WINDOW]}).table
+    features = features_of(task, {"audio": [file_of(recording) for recording in WINDOW]}).table
     lengths = task.lengths(features)
     assert (np.diff(lengths) > 0).all()
     assert lengths[-1] < 200
@@ -219,7 +219,7 @@ def test_a_ctc_model_has_no_use_for_params_of_generation(tmp_path: Path) -> None
 
 
 def test_the_report_draws_characters(whisper: str) -> None:
-    columns = {"audio": [file_of(sound) for sound in WINDOW[:3]]}
+    columns = {"audio": [file_of(recording) for recording in WINDOW[:3]]}
     task = task_of(whisper, **GREEDY)
     texts = run(task, columns)["text"].to_pylist()
     assert measured(task, columns).tolist() == [len(text) for text in texts]

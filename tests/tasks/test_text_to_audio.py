@@ -1,4 +1,4 @@
-"""Text to audio gives the pipeline's sound of each text, and what is random depends on the row alone."""
+"""Text to audio gives the pipeline's audio of each text, and what is random depends on the row alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def task_of(folder: str, **params: Any) -> TextToAudio:
 def assert_equal_to_pipeline(
     task: TextToAudio, columns: Mapping[str, Any], speak: Callable[[int], Mapping[str, Any]]
 ) -> None:
-    """The sound of each row is that of a call for it alone, seeded as the row is, in batches of 1 and of 8."""
+    """The audio of each row is that of a call for it alone, seeded as the row is, in batches of 1 and of 8."""
     assert task.check() == []
     seeds = row_seeds(0, pa.table({"file": ["rows.parquet"] * len(TEXTS), "row": range(len(TEXTS))}))
     expected = []
@@ -85,7 +85,7 @@ def test_musicgen_plays_as_the_pipeline_does(tmp_path: Path) -> None:
     )
 
 
-def test_another_seed_gives_another_sound(tmp_path: Path) -> None:
+def test_another_seed_gives_other_audio(tmp_path: Path) -> None:
     folder = tiny_vits(tmp_path)
     task = task_of(folder)
     first = run(task, {"text": TEXTS[:2]})

@@ -154,7 +154,7 @@ def test_a_processor_has_its_tokenizer_changed_too(tmp_path: Path) -> None:
     assert "nightly" not in tokenizer.get_vocab()
 
 
-def test_changes_are_part_of_what_changes_results_and_are_told(tmp_path: Path, encoder: str) -> None:
+def test_changes_are_part_of_what_changes_results_and_are_reported(tmp_path: Path, encoder: str) -> None:
     plain, more, left = (
         planned("embedding", encoder, tmp_path, changes)
         for changes in ({}, {"add_tokens": ["nightly", "river"]}, {"truncation_side": "left"})

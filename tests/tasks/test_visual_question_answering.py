@@ -1,4 +1,4 @@
-"""Answers about pictures: the documented use of the model classes, row by row, is the oracle."""
+"""Answers about images: the documented use of the model classes, row by row, is the oracle."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hfbatch.data.media_files import RowFiles
 from hfbatch.tasks import task_class
 from tests.models.multimodal import tiny_blip, tiny_vilt
 from tests.tasks.drive import features_of, make, measured, run
-from tests.tasks.test_pipeline_tasks import assert_alike, pictures
+from tests.tasks.test_pipeline_tasks import assert_alike, image_files
 
 ANSWERS = {k: f"answer {k}" for k in range(7)}
-FILES = pictures(22)
+FILES = image_files(22)
 ASKED = ["who reads the river?", "is it a table?", "what does not forget at 10:45 on Monday, word for word?"]
 QUESTIONS = [*(ASKED[k % 3] for k in range(21)), "why " * 90]
 

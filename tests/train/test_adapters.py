@@ -122,7 +122,7 @@ def test_the_head_alone_is_trained(folders: dict[str, str], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_adapters_learn_and_merge_into_a_plain_model(
+def test_adapters_train_and_merge_into_a_plain_model(
     folders: dict[str, str], name: str, tmp_path: Path
 ) -> None:
     bench = Bench("text-classification", folders[name], ROWS, method={"name": "lora", "rank": 4}).ready()
@@ -139,8 +139,8 @@ def test_adapters_learn_and_merge_into_a_plain_model(
     merged = load_adapted(bench.spec, bench.recipe, tmp_path / "adapter").merge_and_unload(safe_merge=True)
     merged.save_pretrained(tmp_path / "model")
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    learnt = logits(bench.model, bench)
-    torch.testing.assert_close(logits(merged, bench), learnt, rtol=1e-5, atol=1e-5)
+    trained = logits(bench.model, bench)
+    torch.testing.assert_close(logits(merged, bench), trained, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(plain, bench), logits(merged, bench), rtol=0, atol=0)
 
 
@@ -157,13 +157,13 @@ def test_a_quantised_base_is_written_out_for_the_merge(
     state = {key: value.clone() for key, value in bench.model.state_dict().items() if ".base_layer." in key}
     first, last = bench.learn(steps=15)
     assert last < first
-    learnt = logits(bench.model, bench)
+    trained = logits(bench.model, bench)
     after = bench.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in state.items())
     save_adapter(bench.model, "org/base", None, tmp_path)
     merged = load_adapted(bench.spec, bench.recipe, tmp_path).merge_and_unload(safe_merge=True)
     if method is QLORA4:  # 8 bits are for activations too
-        torch.testing.assert_close(logits(merged, bench), learnt, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits(merged, bench), trained, rtol=1e-4, atol=1e-4)
     for key, layer in bench.model.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
             found = merged.get_submodule(key).weight.T if name == "gpt2" else merged.get_submodule(key).weight
@@ -183,23 +183,23 @@ def test_layers_that_the_checkpoint_lacks_are_trained_whole(folders: dict[str, s
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2"])
-def test_a_new_token_is_learnt_and_merged(folders: dict[str, str], name: str, tmp_path: Path) -> None:
+def test_a_new_token_is_trained_and_merged(folders: dict[str, str], name: str, tmp_path: Path) -> None:
     rows = {"text": [f"<sep> {line}" for line in TEXTS], "label": ROWS["label"]}
     changes = {"add_special_tokens": ["<sep>", "<row>"]}
     bench = Bench("text-classification", folders[name], rows, method="lora", tokenizer=changes).ready()
     before = bench.model.get_base_model().get_input_embeddings().weight.clone()
     bench.learn()
-    learnt = logits(bench.model, bench)
+    trained = logits(bench.model, bench)
     save_adapter(bench.model, "org/base", None, tmp_path)
     merged = load_adapted(bench.spec, bench.recipe, tmp_path).merge_and_unload(safe_merge=True)
-    torch.testing.assert_close(logits(merged, bench), learnt, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged, bench), trained, rtol=1e-5, atol=1e-5)
     changed = (merged.get_input_embeddings().weight != before).any(dim=1).nonzero().flatten().tolist()
     used, unused = bench.recipe.processor.convert_tokens_to_ids(["<sep>", "<row>"])
     assert used in changed
     assert set(changed) <= {used, unused}  # weight decay moves this one
 
 
-def test_new_tokens_are_learnt_in_both_tables_of_embeddings(folders: dict[str, str]) -> None:
+def test_new_tokens_are_trained_in_both_tables_of_embeddings(folders: dict[str, str]) -> None:
     bench = Bench(
         "text-classification", folders["llama"], ROWS, method="lora", tokenizer={"add_tokens": ["hm", "ah"]}
     )
@@ -233,7 +233,7 @@ def faults(folder: str, **options: Any) -> list[str]:
     return method_faults(bench.spec, bench.recipe)
 
 
-def test_what_a_method_cannot_do_is_told_before_work(
+def test_what_a_method_cannot_do_is_reported_before_work(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bert = folders["bert"]

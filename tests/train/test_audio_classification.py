@@ -10,16 +10,16 @@ import torch
 import transformers
 
 from tests.models.audio import tiny_wav2vec2
-from tests.tasks.sounds import RATE, chirp, file_of, tone
+from tests.tasks.audio_files import RATE, chirp, file_of, tone
 from tests.train.drive import Bench
 
 TASK, WAV2VEC2 = "audio-classification", "Wav2Vec2ForSequenceClassification"
-SOUNDS = [
-    sound(0.2 + 0.05 * k, pitch) for k, (sound, pitch) in enumerate(
+RECORDINGS = [
+    recording(0.2 + 0.05 * k, pitch) for k, (recording, pitch) in enumerate(
         [(tone, 200), (chirp, 300), (tone, 250), (chirp, 350), (tone, 220), (chirp, 400)]
     )
 ]  # fmt: skip
-FILES = [file_of(sound) for sound in SOUNDS]
+FILES = [file_of(recording) for recording in RECORDINGS]
 LABELS = ["tone", "chirp"] * 3
 STILL = {"apply_spec_augment": False, "layerdrop": 0.0, "initializer_range": 0.1}
 
@@ -38,8 +38,8 @@ def test_the_loss_is_that_of_transformers_for_each_recording_alone(model: str) -
     extractor = transformers.AutoFeatureExtractor.from_pretrained(model)
     batch = bench.batch()
     losses = [
-        plain(**extractor(sound, sampling_rate=RATE, return_tensors="pt"), labels=label[None]).loss
-        for sound, label in zip(SOUNDS, batch["labels"], strict=True)
+        plain(**extractor(recording, sampling_rate=RATE, return_tensors="pt"), labels=label[None]).loss
+        for recording, label in zip(RECORDINGS, batch["labels"], strict=True)
     ]
     torch.testing.assert_close(bench.loss(batch), torch.stack(losses).mean())
 
@@ -58,7 +58,7 @@ def test_a_step_has_the_same_gradients_however_it_is_cut(model: str) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
-def test_rows_are_learnt_and_metrics_show_it(model: str) -> None:
+def test_training_on_rows_improves_the_metrics(model: str) -> None:
     bench = Bench(TASK, model, {"audio": FILES, "label": LABELS}).ready()
     first, last = bench.learn(rate=3e-3)
     assert last < first / 2
@@ -66,15 +66,17 @@ def test_rows_are_learnt_and_metrics_show_it(model: str) -> None:
 
 
 def test_broken_recordings_are_faults_with_file_and_row(model: str) -> None:
-    sounds = [
+    recordings = [
         FILES[0],
         None,
         b"no sound",
         file_of(np.zeros(0, np.float32)),
-        file_of(SOUNDS[0][:99]),
+        file_of(RECORDINGS[0][:99]),
         FILES[1],
     ]
-    faults = Bench(TASK, model, {"audio": sounds, "label": ["a", "b", "a", "b", "b", None]}).validate().faults
+    faults = (
+        Bench(TASK, model, {"audio": recordings, "label": ["a", "b", "a", "b", "b", None]}).validate().faults
+    )
     starts = [
         "rows.parquet row 5: label is null",
         "rows.parquet row 1: audio is null",
@@ -93,7 +95,7 @@ def test_recordings_shorter_than_a_mask_of_training_are_padded_to_it(tmp_path: P
     assert torch.isfinite(bench.loss(bench.batch()))
 
 
-def test_models_over_spectrograms_learn_from_what_their_extractor_makes(tmp_path: Path) -> None:
+def test_models_over_spectrograms_train_on_the_output_of_their_extractor(tmp_path: Path) -> None:
     small = {"num_mel_bins": 16, "max_length": 40}
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.ASTConfig(**small, **sizes).save_pretrained(tmp_path)

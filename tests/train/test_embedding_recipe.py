@@ -110,7 +110,7 @@ def test_a_right_answer_of_another_row_is_no_negative(still: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_rows_are_learnt_and_metrics_show_it(encoder: str, kind: str) -> None:
+def test_training_on_rows_improves_the_metrics(encoder: str, kind: str) -> None:
     bench = bench_of(encoder, kind).ready()
     before = bench.metrics()
     bench.learn()
@@ -165,14 +165,14 @@ def test_faults_of_rows_name_file_and_row(encoder: str) -> None:
         ),
     ],
 )  # fmt: skip
-def test_faults_of_columns_are_told_before_work(
+def test_faults_of_columns_are_reported_before_work(
     encoder: str, present: set[str], options: dict[str, Any], fault: str
 ) -> None:
     faults = Bench("embedding", encoder, {"anchor": []}, **options).recipe.column_faults(present)
     assert fault in faults[0]
 
 
-def test_faults_of_params_are_told_before_work(encoder: str) -> None:
+def test_faults_of_params_are_reported_before_work(encoder: str) -> None:
     options = {"batch": {"size": 24}, "params": {"group": 16}, "schedule": {"label_smoothing": 0.1}}
     faults = Bench("embedding", encoder, ROWS["pairs"], **options).recipe.check()
     assert "params.group 16 does not divide batch.size 24" in faults[0]
@@ -268,7 +268,7 @@ def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.build({**values, **changes})
 
 
-def test_faults_of_the_spec_are_told_together_before_work(still: str, data: Path, tmp_path: Path) -> None:
+def test_faults_of_the_spec_are_reported_together_before_work(still: str, data: Path, tmp_path: Path) -> None:
     columns = {"sentence1": "anchor", "sentence2": "positive"}
     train = {"path": str(data / "train"), "columns": columns}
     with pytest.raises(SpecError) as caught:
@@ -278,7 +278,7 @@ def test_faults_of_the_spec_are_told_together_before_work(still: str, data: Path
     assert second.startswith("columns of two kinds at once: 'anchor', 'positive', 'sentence1', 'sentence2'")
 
 
-def test_two_workers_learn_what_one_learns_and_the_folder_gives_the_vectors_of_sentence_transformers(
+def test_two_workers_train_as_one_does_and_the_folder_gives_the_vectors_of_sentence_transformers(
     ray_cluster: str, still: str, data: Path, tmp_path: Path
 ) -> None:
     spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})

@@ -17,12 +17,12 @@ from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.recipes import RECIPES
 from tests.cases.every import CASES
 from tests.models.text import CORPUS
-from tests.tasks.sounds import chirp, file_of, tone
+from tests.tasks.audio_files import chirp, file_of, tone
 from tests.train.tools import order_of, predicted, run_here
 
 
 def grey(level: int, number: int) -> bytes:
-    """A picture of one grey with some noise, as PNG."""
+    """An image of one grey with some noise, as PNG."""
     noise = np.random.default_rng(number).integers(-20, 20, (40, 40, 3))
     file = BytesIO()
     Image.fromarray((level + noise).astype(np.uint8)).save(file, "PNG")
@@ -30,7 +30,7 @@ def grey(level: int, number: int) -> bytes:
 
 
 NOT = ["with" if "not" in text else "without" for text in CORPUS[:16]]
-SOUNDS = [file_of((chirp if k % 2 else tone)(0.2 + 0.01 * k, 200 + 20 * k)) for k in range(16)]
+RECORDINGS = [file_of((chirp if k % 2 else tone)(0.2 + 0.01 * k, 200 + 20 * k)) for k in range(16)]
 WRITTEN = {"text": CORPUS[:16], "target": [text.split()[0] for text in CORPUS[:16]]}
 ROWS: dict[str, Mapping[str, list[Any]]] = {
     "text-classification": {"text": CORPUS[:16], "label": NOT},
@@ -52,7 +52,7 @@ ROWS: dict[str, Mapping[str, list[Any]]] = {
         "image": [grey(60 + 120 * (k % 2), k) for k in range(16)],
         "label": ["light" if k % 2 else "dark" for k in range(16)],
     },
-    "audio-classification": {"audio": SOUNDS, "label": ["chirp" if k % 2 else "tone" for k in range(16)]},
+    "audio-classification": {"audio": RECORDINGS, "label": ["chirp" if k % 2 else "tone" for k in range(16)]},
     "embedding": {"anchor": CORPUS[:16], "positive": [text.upper() for text in CORPUS[:16]]},
 }
 PARAMS = {

@@ -48,7 +48,7 @@ def hidden_of(bench: Bench, *numbers: int) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
-def test_a_step_in_which_there_is_nothing_to_learn_has_no_loss(model: str, items: Any) -> None:
+def test_a_step_without_targets_has_no_loss(model: str, items: Any) -> None:
     bench = bench_of(model, [" ", "  "])
     batch = bench.batch()
     labels = batch.pop("labels")
@@ -150,7 +150,7 @@ def test_nothing_of_a_long_text_is_lost(model: str) -> None:
     assert bench.features["window"].to_pylist()[:3] == [0, 1, 2]
 
 
-def test_tokens_are_learnt_and_metrics_show_it(model: str) -> None:
+def test_training_on_tokens_improves_the_metrics(model: str) -> None:
     bench = bench_of(model, CORPUS[:6])
     first, last = bench.learn(60)
     assert last < first / 2
@@ -165,7 +165,7 @@ def test_tokens_are_learnt_and_metrics_show_it(model: str) -> None:
     assert found["accuracy"] > 0.8
 
 
-def test_faults_of_rows_and_models_are_told(model: str, tmp_path: Any) -> None:
+def test_faults_of_rows_and_models_are_reported(model: str, tmp_path: Any) -> None:
     found = Bench("fill-mask", model, {"text": ["a", None, ""]}).validate()
     assert found.faults == [f"rows.parquet row {row}: text is null or empty" for row in (1, 2)]
     nothing = Bench("fill-mask", model, {"text": pa.array(["a"]).dictionary_encode()}).validate()

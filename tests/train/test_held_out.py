@@ -74,7 +74,7 @@ def test_the_choice_depends_on_neither_splits_nor_order(model: str, tmp_path: Pa
     )
 
 
-def test_how_many_rows_repeat_is_told(model: str, tmp_path: Path) -> None:
+def test_how_many_rows_repeat_is_reported(model: str, tmp_path: Path) -> None:
     write(tmp_path, [*CORPUS[:40], *CORPUS[:3], CORPUS[0]])
     plan = plan_of(model, tmp_path)
     (note,) = [note for note in describe_training(plan)["notes"] if "duplicates" in note]

@@ -23,7 +23,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield found
 
 
-def test_what_is_wrong_is_told_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert hub_faults(None) == []
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -81,8 +81,12 @@ def test_words_with_wrong_tags_are_named(encoder: str) -> None:
     wrong = 0
     for tags, truth, guess in zip(rows["tags"], found["truths"], found["guesses"], strict=True):
         right, guessed = (
-            dict(part.removeprefix("word ").split(": ") for part in told.split(", ") if told != "no word")
-            for told in (truth, guess)
+            dict(
+                part.removeprefix("word ").split(": ")
+                for part in reported.split(", ")
+                if reported != "no word"
+            )
+            for reported in (truth, guess)
         )
         assert right == {number: tags[int(number)] for number in right}
         assert all(right[number] != guessed[number] for number in right)
@@ -112,7 +116,7 @@ def test_every_kind_of_label_says_which_metrics_it_has(encoder: str, kind: str) 
     assert fault.startswith("evaluation.metric 'bleu' is none of: ")
 
 
-def test_pictures_and_sounds_are_not_shown_and_long_texts_are_cut() -> None:
+def test_images_and_audio_are_not_shown_and_long_texts_are_cut() -> None:
     shown = [pa.string(), pa.int64(), pa.list_(pa.string()), pa.struct([("role", pa.string())])]
     hidden = [pa.binary(), pa.struct([("bytes", pa.binary())]), pa.list_(pa.float32())]
     assert [is_readable(kind) for kind in shown] == [True] * 4

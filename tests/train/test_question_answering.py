@@ -87,7 +87,7 @@ def test_rows_that_fill_up_a_step_count_for_nothing(encoder):
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])
-def test_rows_are_learnt_and_metrics_show_it(encoder, unanswerable):
+def test_training_on_rows_improves_the_metrics(encoder, unanswerable):
     ready = bench(encoder, unanswerable=unanswerable, **SHORT).ready()
     first, last = ready.learn(60)
     assert last < first / 2
@@ -119,7 +119,7 @@ def test_windows_have_the_answer_whole_or_point_to_none(encoder):
     assert answerable >= 1
 
 
-def test_of_a_row_whose_answer_is_longer_than_its_windows_nothing_is_learnt_and_it_is_counted(encoder):
+def test_a_row_whose_answer_is_longer_than_its_windows_has_no_targets_and_is_counted(encoder):
     columns = {"question": ["who?"] * 2, "context": [LONG] * 2, "answers": [[LONG], [ANSWER]]}
     columns["answer_starts"] = [[0], [LONG.index(ANSWER)]]
     ready = Bench("question-answering", encoder, columns, **SHORT).ready()

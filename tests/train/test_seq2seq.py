@@ -107,7 +107,7 @@ def test_a_step_has_the_same_loss_however_it_is_cut(
     torch.testing.assert_close(sum(parts), bench.loss(whole))
 
 
-def test_pairs_are_learnt_and_metrics_show_it(folders: dict[str, str]) -> None:
+def test_training_on_pairs_improves_the_metrics(folders: dict[str, str]) -> None:
     columns = {"text": TEXTS, "target": TARGETS}
     model = {"name": folders["t5"], **SMALL_START}
     bench = Bench("summarization", "", columns, model=model, params={"max_new_tokens": 20}).ready()
@@ -120,7 +120,7 @@ def test_pairs_are_learnt_and_metrics_show_it(folders: dict[str, str]) -> None:
     assert 1 < after["perplexity"] < 2 < before["perplexity"]
 
 
-def test_translations_are_learnt_from_the_token_of_their_language_on(folders: dict[str, str]) -> None:
+def test_targets_of_translations_begin_after_the_token_of_their_language(folders: dict[str, str]) -> None:
     bench = bench_of(folders, "mbart").ready()
     tokenizer = AutoTokenizer.from_pretrained(folders["mbart"], **LANGUAGES)
     expected = tokenizer(TEXTS, text_target=TARGETS, truncation=True)
@@ -223,7 +223,7 @@ def test_targets_that_would_never_end_are_refused(tmp_path: Path) -> None:
     assert "appends no end token (id 3) to a target" in fault
 
 
-def test_faults_of_params_are_told_before_work(folders: dict[str, str]) -> None:
+def test_faults_of_params_are_reported_before_work(folders: dict[str, str]) -> None:
     (fault,) = bench_of(folders, "t5", params={"max_target_length": 1000}).recipe.check()
     assert fault == "params.max_target_length 1000 is more than the model's 64 tokens; set at most 64"
     (fault,) = bench_of(folders, "mbart", params={"tgt_lang": "Klingon"}).recipe.check()

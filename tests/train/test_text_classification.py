@@ -36,7 +36,7 @@ def test_a_step_has_the_same_loss_however_it_is_cut(encoder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_learnt_and_metrics_show_it(encoder, kind):
+def test_training_on_rows_improves_the_metrics(encoder, kind):
     bench = Bench("text-classification", encoder, {"text": TEXTS, "label": KINDS[kind]}).ready()
     first, last = bench.learn()
     assert last < first / 2
@@ -59,8 +59,8 @@ def test_labels_that_are_numbers_may_have_names(encoder, kind, fault):
     options = {"params": {"label_names": names}}
     recipe = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}, **options).ready().recipe
     assert recipe.labels == ["good", "bad", "fair"]
-    told = {label: recipe.fitted["counts"][label] for label in recipe.labels}
-    assert told == {"good": 2, "bad": 2, "fair": 2}
+    reported = {label: recipe.fitted["counts"][label] for label in recipe.labels}
+    assert reported == {"good": 2, "bad": 2, "fair": 2}
     beyond = [*numbers[:5], 4] if kind == "single" else [*labels[:5], [0, -1]]
     bench = Bench("text-classification", encoder, {"text": TEXTS, "label": beyond}, **options)
     assert bench.validate().faults == [
@@ -78,7 +78,7 @@ def test_a_vector_of_0_and_1_is_no_list_of_labels(encoder):
     assert is_label(pa.large_list(pa.large_string()))
 
 
-def test_numbers_to_learn_are_any_numbers(encoder):
+def test_targets_of_regression_are_any_numbers(encoder):
     labels = [-100.0, 16777217.0, 1.5, -99.5, 0.0, 2.0]
     bench = Bench("text-classification", encoder, {"text": TEXTS, "label": labels}).ready()
     assert (bench.batch()["labels"] != -100).all()
@@ -109,19 +109,19 @@ def test_label_smoothing_is_for_one_label_a_row(encoder, kind):
 
 
 @pytest.mark.parametrize(
-    ("param", "told"),
+    ("param", "reported"),
     [
         ({"label_names": ["a", "b"]}, "is for whole numbers"),
         ({"class_weights": "balanced"}, "has no classes"),
     ],
 )
-def test_what_is_for_classes_is_refused_for_quantities(encoder, param, told):
+def test_what_is_for_classes_is_refused_for_quantities(encoder, param, reported):
     rows = {"text": TEXTS, "label": KINDS["regression"]}
     (fault,) = Bench("text-classification", encoder, rows, params=param).fit()
-    assert told in fault
+    assert reported in fault
 
 
-def test_a_column_of_nulls_is_told_by_its_rows(encoder):
+def test_a_column_of_nulls_is_reported_by_its_rows(encoder):
     rows = {"text": pa.nulls(2), "label": ["a", "b"]}
     assert Bench("text-classification", encoder, rows).validate().faults == [
         f"rows.parquet row {row}: text is null or empty" for row in (0, 1)
@@ -183,7 +183,7 @@ def test_a_kind_that_the_labels_are_not_of_is_refused(encoder, kind, asked):
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e39])
 @pytest.mark.parametrize("kind", ["auto", "single"])
-def test_a_number_that_is_not_finite_is_told_by_its_row(encoder: str, value: float, kind: str) -> None:
+def test_a_number_that_is_not_finite_is_reported_by_its_row(encoder: str, value: float, kind: str) -> None:
     rows = {"text": ["a", "b", "c"], "label": pa.array([0.5, value, 1.5])}
     (fault,) = Bench("text-classification", encoder, rows, params={"kind": kind}).validate().faults
     assert fault.startswith("rows.parquet row 1: label is ")

@@ -69,7 +69,7 @@ def bench_of(model: str, columns: dict[str, Any], **options: Any) -> Bench:
     return Bench("text-generation", model, columns, **options).ready()
 
 
-def learnt_of(bench: Bench) -> list[list[str]]:
+def targets_in(bench: Bench) -> list[list[str]]:
     """Tokens of each row, those that are learnt in brackets."""
     names = bench.recipe.task.tokenizer.convert_ids_to_tokens
     return [
@@ -100,7 +100,7 @@ def test_a_step_has_the_same_loss_however_it_is_cut(llama: str, packing: bool) -
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_rows_are_learnt_and_metrics_show_it(llama: str, kind: str) -> None:
+def test_training_on_rows_improves_the_metrics(llama: str, kind: str) -> None:
     bench = bench_of(llama, ROWS[kind])
     first, last = bench.learn(40)
     assert last < first / 2
@@ -113,14 +113,14 @@ def test_rows_are_learnt_and_metrics_show_it(llama: str, kind: str) -> None:
     assert found["accuracy"] == pytest.approx(float(right.float().mean()))
 
 
-def test_a_text_is_learnt_whole_and_its_end_too(llama: str) -> None:
-    (tokens,) = learnt_of(bench_of(llama, {"text": ["a b"]}))
+def test_all_tokens_of_a_text_and_its_end_are_targets(llama: str) -> None:
+    (tokens,) = targets_in(bench_of(llama, {"text": ["a b"]}))
     assert tokens == ["<s>", "[a]", "[Ġb]", "[</s>]"]
 
 
-def test_of_a_prompt_and_its_completion_the_completion_is_learnt(llama: str) -> None:
+def test_of_a_prompt_and_its_completion_the_completion_is_the_target(llama: str) -> None:
     bench = bench_of(llama, {"prompt": ["a b"], "completion": [" c"]})
-    assert learnt_of(bench) == [["<s>", "a", "Ġb", "[Ġc]", "[</s>]"]]
+    assert targets_in(bench) == [["<s>", "a", "Ġb", "[Ġc]", "[</s>]"]]
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_of_a_prompt_and_its_completion_the_completion_is_learnt(llama: str) -> 
         ("marked", "<|user|>hi\n<|assistant|>[yes][</s>]\n<|user|>so\n<|assistant|>[no][</s>]\n"),
     ],
 )
-def test_of_a_chat_the_turns_of_the_assistant_are_learnt(
+def test_of_a_chat_the_turns_of_the_assistant_are_targets(
     llama: str, marked: str, template: str, expected: str
 ) -> None:
     words = ["hi", "yes", "so", "no", "bye"]
     chat = [{"role": ("user", "assistant")[k % 2], "content": word} for k, word in enumerate(words)]
     bench = bench_of(marked if template == "marked" else llama, {"messages": [chat]})
-    (tokens,) = learnt_of(bench)
+    (tokens,) = targets_in(bench)
     text = "".join(tokens).replace("Ċ", "\n")
     for word in ("yes", "no"):  # words of several tokens
         parts = bench.recipe.task.tokenizer.tokenize(word)
@@ -144,16 +144,16 @@ def test_of_a_chat_the_turns_of_the_assistant_are_learnt(
     assert text == expected
 
 
-def test_a_token_that_reaches_into_an_answer_is_learnt() -> None:
+def test_a_token_that_reaches_into_an_answer_is_a_target() -> None:
     tokenizer, text = bytes_tokenizer(), "so the end"
     tokens = tokenizer.tokenize(text)
-    ((ids, learnt),) = answer_tokens(tokenizer, [text], [[(3, 6)]])
-    marked = [token for token, mark in zip(tokens, learnt, strict=True) if mark]
+    ((ids, trained),) = answer_tokens(tokenizer, [text], [[(3, 6)]])
+    marked = [token for token, mark in zip(tokens, trained, strict=True) if mark]
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
     assert marked == ["Ġthe"]
 
 
-def test_what_is_learnt_of_chats_is_what_transformers_marks(marked: str) -> None:
+def test_targets_of_chats_are_what_transformers_marks(marked: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(marked)
     bench = bench_of(marked, {"messages": CHATS})
     for row, chat in enumerate(CHATS):
@@ -192,8 +192,8 @@ def test_nothing_of_a_long_text_is_lost(llama: str) -> None:
     joined = windows[0] + [token for ids in windows[1:] for token in ids[1:]]
     assert joined == [*bench.recipe.task.tokenizer(text)["input_ids"], 2]
     assert all(one[-1] == other[0] for one, other in pairwise(windows))
-    learnt = [label for labels in bench.features["labels"].to_pylist() for label in labels if label != -100]
-    assert learnt == [*joined[1:], *short[1:]]
+    trained = [label for labels in bench.features["labels"].to_pylist() for label in labels if label != -100]
+    assert trained == [*joined[1:], *short[1:]]
     assert bench.features["hfbatch_row"].to_pylist() == [0] * len(windows) + [1]
 
 
@@ -351,7 +351,7 @@ def test_rows_of_one_kind_are_read(llama: str, tmp_path: Path) -> None:
     assert "no chat template" in plain.column_faults({"messages"})[0]
 
 
-def test_a_mapped_column_says_what_is_learnt(llama: str, tmp_path: Path) -> None:
+def test_a_mapped_column_says_what_is_trained_on(llama: str, tmp_path: Path) -> None:
     rows = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "messages": CHATS}), rows)
     values = {"task": "text-generation", "model": llama, "output": str(tmp_path / "out")}

@@ -79,7 +79,7 @@ def test_mlflow_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {one.step: one.value for one in history} == pytest.approx({n: n / 100 for n in range(1, 11)})
 
 
-def test_faults_are_told_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_are_reported_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (fault,) = [one for one in reporting_faults(spec_of("out", "mlflow")) if "MLFLOW_TRACKING_URI" in one]
     assert "http://host:5000" in fault

@@ -66,17 +66,17 @@ def test_a_label_that_falls_whole_into_the_share_set_aside_is_a_label(
     labels = ["rare", *["no", "yes"] * 20]
     pq.write_table(pa.table({"text": CORPUS[:41], "label": labels}), tmp_path / "rows.parquet")
     share = {"train": str(tmp_path / "rows.parquet"), "eval": None, "evaluation": {"fraction": 0.5}}
-    learnt = set()
+    trained = set()
     for seed in range(8):
         plan = plan_of(values, **share, seed=seed, params={"class_weights": "balanced"})
         shown, (plan, _) = describe_training(plan), fit_to_sample(plan)
         assert plan.recipe.labels == ["no", "rare", "yes"]
-        learnt_from = sum(shown["labels"].values())
-        assert plan.recipe.weights[1] == (learnt_from / 3 if shown["labels"]["rare"] else 1)
-        learnt.add(shown["labels"]["rare"])
+        training_rows = sum(shown["labels"].values())
+        assert plan.recipe.weights[1] == (training_rows / 3 if shown["labels"]["rare"] else 1)
+        trained.add(shown["labels"]["rare"])
         noted = [note for note in shown["notes"] if "no training row has the label 'rare'" in note]
         assert len(noted) == (not shown["labels"]["rare"])
-    assert learnt == {0, 1}  # with some seeds the one row is set aside
+    assert trained == {0, 1}  # with some seeds the one row is set aside
 
 
 def test_labels_that_the_model_knows_keep_their_places(values: dict[str, Any], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_model_to_begin_with_is_not_in_the_output(values: dict[str, Any], tm
         )
 
 
-def test_rows_that_are_learnt_and_measured_are_noted(values: dict[str, Any]) -> None:
+def test_rows_in_both_the_training_and_the_evaluation_set_are_noted(values: dict[str, Any]) -> None:
     assert plan_of(values).notes == plan_of(values, eval=None).notes == []
     (note,) = plan_of(values, eval=values["train"]).notes
     assert note.startswith("eval contains rows of train, from ")
@@ -136,7 +136,7 @@ def test_overrides_that_the_model_cannot_take_are_refused(
     plan_of(values, model={"name": values["model"], "overrides": {"hidden_dropout_prob": 0.2}})
 
 
-def test_a_missing_extra_is_told(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_a_missing_extra_is_told(values: dict[str, Any], monkeypatch: pytest.Mon
         plan_of(values)
 
 
-def test_a_filter_that_fails_on_rows_is_told_by_its_own_name(
+def test_a_filter_that_fails_on_rows_is_reported_by_its_own_name(
     values: dict[str, Any], ray_cluster: str
 ) -> None:
     where = {"path": values["eval"], "filter": "CAST(label AS INT) > 3"}
@@ -156,7 +156,7 @@ def test_a_filter_that_fails_on_rows_is_told_by_its_own_name(
         validate_rows(plan.spec, plan.model, plan.eval)
 
 
-def test_rows_that_change_while_a_model_learns_cost_the_report_no_more_than_their_texts(
+def test_rows_that_change_during_training_cost_the_report_no_more_than_their_texts(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(values["eval"], tmp_path / "dev")
@@ -215,7 +215,9 @@ def test_numbers_of_classes_have_the_names_that_datasets_wrote(
     assert plan_of(values).spec.params == {}
 
 
-def test_rows_to_measure_with_are_like_those_to_learn_from(values: dict[str, Any], tmp_path: Path) -> None:
+def test_the_evaluation_set_has_the_columns_of_the_training_set(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
     texts = CORPUS[:8]
     tables = {
         "whole": {"text": texts, "label": [0, 1] * 4},
@@ -333,7 +335,7 @@ def test_memory_goes_by_method_and_optimizer(
     assert held(spec, 1000, changing, None, 2)["total"] is None
 
 
-def test_faults_of_rows_and_of_the_metric_are_told(values: dict[str, Any], tmp_path: Path) -> None:
+def test_faults_of_rows_and_of_the_metric_are_reported(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"evaluation.metric 'bleu' is none of: accuracy, "):
         describe_training(plan_of(values, evaluation={"metric": "bleu"}))
     pq.write_table(pa.table({"text": ["a", None], "label": ["x", "x"]}), tmp_path / "rows.parquet")
@@ -359,7 +361,7 @@ def test_of_many_splits_a_few_are_looked_at(values: dict[str, Any]) -> None:
     assert "estimates from a few splits" in shown["notes"][-1]
 
 
-def test_a_trial_foretells_the_time(values: dict[str, Any], ray_cluster: str) -> None:
+def test_a_trial_estimates_the_time(values: dict[str, Any], ray_cluster: str) -> None:
     plan = plan_of(values, batch={"size": 16, "per_device": 8, "max_length": 12})
     shown = try_training(plan, nodes())
     trial = shown["trial"]

@@ -23,14 +23,14 @@ def shown(terminal: bool, metric: str = "accuracy", quiet: bool = False) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_lines_tell_phases_and_every_evaluation() -> None:
+def test_lines_show_phases_and_every_evaluation() -> None:
     lines = shown(False).splitlines()
     assert lines[0] == "validating the rows"
     assert "step 1 measured: accuracy 0.875 · loss 0.5" in lines
     assert not any("\x1b" in line for line in lines)
 
 
-def test_a_bar_tells_steps_loss_the_best_rate_and_time_left() -> None:
+def test_a_bar_shows_steps_loss_the_best_rate_and_time_left() -> None:
     text = shown(True)
     for part in ("2/4", "loss 0.75", "best accuracy 0.875", "rows/s", "eta 0:00", "full"):
         assert part in text

@@ -98,7 +98,7 @@ def test_throughput_is_measured(trained: FinetuneResult) -> None:
     assert 0 <= found["padding"] < 1
 
 
-def test_the_card_can_be_read_and_tells_data_metrics_and_use(trained: FinetuneResult) -> None:
+def test_the_card_can_be_read_and_gives_data_metrics_and_use(trained: FinetuneResult) -> None:
     card = ModelCard.load(Path(trained.model) / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     results = {one.metric_type: one.metric_value for one in card.data.eval_results}
@@ -115,8 +115,8 @@ def test_tensorboard_reads_losses_and_metrics_back(trained: FinetuneResult) -> N
     logs = EventAccumulator(str(Path(trained.output) / "tensorboard"))
     logs.Reload()
     accuracy = {event.step: event.value for event in logs.Scalars("eval/accuracy")}
-    told = {entry["step"]: entry["accuracy"] for entry in trained.metrics["evaluations"]}
-    assert accuracy == pytest.approx(told)
+    reported = {entry["step"]: entry["accuracy"] for entry in trained.metrics["evaluations"]}
+    assert accuracy == pytest.approx(reported)
     losses = [event.value for event in logs.Scalars("train/loss")]
     assert losses == pytest.approx([entry["loss"] for entry in trained.metrics["losses"]], rel=1e-5)
 
@@ -136,7 +136,7 @@ def test_status_and_report_speak_of_it(trained: FinetuneResult) -> None:
     assert json.loads(call(app, ["report", trained.output, "--json"]).stdout) == trained.metrics
 
 
-def test_no_file_tells_a_secret(trained: FinetuneResult) -> None:
+def test_no_file_shows_a_secret(trained: FinetuneResult) -> None:
     files = [path for path in Path(trained.output).rglob("*") if path.is_file()]
     assert len(files) > 8
     assert [path for path in files if b"hf_verysecret" in path.read_bytes()] == []

@@ -1,4 +1,4 @@
-"""Pictures as files: what transformers makes of them, or an error that says what is wrong. No model takes part."""
+"""Images as files: what transformers makes of them, or an error that says what is wrong. No model takes part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hfbatch.data.media import to_image
 
 RANDOM = np.random.default_rng(0)
 ORIENTATION, QUARTER_TURN = 0x0112, 6
-"""The tag of EXIF, and its value for a picture that has to be turned clockwise once."""
+"""The tag of EXIF, and its value for an image that has to be turned clockwise once."""
 
 
 def noise(mode: str = "RGB", height: int = 23, width: int = 41) -> Image.Image:
@@ -69,7 +69,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_picture_is_what_transformers_loads(name: str, tmp_path: Path) -> None:
+def test_an_image_is_what_transformers_loads(name: str, tmp_path: Path) -> None:
     file = GOOD[name]()
     (tmp_path / "picture").write_bytes(file)
     expected = load_image(str(tmp_path / "picture"))
@@ -79,7 +79,7 @@ def test_a_picture_is_what_transformers_loads(name: str, tmp_path: Path) -> None
     assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
-def test_a_picture_is_turned_upright() -> None:
+def test_an_image_is_turned_upright() -> None:
     assert to_image(rotated()).size == (23, 41)
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_an_error_with_its_reason(file: bytes, reason: st
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("excess", [1.5, 3])
-def test_a_picture_that_would_fill_the_memory_is_an_error(excess: float, monkeypatch: Any) -> None:
+def test_an_image_that_would_fill_the_memory_is_an_error(excess: float, monkeypatch: Any) -> None:
     file = file_of(Image.new("1", (600, 400)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(600 * 400 / excess))
     with pytest.raises(ValueError, match=r"the image is too large.*240000 pixels"):

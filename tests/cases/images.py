@@ -1,4 +1,4 @@
-"""Cases of the tasks that make pictures, masks or matches, and of videos."""
+"""Cases of the tasks that make images, masks or matches, and of videos."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers import (
 
 from tests.cases.case import Answer, Case, columns_of
 from tests.cases.vision import png
-from tests.models.pictures import opened, pictures, tiny_matcher, tiny_sam, tiny_swin2sr
-from tests.models.video import film_file, moving, tiny_videomae
+from tests.models.images import image_files, opened, tiny_matcher, tiny_sam, tiny_swin2sr
+from tests.models.video import moving, tiny_videomae, video_file
 from tests.tasks.test_keypoint_matching import matches_of
 from tests.tasks.test_mask_generation import FILES, LOOSE, expected_of
 
@@ -81,11 +81,11 @@ def video_classification(folder: str) -> Answer:
     return answer
 
 
-PAIRS = pictures(44)
+PAIRS = image_files(44)
 
 CASES = {
     "image-to-image": Case(
-        tiny_swin2sr, {"image": pictures(22)}, image_to_image, unreadable=b"this is no picture"
+        tiny_swin2sr, {"image": image_files(22)}, image_to_image, unreadable=b"this is no picture"
     ),
     "mask-generation": Case(
         tiny_sam,
@@ -103,7 +103,7 @@ CASES = {
     ),
     "video-classification": Case(
         tiny_videomae,
-        {"video": [film_file(moving(6 + k % 5, k, 32 + 8 * (k % 3))) for k in range(22)]},
+        {"video": [video_file(moving(6 + k % 5, k, 32 + 8 * (k % 3))) for k in range(22)]},
         video_classification,
         {"top_k": 3},
         unreadable=b"this is no video",

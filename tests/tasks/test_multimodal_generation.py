@@ -1,4 +1,4 @@
-"""Texts about pictures are those of one row alone: of the pipeline, or of the model class's documented use."""
+"""Texts about images are those of one row alone: of the pipeline, or of the model class's documented use."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from hfbatch.tasks.pipelines.serialization import load as unpack
 from tests.models.multimodal import tiny_blip, tiny_git, tiny_llava, tiny_trocr
 from tests.models.text import tiny_bert
 from tests.tasks.drive import features_of, load, make, measured, run
-from tests.tasks.test_pipeline_tasks import pictures
+from tests.tasks.test_pipeline_tasks import image_files
 
 CAPTION, PROMPT = task_class("image-to-text"), task_class("image-text-to-text")
-FILES = pictures(22)
+FILES = image_files(22)
 ASKED = ["the river", "a table of numbers", "what the model said, word for word"]
 TEXTS = [ASKED[k % 3] for k in range(22)]
 SHORT = {"max_new_tokens": 8}
@@ -71,7 +71,7 @@ def test_captions(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["blip", "git", "llava"])
-def test_prompts_about_pictures(tmp_path: Path, name: str) -> None:
+def test_prompts_about_images(tmp_path: Path, name: str) -> None:
     folder = tiny_llava(tmp_path) if name == "llava" else CAPTIONERS[name](tmp_path)
     texts = [f"<image>{text}" for text in TEXTS] if name == "llava" else TEXTS
     task = make(PROMPT, folder, **SHORT)
@@ -91,14 +91,14 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def typed(k: int, image: Any) -> list[dict[str, Any]]:
-    """A chat of typed parts; every fourth one has the assistant's answer begun, every third has two pictures."""
+    """A chat of typed parts; every fourth one has the assistant's answer begun, every third has two images."""
     parts = [{"type": "image", "image": image}, {"type": "text", "text": TEXTS[k]}]
     chat = [{"role": "user", "content": parts + parts[:1] * (k % 3 == 2)}]
     begun = {"role": "assistant", "content": [{"type": "text", "text": "The blue"}]}
     return [*chat, begun] if k % 4 == 3 else chat
 
 
-def test_chats_with_pictures_in_them(llava: str) -> None:
+def test_chats_with_images_in_them(llava: str) -> None:
     task = make(PROMPT, llava, **SHORT)
     chats = [typed(k, file) for k, file in enumerate(FILES)]
     assert is_typed_chat(pa.array(chats).type)
@@ -114,7 +114,7 @@ def test_chats_with_pictures_in_them(llava: str) -> None:
     assert [texts_of(task, {"messages": bare, "image": beside}, size) for size in (1, 8)] == [expected] * 2
 
 
-def test_pictures_beside_a_chat_of_strings_come_first(llava: str) -> None:
+def test_images_beside_a_chat_of_strings_come_first(llava: str) -> None:
     task = make(PROMPT, llava, **SHORT)
     plain = [[{"role": "user", "content": text}] for text in TEXTS[:4]]
     parts = [
@@ -153,8 +153,8 @@ def test_a_row_samples_the_same_in_any_batch_and_by_its_place(tmp_path: Path, ki
     assert texts_of(task, columns, 4, order=[8, 3, 0, 5, 1, 7, 2, 6, 4]) == found
     other = kind(Model(folder, folder, "0"), kind.Params(**chosen), seed=1)
     assert texts_of(other, columns) != found
-    likeliest = make(kind, folder, do_sample=True, top_k=1, **SHORT)
-    assert texts_of(likeliest, columns) == texts_of(make(kind, folder, **SHORT), columns)
+    most_probable = make(kind, folder, do_sample=True, top_k=1, **SHORT)
+    assert texts_of(most_probable, columns) == texts_of(make(kind, folder, **SHORT), columns)
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 3.0, "top_k": 8, "top_p": 0.9}])

@@ -1,4 +1,4 @@
-"""Recordings that the tests of sound make up."""
+"""Recordings that the tests of audio make up."""
 
 from __future__ import annotations
 

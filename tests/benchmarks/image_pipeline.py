@@ -1,9 +1,9 @@
 """What a user would write without hfbatch: transformers' image-classification pipeline over a Parquet file.
 
-Batches of 8, the pictures decoded as the pipeline asks for them, and Parquet written at the end. Prints one JSON
-line: `rows`, `load_s` (imports and model), `job_s` (from the first picture to the end). Imports nothing of hfbatch.
+Batches of 8, the images decoded as the pipeline asks for them, and Parquet written at the end. Prints one JSON
+line: `rows`, `load_s` (imports and model), `job_s` (from the first image to the end). Imports nothing of hfbatch.
 
-    python tests/benchmarks/picture_pipeline.py FILE OUT MODEL float32
+    python tests/benchmarks/image_pipeline.py FILE OUT MODEL float32
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that make pictures, masks or matches of pictures; and pictures to give them."""
+"""Models that make images, masks or matches of images; and images to give them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from tests.models.text import labels_of
 
 
-def pictures(count: int = 21, low: int = 20, high: int = 60, seed: int = 0) -> list[bytes]:
-    """Files of pictures of mixed sizes, modes and formats: smooth shapes with noise on them.
+def image_files(count: int = 21, low: int = 20, high: int = 60, seed: int = 0) -> list[bytes]:
+    """Files of images of mixed sizes, modes and formats: smooth shapes with noise on them.
 
     :param low: least pixels of a side, and `high`, one more than the most.
     """
@@ -34,7 +34,7 @@ def pictures(count: int = 21, low: int = 20, high: int = 60, seed: int = 0) -> l
 
 
 def opened(file: bytes) -> Image.Image:
-    """The picture in a file."""
+    """The image in a file."""
     return Image.open(BytesIO(file))
 
 
@@ -46,7 +46,7 @@ def save(model: Any, processor: Any, folder: str | Path) -> str:
 
 
 def tiny_swin2sr(folder: str | Path, seed: int = 0) -> str:
-    """A Swin2SR that doubles the sides of pictures. :returns: its folder."""
+    """A Swin2SR that doubles the sides of images. :returns: its folder."""
     config = transformers.Swin2SRConfig(
         image_size=16, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, upscale=2,
         upsampler="pixelshuffledirect", initializer_range=0.2,
@@ -58,7 +58,7 @@ def tiny_swin2sr(folder: str | Path, seed: int = 0) -> str:
 
 
 def tiny_sam(folder: str | Path, kind: str = "Sam", seed: int = 0) -> str:
-    """A SAM over pictures of 64 pixels, whose masks differ from point to point. :returns: its folder.
+    """A SAM over images of 64 pixels, whose masks differ from point to point. :returns: its folder.
 
     :param kind: `Sam` or `SamHQ`.
     """
@@ -106,7 +106,7 @@ def tiny_matcher(folder: str | Path, kind: str, seed: int = 0) -> str:
 
 
 def spread(model: torch.nn.Module, gain: float) -> None:
-    """Draws all weights anew, so wide that answers differ from picture to picture and from query to query.
+    """Draws all weights anew, so wide that answers differ from image to image and from query to query.
 
     :param gain: 1 keeps the variance of what flows through a layer.
     """
@@ -117,7 +117,7 @@ def spread(model: torch.nn.Module, gain: float) -> None:
 
 
 def tiny_maskformer(folder: str | Path, names: Mapping[int, str], seed: int = 0) -> str:
-    """A MaskFormer that finds several segments in a picture. :returns: its folder."""
+    """A MaskFormer that finds several segments in an image. :returns: its folder."""
     sizes = {
         "image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
         "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"],
@@ -137,7 +137,7 @@ def tiny_maskformer(folder: str | Path, names: Mapping[int, str], seed: int = 0)
 
 
 def tiny_detr(folder: str | Path, names: Mapping[int, str], seed: int = 0) -> str:
-    """A DETR that finds up to six objects in a picture, whose shape it keeps. :returns: its folder."""
+    """A DETR that finds up to six objects in an image, whose shape it keeps. :returns: its folder."""
     resnet = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage4"],

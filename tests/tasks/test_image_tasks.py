@@ -1,4 +1,4 @@
-"""Pictures travel as bytes and become numbers on the device, and answers stay those of transformers."""
+"""Images travel as bytes and become numbers on the device, and answers stay those of transformers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hfbatch.predict.plan import make_plan
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.vision.pixels import Pixels, as_arrays, can_stop_early, run_by_shape
-from tests.cases.vision import LABELS, pictures
+from tests.cases.vision import LABELS, image_files
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import features_of, make, measured, run
 from tests.tasks.test_pipeline_tasks import assert_alike
 
 NAMES = {0: "cat", 1: "dog", 2: "bird", 3: "fish"}
-FILES = pictures()
+FILES = image_files()
 IMAGES = [Image.open(BytesIO(file)).convert("RGB") for file in FILES]
 TEXTS = [*CORPUS[:20], "", "river " * 200]
 
@@ -55,7 +55,7 @@ def oracle(folder: str, encode: Callable[[Any, Any], torch.Tensor], inputs: list
 
 
 def seen(folder: str, pick: Callable[[Any, Any], torch.Tensor]) -> np.ndarray:
-    """What pick takes of a model and its inputs, for each picture."""
+    """What pick takes of a model and its inputs, for each image."""
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return oracle(folder, lambda model, one: pick(model, processor(one, return_tensors="pt")), IMAGES)
 
@@ -116,7 +116,7 @@ def assert_classified(task: Any, folder: str, size: int, **options: Any) -> None
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_classes_of_pictures_of_mixed_sizes(size: int, tmp_path: Path) -> None:
+def test_classes_of_images_of_mixed_sizes(size: int, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "Dinov2ForImageClassification", id2label=NAMES)
     task = make(task_class("image-classification"), folder)
     shapes = features_of(task, {"image": FILES}).table["pixel_values/shape"].to_pylist()
@@ -125,7 +125,7 @@ def test_classes_of_pictures_of_mixed_sizes(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_classes_of_pictures_that_travel_as_numbers(size: int, tmp_path: Path) -> None:
+def test_classes_of_images_that_travel_as_numbers(size: int, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NAMES)
     transformers.EfficientNetImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     task = make(task_class("image-classification"), folder)
@@ -158,7 +158,7 @@ def test_vectors_of_patches(architecture: str, size: int, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("architecture", ["ViTModel", "Dinov2Model", "ResNetModel"])
-def test_one_vector_of_a_picture(architecture: str, size: int, tmp_path: Path) -> None:
+def test_one_vector_of_an_image(architecture: str, size: int, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("image-feature-extraction"), folder, pool=True)
     assert task.check() == []
@@ -194,9 +194,7 @@ def test_a_pooler_without_weights_is_an_error_where_it_is_used(name: str, tmp_pa
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("normalize", ["auto", True])
 @pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel"])
-def test_texts_and_pictures_in_one_space(
-    architecture: str, normalize: Any, size: int, tmp_path: Path
-) -> None:
+def test_texts_and_images_in_one_space(architecture: str, normalize: Any, size: int, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("embedding"), folder, normalize=normalize)
     assert task.check() == []
@@ -226,7 +224,7 @@ def test_texts_and_pictures_in_one_space(
         ("max", lambda model, inputs: hidden(model, inputs).amax(1)),
     ],
 )
-def test_embeddings_by_a_model_of_pictures_alone(
+def test_embeddings_by_a_model_of_images_alone(
     pooling: str, pick: Any, architecture: str, size: int, tmp_path: Path
 ) -> None:
     folder = tiny_vision(tmp_path, architecture)
@@ -275,7 +273,7 @@ def test_the_plan_reads_the_column_that_the_model_encodes(tmp_path: Path) -> Non
         plan(bert, "e", image="image")
 
 
-def test_options_of_texts_are_refused_for_pictures(tmp_path: Path) -> None:
+def test_options_of_texts_are_refused_for_images(tmp_path: Path) -> None:
     clip, mae = tiny_vision(tmp_path / "clip", "CLIPModel"), tiny_vision(tmp_path / "mae", "ViTMAEModel")
     embedding = task_class("embedding")
     assert "leave params.pooling 'mean' out" in make(embedding, clip, pooling="mean").check()[0]
@@ -323,7 +321,7 @@ def test_labels_that_the_model_cannot_take_are_refused(tmp_path: Path) -> None:
     assert "shorten it" in fault
 
 
-def test_a_picture_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     task = make(task_class("image-classification"), tiny_vision(tmp_path, "ViTForImageClassification"))
     with pytest.raises(ValueError, match="not an image"):
         features_of(task, {"image": [FILES[0], b"text"]})
