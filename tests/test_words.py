@@ -1,4 +1,4 @@
-"""Texts that people read use the field's words: `words.yaml` lists what to write instead of private ones."""
+"""Texts and names in the code use the field's words: `words.yaml` lists what to write instead of private ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from tests.layers import MODULES, ROOT
 
 TOP = Path(__file__).parent.parent
-WORDS = yaml.safe_load((TOP / "tests/words.yaml").read_text(encoding="utf8"))
+WORDS, OF_NAMES = yaml.safe_load_all((TOP / "tests/words.yaml").read_text(encoding="utf8"))
 TEXTS = [
     TOP / "README.md",
     *sorted(ROOT.rglob("*.j2")),
@@ -43,9 +43,45 @@ def uses_of(path: Path) -> list[str]:
     ]
 
 
+def names_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of what a module defines: itself, its functions, classes, arguments and fields."""
+    yield 1, path.stem
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield node.lineno, name
+
+
+def words_in(name: str) -> list[str]:
+    """The words of a name in snake_case, CamelCase or CAPITALS, in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def private_names_of(path: Path) -> list[str]:
+    """The names in a module that contain a listed word, with their places."""
+    return [
+        f"{path.name}:{line}: {name}; write: {instead}"
+        for line, name in names_of(path)
+        for words, instead in OF_NAMES.items()
+        if any(re.fullmatch(words, word) for word in words_in(name))
+    ]
+
+
 @pytest.mark.parametrize("path", [*(ROOT / module for module in MODULES), *TEXTS], ids=lambda path: path.name)
 def test_texts_use_the_fields_words(path: Path) -> None:
     assert uses_of(path) == []
+
+
+def test_names_use_the_fields_words() -> None:
+    assert [found for module in MODULES for found in private_names_of(ROOT / module)] == []
+
+
+def test_a_listed_word_is_found_in_a_name(tmp_path: Path) -> None:
+    (tmp_path / "sounds.py").write_text("class Told:\n    def f(self, PICTURES_by_name, tellers): ...\n")
+    found = [use.partition("; ")[0] for use in private_names_of(tmp_path / "sounds.py")]
+    assert found == ["sounds.py:1: sounds", "sounds.py:1: Told", "sounds.py:2: PICTURES_by_name"]
 
 
 def test_a_listed_word_is_found(tmp_path: Path) -> None:

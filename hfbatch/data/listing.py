@@ -179,10 +179,10 @@ def _some(names: list[str]) -> str:
 
 
 def _without(left_out: dict[str, str]) -> str:
-    return f"; left out: {'; '.join(tell(left_out))}" if left_out else ""
+    return f"; left out: {'; '.join(describe_left_out(left_out))}" if left_out else ""
 
 
-def tell(left_out: Mapping[str, str]) -> list[str]:
+def describe_left_out(left_out: Mapping[str, str]) -> list[str]:
     """Describes the paths that were left out: one line per reason, with a few of the paths."""
     reasons: dict[str, list[str]] = {}
     for path, reason in sorted(left_out.items()):

@@ -17,7 +17,7 @@ from hfbatch.data.columns import common_type, open_parquet, plain_type
 from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
 from hfbatch.data.formats import textfiles
 from hfbatch.data.formats.texttypes import KNOWN, name_of, type_of
-from hfbatch.data.listing import choose_format, find_files, partition_keys, partition_types, tell
+from hfbatch.data.listing import choose_format, describe_left_out, find_files, partition_keys, partition_types
 from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
 from hfbatch.data.textschema import TextSchemas, Types, csv_schemas, jsonl_schemas
 from hfbatch.errors import SpecError
@@ -79,11 +79,6 @@ class Source:
         """Types that a later run keeps, as plain values: those of text files' columns and of partitions."""
         names = self.hive if self.format == "parquet" else self.schema.names
         return {name: name_of(self.schema.field(name).type) for name in names}
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
 
     def classes_of(self, column: str) -> tuple[str, ...] | None:
         """Returns the class names of a column in the files, by class number; None if there are none.
@@ -212,7 +207,7 @@ def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Sourc
     _check_given(spec, file_format, schema, hive)
     return Source(
         absolute(spec.path), found.root_url, found.fs, found.root, files, file_format, schema, hive, broken, footers,
-        conflicts, tell(listing.left_out), frozenset(spec.types), notes,
+        conflicts, describe_left_out(listing.left_out), frozenset(spec.types), notes,
     )  # fmt: skip
 
 

@@ -141,8 +141,8 @@ def _process(
             layout = lay_out(plan.spec.workers, nodes(), ceiling()).at_most(len(plan.todo))
             job = _prepare_output(plan)
 
-            def on_settled(settled: RuntimeChoice) -> None:
-                plan.ledger.write_job({**job, "settled": vars(settled)})
+            def on_choice(choice: RuntimeChoice) -> None:
+                plan.ledger.write_job({**job, "settled": vars(choice)})
 
             def on_activity(activity: Activity) -> None:
                 follower.follow(vars(activity))
@@ -152,7 +152,7 @@ def _process(
                 # Always closed: a pipeline that is still running when Ray shuts down would end the driver.
                 with (
                     lock.interrupting(),
-                    closing(process(plan.stage_job(), plan.todo, layout, on_activity, on_settled)) as results,
+                    closing(process(plan.stage_job(), plan.todo, layout, on_activity, on_choice)) as results,
                 ):
                     for manifest in results:
                         manifests.append(manifest)
