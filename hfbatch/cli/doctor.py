@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from rich.filesize import decimal
 
 from hfbatch.console.display import add, show
 from hfbatch.console.display import table as headed
@@ -26,7 +27,7 @@ from hfbatch.runtime.machine import cgroup_limits, usable_cores
 if TYPE_CHECKING:
     from rich.console import Console
 
-GIB = 2**30
+GB = 10**9
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "missing": ("✗", "red")}
 
 
@@ -59,11 +60,6 @@ def run_checks(folder: Path | None = None) -> list[Check]:
         check_cluster(),
         check_hub(),
     ]
-
-
-def healthy(checks: Iterable[Check]) -> bool:
-    """Whether a job can run: nothing is missing."""
-    return all(check.status != "missing" for check in checks)
 
 
 def render(checks: Iterable[Check], console: Console) -> None:
@@ -169,12 +165,12 @@ def check_memory() -> Check:
     total, free = (int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     _, limit = cgroup_limits()
     free = min(free, limit or free)
-    detail = f"{_gib(free)} free of {_gib(total)}" + (
-        f", limited to {_gib(limit)}" if limit and limit < total else ""
+    detail = f"{decimal(free)} free of {decimal(total)}" + (
+        f", limited to {decimal(limit)}" if limit and limit < total else ""
     )
-    if free < 3 * GIB:
+    if free < 3 * GB:
         return Check(
-            "memory", "warn", detail, "Ray and one small model take about 3 GiB; close other programs"
+            "memory", "warn", detail, "Ray and one small model take about 3 GB; close other programs"
         )
     return Check("memory", "ok", detail)
 
@@ -184,10 +180,10 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:  # noqa: S108
     if not folder.is_dir():
         return Check("shared memory", "warn", f"no {folder}", "Ray uses the disk instead, which is slow")
     total = shutil.disk_usage(folder).total
-    if total < GIB:
+    if total < GB:
         fix = "in a container: docker run --shm-size=4g; else Ray uses the disk, which is slow"
-        return Check("shared memory", "warn", f"{_gib(total)} in {folder}", fix)
-    return Check("shared memory", "ok", f"{_gib(total)} in {folder}")
+        return Check("shared memory", "warn", f"{decimal(total)} in {folder}", fix)
+    return Check("shared memory", "ok", f"{decimal(total)} in {folder}")
 
 
 def check_disk(name: str, folder: Path) -> Check:
@@ -195,8 +191,8 @@ def check_disk(name: str, folder: Path) -> Check:
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     usage = shutil.disk_usage(there)
     used = 1 - usage.free / usage.total
-    detail = f"{_gib(usage.free)} free in {folder} ({used:.0%} used)"
-    if usage.free < 5 * GIB or used > 0.95:
+    detail = f"{decimal(usage.free)} free in {folder} ({used:.0%} used)"
+    if usage.free < 5 * GB or used > 0.95:
         return Check(
             name, "warn", detail, "free some space, or choose another folder (RAY_TMPDIR moves Ray's session)"
         )
@@ -227,10 +223,6 @@ def check_hub() -> Check:
         fix = "only cached models and local folders work; unset HF_HUB_OFFLINE to fetch others"
         return Check("model hub", "warn", f"offline (HF_HUB_OFFLINE is set), {detail}", fix)
     return Check("model hub", "ok", detail)
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _plain(value: object) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 
 from hfbatch.console.display import add as _add
 from hfbatch.console.display import facts, say, show
 from hfbatch.console.display import table as _headed
 from hfbatch.pages.report import count, percent, seconds_in_words
 from hfbatch.pages.training import figures
-from hfbatch.predict.describe import size
 from hfbatch.predict.status import holder_line
 
 MOST_LABELS = 8
@@ -94,10 +94,10 @@ def _lengths(lengths: dict[str, Any]) -> str:
 def _memory(memory: dict[str, Any], dtype: str, per_device: int) -> str:
     names = ("weights", "gradients", "optimizer", "activations")
     parts = " + ".join(
-        f"{name} {size(memory[name]) if memory[name] is not None else 'unknown without a trial'}"
+        f"{name} {decimal(memory[name]) if memory[name] is not None else 'unknown without a trial'}"
         for name in names
     )
-    total = "" if memory["total"] is None else f"about {size(memory['total'])}: "
+    total = "" if memory["total"] is None else f"about {decimal(memory['total'])}: "
     how = f"activations are what one pass of {count(per_device, 'row')} of the longest in the sample keeps, {dtype}"
     return f"{total}{parts} ({how}; an estimate of one process's device, buffers and fragments aside)"
 

@@ -139,6 +139,7 @@ def _watch(
             wrong.extend(_silence(activity, begun))
 
     def guarded() -> None:
+        """Polls until the job ends; interrupts the job for a slow tracker, a lost one, or workers without a sign."""
         try:
             poll()
         except GetTimeoutError:

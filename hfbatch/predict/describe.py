@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 
 from hfbatch.console.display import add, facts, show
 from hfbatch.data.reader import read_split
@@ -91,13 +92,13 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
     model, source, splits = plan["model"], plan["input"], plan["splits"]
     add(table, "task", plan["task"])
     weights = (
-        f"{model['parameters']:,} parameters, {size(model['bytes'])}"
+        f"{model['parameters']:,} parameters, {decimal(model['bytes'])}"
         if model["parameters"]
         else "not fetched yet"
     )
     add(table, "model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
     files = count(source["files"], f"{source['format']} file")
-    add(table, "input", f"{source['path']} ({files}, {size(source['bytes'])})")
+    add(table, "input", f"{source['path']} ({files}, {decimal(source['bytes'])})")
     add(
         table,
         "rows",
@@ -117,15 +118,6 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
     for file, fault in source["broken"].items():
         add(table, ("broken", "red"), f"{file}: {fault}")
     show(console, table)
-
-
-def size(count: float) -> str:
-    """Formats a number of bytes: `90.9 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _stale(count: int) -> str:

@@ -45,8 +45,6 @@ class Prediction:
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
-    halvings: int = 0
-    """Number of batches halved because they did not fit into memory."""
 
 
 class Predictor:
@@ -142,7 +140,6 @@ class Predictor:
             except Exception as error:
                 if self.engine.is_out_of_memory(error):
                     self.engine.release_memory()
-                    result.halvings += 1
                 raise
             self._count(rows, batch, windows, begun, result)
             return to_arrow(outputs, self.task.ragged)
