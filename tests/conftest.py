@@ -25,6 +25,18 @@ S3_ENV = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those that share the Ray cluster stay in one of them, which they keep waiting
+    more than computing, and the tests of a file stay together; what takes long begins first."""
+    if not hasattr(config, "workerinput"):
+        return
+    groups = {item: "cluster" if "ray_cluster" in item.fixturenames else str(item.path) for item in items}  # type: ignore[attr-defined]
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (groups[item] != "cluster", item.get_closest_marker("timeout") is None))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 server on loopback in a process of its own; its URL."""
@@ -41,6 +53,11 @@ def s3_server() -> Iterator[str]:
         server.wait(10)
 
 
+def s3_environment(server: str) -> dict[str, str]:
+    """Variables that point every S3 client at a server."""
+    return {**S3_ENV, "AWS_ENDPOINT_URL_S3": server, "AWS_ENDPOINT_URL": server}
+
+
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
@@ -54,7 +71,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A fresh bucket: `endpoint` and `bucket`; the environment points every S3 client at it."""
-    for name, value in {**S3_ENV, "AWS_ENDPOINT_URL_S3": s3_server, "AWS_ENDPOINT_URL": s3_server}.items():
+    for name, value in s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
@@ -70,22 +87,25 @@ def minilm() -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """One Ray cluster for all tests, with more CPUs than there are, so that several workers fit; its address."""
+def ray_cluster(s3_server: str) -> Iterator[str]:
+    """One Ray cluster for all tests, with more CPUs than there are, so that several workers fit, whose processes know
+    the S3 server; its address."""
     import logging
 
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # Between the splits of a job its processes stay, as on the clusters that hfbatch starts; those of the
-        # job before end soon.
-        _system_config={"idle_worker_killing_time_threshold_ms": 8_000},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(s3_server).items():
+            patch.setenv(name, value)
+        context = ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Processes stay, as on the clusters that hfbatch starts: what they have imported serves the next job too.
+            _system_config={"idle_worker_killing_time_threshold_ms": 60_000},
+        )
     yield context.address_info["address"]
     ray.shutdown()
 

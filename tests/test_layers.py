@@ -1,9 +1,9 @@
 """Imports point downward only, heavy libraries stay where they belong, and --help is quick."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -66,14 +66,15 @@ def test_a_module_says_what_it_is_and_fits_a_reader(module):
 
 
 def test_help_takes_less_than_half_a_second():
-    command = Path(sys.executable).with_name("hfbatch")
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
+    """Of the processor, which other work on the machine delays and hardly lengthens."""
+    command, seconds = Path(sys.executable).with_name("hfbatch"), []
+    for _ in range(3):
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
     assert "Usage" in done.stdout
-    assert min(seconds) < 0.5, f"--help took {min(seconds):.2f} s at best of 5"
+    assert min(seconds) < 0.5, f"--help took {min(seconds):.2f} s at best of 3"
 
 
 def test_help_imports_no_heavy_library():

@@ -195,7 +195,7 @@ def test_the_set_up_commands_are_one_line_each_and_ci_installs_with_them():
     demo, tests = (block.strip() for block in blocks("bash", README) if block.startswith("python3 -m venv"))
     venv = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     assert demo == venv + "'.[demo]' && .venv/bin/hfbatch demo"
-    assert tests == venv + "'.[demo,test]' && .venv/bin/pytest -n 2 --dist loadfile"
+    assert tests == venv + "'.[demo,test]' && .venv/bin/pytest -n 2 --dist loadgroup"
     script = (ROOT / ".ci/run").read_text(encoding="utf8")
     steps = [line.removeprefix("step ") for line in script.splitlines() if line.startswith("step ")]
     plain = [

@@ -1,4 +1,4 @@
-"""A model that misbehaves on some words, with its code beside its weights, as models on the Hub have it."""
+"""A model that misbehaves on some words, or is slow, with its code beside its weights, as models on the Hub have it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tests.models.text import wordpiece_tokenizer
 CODE = """
 import os
 import signal
+import time
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -18,8 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput
 class PoisonConfig(PretrainedConfig):
     model_type = "poison"
 
-    def __init__(self, vocab_size=100, hidden_size=8, raises=-1, kills=-1, **rest):
+    def __init__(self, vocab_size=100, hidden_size=8, raises=-1, kills=-1, pause=0.0, **rest):
         self.vocab_size, self.hidden_size, self.raises, self.kills = vocab_size, hidden_size, raises, kills
+        self.pause = pause
         super().__init__(**rest)
 
 
@@ -36,12 +38,19 @@ class PoisonModel(PreTrainedModel):
             raise ValueError("the model does not take this word")
         if (input_ids == self.config.kills).any():
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.config.pause)
         return BaseModelOutput(last_hidden_state=self.embed(input_ids))
 """
 
 
-def poison_model(folder: Path, raises: str = "", kills: str = "") -> str:
-    """Writes the model; `raises` and `kills` are words of its vocabulary. :returns: its folder."""
+def poison_model(folder: Path, raises: str = "", kills: str = "", pause: float = 0.0) -> str:
+    """Writes the model.
+
+    :param raises: a word of its vocabulary that it raises on.
+    :param kills: a word of its vocabulary that kills its process.
+    :param pause: seconds that each batch takes longer, in which it leaves the processor to others.
+    :returns: its folder.
+    """
     folder.mkdir(parents=True)
     (folder / "modeling_poison.py").write_text(CODE)
     names: dict[str, object] = {}
@@ -53,7 +62,7 @@ def poison_model(folder: Path, raises: str = "", kills: str = "") -> str:
         if word
     }
     assert tokenizer.unk_token_id not in bad.values()
-    config = names["PoisonConfig"](vocab_size=len(tokenizer), **bad)
+    config = names["PoisonConfig"](vocab_size=len(tokenizer), pause=pause, **bad)
     config.auto_map = {
         "AutoConfig": "modeling_poison.PoisonConfig",
         "AutoModel": "modeling_poison.PoisonModel",

@@ -137,7 +137,6 @@ def test_an_empty_folder_and_an_absent_one(tmp_path: Path, encoder: str) -> None
     assert "nowhere" in faults_of("embedding", encoder, tmp_path / "nowhere", tmp_path / "out")
 
 
-@cluster
 def test_an_output_is_never_read_as_input_and_the_plan_and_the_report_say_so(
     tmp_path: Path, encoder: str
 ) -> None:
@@ -279,6 +278,7 @@ def test_a_row_that_the_model_raises_on_is_rejected_alone(tmp_path: Path) -> Non
     assert read_output(tmp_path / "out")["id"].to_pylist() == [k for k in range(40) if k not in (11, 12)]
 
 
+@pytest.mark.timeout(300)
 @cluster
 def test_a_row_that_kills_its_process_fails_its_split_alone(tmp_path: Path) -> None:
     model = poison_model(tmp_path / "model", kills="dawn")

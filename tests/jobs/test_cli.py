@@ -18,31 +18,45 @@ import pytest
 import yaml
 
 from hfbatch.tasks import TASKS
-from tests.jobs.tools import HFBATCH, call, read_output, sentences, write_shards
+from tests.jobs.tools import call, read_output, sentences, write_shards
 
+pytestmark = pytest.mark.timeout(400)
 
-def call_apart(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    environment = {**os.environ, "COLUMNS": "200", "HF_TOKEN": "hf_verysecret", **env}
-    return subprocess.run(
-        [*HFBATCH, *arguments], capture_output=True, text=True, timeout=400, env=environment
-    )
+OFFLINE = """
+import shutil
+import sys
+from pathlib import Path
+
+from tests.jobs.tools import call
+
+encoder, home, *asked = sys.argv[1:]
+cached = Path(home) / "hub" / "models--org--tiny"
+done = call(*asked)
+assert done.exit_code == 2, done.stderr
+assert "the Hub cannot be reached" in done.stderr
+assert "Traceback" not in done.stderr
+(cached / "refs").mkdir(parents=True)
+(cached / "refs" / "main").write_text("0" * 40)
+shutil.copytree(encoder, cached / "snapshots" / ("0" * 40))
+done = call(*asked)
+assert done.exit_code == 0, done.stderr
+"""
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, encoder: str, ray_cluster: str) -> dict[str, Any]:
-    """An embedding job that was run from the command line."""
+    """An embedding job that was run as a command."""
     folder = tmp_path_factory.mktemp("cli")
     write_shards(folder / "in", sentences(40))
     source, out = str(folder / "in"), str(folder / "out")
     flags = ["-m", encoder, "--keep", "id", "--set", "model.dtype=float32", "--address", ray_cluster]
-    done = call_apart("embed", source, out, *flags, "--save", str(folder / "spec.yaml"), "--json")
+    done = call("embed", source, out, *flags, "--save", str(folder / "spec.yaml"), "--json")
     return {"folder": folder, "out": out, "source": source, "done": done, "flags": flags}
 
 
 def test_embed_prints_its_report_as_json_and_progress_as_plain_lines(job: dict[str, Any]) -> None:
     done = job["done"]
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["rows"]["out"] == 40
     assert report["seconds"]["first_part"] > 0
@@ -99,30 +113,29 @@ def test_status_verify_and_report_speak_of_the_output(job: dict[str, Any]) -> No
     assert call("status", "/nowhere").exit_code == 2
 
 
-def test_faults_end_with_code_2_and_all_of_them_told(job: dict[str, Any], tmp_path: Path) -> None:
+def test_faults_end_with_code_2_and_all_of_them_told(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = call("embed", job["source"], str(tmp_path), "-m", "/no/model", "--column", "text=body", "--json")
     assert done.exit_code == 2
     assert any("/no/model" in fault for fault in json.loads(done.stdout)["faults"])
     assert "Traceback" not in done.stderr
-    absent = call_apart("embed", job["source"], str(tmp_path), *job["flags"][:-1], "127.0.0.1:1")
-    assert absent.returncode == 2
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    absent = call("embed", job["source"], str(tmp_path), *job["flags"][:-1], "127.0.0.1:1")
+    assert absent.exit_code == 2
     assert "no Ray cluster answers" in absent.stderr
 
 
-def test_a_hub_out_of_reach_is_told_and_a_model_in_the_cache_does(
-    job: dict[str, Any], tmp_path: Path
-) -> None:
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    asked = ["embed", job["source"], str(tmp_path / "out"), "-m", "org/tiny", "--dry-run"]
-    done = call_apart(*asked, **nowhere)
-    assert done.returncode == 2
-    assert "the Hub cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
-    cached = tmp_path / "hf" / "hub" / "models--org--tiny"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(job["flags"][1], cached / "snapshots" / ("0" * 40))
-    done = call_apart(*asked, **nowhere)
+def test_a_hub_out_of_reach_is_told_and_a_model_in_the_cache_does(tmp_path: Path, encoder: str) -> None:
+    """In a process of its own, which reads where the Hub and its cache are when it starts."""
+    home = str(tmp_path / "hf")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
+    source = write_shards(tmp_path / "in", sentences(4))
+    asked = ["embed", str(source), str(tmp_path / "out"), "-m", "org/tiny", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, encoder, home, *asked],
+        capture_output=True, text=True, env={**os.environ, **nowhere},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -28,7 +28,7 @@ from tests.jobs.tools import (
 )
 from tests.models.text import CHAT_TEMPLATE, tiny_llama
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+cluster = pytest.mark.usefixtures("ray_cluster")
 
 
 def vectors(table: pa.Table) -> np.ndarray:
@@ -100,6 +100,8 @@ def test_generation_equals_the_pipeline_for_prompts_and_chats(tmp_path: Path) ->
         assert found == [oracle(one, **params)[0]["generated_text"] for one in inputs]
 
 
+@pytest.mark.timeout(300)
+@cluster
 def test_sampling_does_not_depend_on_processes_or_batches(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     write_shards(tmp_path / "in", [text[:40] for text in sentences(16, most=1)])
@@ -130,6 +132,8 @@ def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:
     assert np.abs(found[0] - found[1]).max() < 1e-5
 
 
+@pytest.mark.timeout(300)
+@cluster
 def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(30))
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": "auto"})

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.jobs.tools import make_spec, part_names, sentences, write_shards
+from tests.jobs.tools import make_spec, part_names, processes_of, sentences, write_shards
+
+pytestmark = pytest.mark.timeout(400)
 
 COMMAND = """
 import hfbatch.cluster.pipeline
@@ -23,21 +26,15 @@ app()
 """
 
 
-@pytest.mark.parametrize(
-    ("process", "number", "told"),
-    [
-        ("gcs_server", signal.SIGKILL, "its process gcs_server has died"),
-        ("TrackerState", signal.SIGSTOP, "tracker, a process on this machine, has not answered"),
-    ],
-)
-def test_a_job_whose_cluster_fails_ends_with_words(
-    process: str, number: signal.Signals, told: str, tmp_path: Path, encoder: str
-) -> None:
-    out = tmp_path / "out"
-    write_shards(tmp_path / "in", sentences(3000))
-    spec = make_spec("embedding", encoder, tmp_path / "in", out, input={"split_rows": 2})
-    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
-    arguments = ["run", str(tmp_path / "spec.yaml"), "--address", "local", "--json"]
+def message_of_a_job_that_loses(
+    process: str, number: signal.Signals, address: str, folder: Path, encoder: str
+) -> str:
+    """Runs a job and sends a signal to a process of its cluster. :returns: the message of the job, which has failed."""
+    out = folder / "out"
+    write_shards(folder / "in", sentences(3000))
+    spec = make_spec("embedding", encoder, folder / "in", out, input={"split_rows": 2})
+    (folder / "spec.yaml").write_text(spec.to_yaml())
+    arguments = ["run", str(folder / "spec.yaml"), "--address", address, "--json"]
     job = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -46,11 +43,24 @@ def test_a_job_whose_cluster_fails_ends_with_words(
         assert job.poll() is None, job.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    children = psutil.Process(job.pid).children(recursive=True)
-    (found,) = (one for one in children if process in " ".join(one.cmdline()[:1]))
-    os.kill(found.pid, number)
+    (found,) = processes_of(job.pid if address == "local" else os.getpid(), process)
+    found.send_signal(number)
     printed, errors = job.communicate(timeout=200)
+    with suppress(psutil.NoSuchProcess):
+        found.kill()
     assert job.returncode == 1, errors
     report = json.loads(printed)
-    assert told in (report["message"] if "message" in report else report["faults"][0])
     assert "the same command" in printed
+    return report["message"] if "message" in report else report["faults"][0]
+
+
+def test_a_job_whose_cluster_loses_its_head_ends_with_words(tmp_path: Path, encoder: str) -> None:
+    told = message_of_a_job_that_loses("gcs_server", signal.SIGKILL, "local", tmp_path, encoder)
+    assert "its process gcs_server has died" in told
+
+
+def test_a_job_whose_tracker_is_stopped_ends_with_words(
+    tmp_path: Path, encoder: str, ray_cluster: str
+) -> None:
+    told = message_of_a_job_that_loses("TrackerState", signal.SIGSTOP, ray_cluster, tmp_path, encoder)
+    assert "tracker, a process on this machine, has not answered" in told

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +13,11 @@ from hfbatch import JobSpec
 from hfbatch.errors import OutputHeldError, SpecError
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import hold
+from hfbatch.output.manifest import Manifest
 from hfbatch.predict.verify import verify_output
+from tests.jobs import here
 from tests.jobs.here import job_here
-from tests.jobs.tools import make_spec, part_names, part_stamps, sentences, start_job, write_shards
+from tests.jobs.tools import make_spec, part_names, part_stamps, sentences, write_shards
 
 
 @pytest.fixture
@@ -26,38 +27,20 @@ def spec(tmp_path: Path, encoder: str) -> JobSpec:
     return make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", input={"split_rows": 10})
 
 
-def test_of_two_jobs_that_start_at_once_one_works_and_the_other_is_told(
-    tmp_path: Path, spec: JobSpec, ray_cluster: str
-) -> None:
-    jobs = []
-    for normalize in (True, False):
-        folder = tmp_path / f"normalize-{normalize}"
-        folder.mkdir()
-        other = spec.model_copy(update={"params": {"normalize": normalize}})
-        jobs.append(start_job(other, folder, ray_cluster))
-    printed = {job.communicate(timeout=600)[0]: job.returncode for job in jobs}
-    (told,) = [text for text, code in printed.items() if code != 0]
-    assert sorted(printed.values()) == [0, 1], printed
-    assert f"output {tmp_path}/out is being written by " in " ".join(told.split())
-    assert "Traceback" not in told
-    assert verify_output(str(tmp_path / "out")) == []
-
-
 def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
-    tmp_path: Path, spec: JobSpec
+    tmp_path: Path, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, gone = tmp_path / "out", []
+    out, gone, split_here = tmp_path / "out", [], here._split_here
 
-    def delete() -> None:
-        while not part_names(out):
-            time.sleep(0.01)
-        gone.append(part_names(out)[0])
-        (out / gone[0]).unlink()
+    def deleting(*arguments: Any) -> Manifest:
+        manifest = split_here(*arguments)
+        if not gone:
+            gone.append(manifest.part)
+            (out / manifest.part).unlink()
+        return manifest
 
-    thread = threading.Thread(target=delete)
-    thread.start()
+    monkeypatch.setattr(here, "_split_here", deleting)
     result = job_here(spec)
-    thread.join()
     assert result.exit_code == 1
     assert (
         f"{gone[0]} is missing: it was committed, and something has deleted it since; run again"

@@ -30,7 +30,7 @@ def recording(kind: int, random: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.timeout(200)
-def test_held_out_recordings_are_told_apart(tmp_path: Path, ray_cluster: str) -> None:
+def test_held_out_recordings_are_told_apart(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     kinds = random.integers(0, len(KINDS), 560).tolist()
     sounds = [file_of(recording(kind, random)) for kind in kinds]

@@ -33,7 +33,7 @@ def png(grey: np.ndarray) -> bytes:
 
 
 @pytest.mark.timeout(200)
-def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path, ray_cluster: str) -> None:
+def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path) -> None:
     rows, model = scans(), tmp_path / "new"
     ViTConfig(
         image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128

@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -77,6 +79,16 @@ def call(*arguments: str, **env: str) -> Result:
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "HF_TOKEN": "hf_verysecret", **env})
 
 
+def processes_of(started_by: int, name: str) -> list[psutil.Process]:
+    """The processes that a process and those of its clusters have started, whose program has a name in it."""
+    found = []
+    for process in psutil.Process(started_by).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if name in " ".join(process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
 def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> subprocess.Popen[str]:
     """`hfbatch run` as a process of its own."""
     path = folder / "spec.yaml"
@@ -85,10 +97,3 @@ def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}
     )
-
-
-def run_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> tuple[int, str]:
-    """`hfbatch run` to its end. :returns: exit code and everything that it printed."""
-    job = start_job(spec, folder, address, *flags, **env)
-    printed, _ = job.communicate(timeout=600)
-    return job.returncode, printed

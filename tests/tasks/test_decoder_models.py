@@ -30,7 +30,7 @@ from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CORPUS, bytes_tokenizer, save
 from tests.tasks.drive import features_of, make, run
 
-TEXTS = [CORPUS[k][: 3 + 2 * k] for k in range(24)]
+TEXTS = [CORPUS[k][: 3 + 4 * k] for k in range(12)]
 TOKENS = {"vocab_size": 384, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SMALL = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "initializer_range": 0.2}
@@ -56,7 +56,7 @@ def test_a_row_gets_what_it_gets_alone(name: str, tmp_path: Path) -> None:
             made = model.eval().generate(**inputs, max_new_tokens=12, **options)
             new = made[0, inputs["input_ids"].shape[1] :]
             expected.append(tokenizer.decode(new, skip_special_tokens=True))
-        assert len(set(expected)) > 10
+        assert len(set(expected)) > 8
         task = make(TextGeneration, folder, max_new_tokens=12, return_full_text=False, **options)
         assert task.check() == []
         for size in (1, 8):
@@ -102,4 +102,4 @@ def test_models_that_see_padding_get_none(name: str, tmp_path: Path) -> None:
         task.postprocess(one.outputs, {"text": pa.array(TEXTS)})[0].to_pylist() for one in (together, alone)
     ]
     assert found[0] == found[1]
-    assert len(set(found[0])) > 10
+    assert len(set(found[0])) > 8

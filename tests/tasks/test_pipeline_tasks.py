@@ -151,11 +151,10 @@ def test_depth_estimation(tmp_path: Path, size: int) -> None:
     assert_alike(table, expected)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize(
     "architecture", ["SegformerForSemanticSegmentation", "MaskFormerForInstanceSegmentation"]
 )
-def test_image_segmentation(tmp_path: Path, architecture: str, size: int) -> None:
+def test_image_segmentation(tmp_path: Path, architecture: str) -> None:
     folder = tiny_vision(tmp_path, architecture, id2label=NLI)
     files = image_files()
     options = {} if "Semantic" in architecture else {"subtask": "instance", "threshold": 0.1}
@@ -165,9 +164,10 @@ def test_image_segmentation(tmp_path: Path, architecture: str, size: int) -> Non
         found = oracle(Image.open(BytesIO(file)))
         expected.append(([{**one, "mask": png(one["mask"])} for one in found],))
     assert any(row[0] for row in expected)
-    assert_alike(
-        run(make(task_class("image-segmentation"), folder, **options), {"image": files}, size), expected
-    )
+    for size in (1, 8):
+        assert_alike(
+            run(make(task_class("image-segmentation"), folder, **options), {"image": files}, size), expected
+        )
 
 
 @pytest.mark.parametrize("size", [1, 8])

@@ -38,7 +38,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["lora", "qlora"],
 )
 def test_from_rows_to_a_merged_model_that_predicts(
-    ray_cluster: str,
     encoder: str,
     data: Path,
     method: str,

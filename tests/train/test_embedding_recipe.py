@@ -279,7 +279,7 @@ def test_faults_of_the_spec_are_reported_together_before_work(still: str, data: 
 
 
 def test_two_workers_train_as_one_does_and_the_folder_gives_the_vectors_of_sentence_transformers(
-    ray_cluster: str, still: str, data: Path, tmp_path: Path
+    still: str, data: Path, tmp_path: Path
 ) -> None:
     spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})
     two = finetune_here(spec)

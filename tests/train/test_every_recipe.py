@@ -75,9 +75,7 @@ def test_every_recipe_is_here() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", ROWS)
-def test_the_loss_falls_and_the_model_answers(
-    ray_cluster: str, name: str, method: str, tmp_path: Path
-) -> None:
+def test_the_loss_falls_and_the_model_answers(name: str, method: str, tmp_path: Path) -> None:
     model = CASES[name].build(tmp_path / "base")
     pq.write_table(pa.table(dict(ROWS[name])), tmp_path / "rows.parquet")
     spec = FinetuneSpec.build(

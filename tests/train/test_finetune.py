@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,17 @@ import pytest
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.predict.verify import verify_output
 from hfbatch.train.run import FinetuneResult, finetune
-from tests.train.tools import assert_same_weights, kill_after_checkpoint, predicted, spec_of, write_rows
+from tests.train.tools import (
+    assert_same_weights,
+    killed_after_checkpoint,
+    order_of,
+    predicted,
+    run_here,
+    spec_of,
+    write_rows,
+)
+
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +38,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(
     ray_cluster: str, encoder: str, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> FinetuneResult:
-    """The undisturbed training with one worker."""
-    return finetune(spec_of(data, encoder, tmp_path_factory.mktemp("one") / "out"), quiet=True)
+    """A training with one worker, which is killed after its first checkpoint."""
+    spec = spec_of(data, encoder, tmp_path_factory.mktemp("one") / "out")
+    with killed_after_checkpoint(Path(spec.output)):
+        return finetune(spec, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(encoder: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The model of the same training that nobody disturbed, without Ray, and its evaluations."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    news, _ = run_here(order_of(spec_of(data, encoder, folder / "out")), folder)
+    return folder / "out" / "model", [entry for entry in news["log"] if "eval_loss" in entry]
+
+
+def test_a_killed_worker_delays_training_and_changes_nothing(
+    trained: FinetuneResult, undisturbed: tuple[Path, Any]
+) -> None:
+    model, evaluations = undisturbed
+    assert_same_weights(trained.model, str(model))
+    assert trained.metrics["resumed_at"] >= 8
+    assert [entry["step"] for entry in trained.metrics["evaluations"]] == [0, 8, 16, 24]
+    assert [entry["loss"] for entry in trained.metrics["evaluations"]] == [
+        entry["eval_loss"] for entry in evaluations
+    ]
 
 
 def test_the_model_predicts_the_labels_that_it_has_learnt(
@@ -47,25 +78,13 @@ def test_the_model_predicts_the_labels_that_it_has_learnt(
 
 
 def test_the_number_of_workers_and_the_cut_of_a_step_change_rounding_alone(
-    trained: FinetuneResult, encoder: str, data: Path, tmp_path: Path
+    undisturbed: tuple[Path, Any], ray_cluster: str, encoder: str, data: Path, tmp_path: Path
 ) -> None:
     cut = {"size": 16, "per_device": 2}
     other = finetune(spec_of(data, encoder, tmp_path, workers={"count": 2, "cpus": 1}, batch=cut), quiet=True)
-    for mine, theirs in zip(other.metrics["evaluations"], trained.metrics["evaluations"], strict=True):
+    for mine, theirs in zip(other.metrics["evaluations"], undisturbed[1], strict=True):
         assert mine["step"] == theirs["step"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-
-
-def test_a_killed_worker_delays_training_and_changes_nothing(
-    trained: FinetuneResult, encoder: str, data: Path, tmp_path: Path
-) -> None:
-    killed = threading.Thread(target=kill_after_checkpoint, args=(tmp_path,))
-    killed.start()
-    result = finetune(spec_of(data, encoder, tmp_path), quiet=True)
-    killed.join()
-    assert (tmp_path / "killed").exists()
-    assert_same_weights(result.model, trained.model)
-    assert [entry["step"] for entry in result.metrics["evaluations"]] == [0, 8, 16, 24]
+        assert mine["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-3)
 
 
 def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused(

@@ -32,6 +32,8 @@ from tests.cases.every import CASES
 from tests.train.test_every_recipe import PARAMS, ROWS
 from tests.train.tools import Stopped, assert_same_weights, order_of, run_both, spec_of, write_rows
 
+pytestmark = pytest.mark.timeout(300)
+
 SHARED = {"workers": {"count": 2, "cpus": 1, "strategy": "fsdp"}}
 APART = {"workers": {"count": 2, "cpus": 1, "strategy": "ddp"}}
 STILL = {
@@ -132,9 +134,10 @@ def test_any_kind_of_model_can_be_shared(name: str, tmp_path: Path) -> None:
 def test_a_shared_training_that_stops_goes_on(
     encoder: str, data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    changes |= {"schedule": {"epochs": 2, "learning_rate": 5e-3}}
     order = order_of(spec_of(data, encoder, tmp_path / "stopped", **SHARED, **changes))
     with pytest.raises(Exception, match=Stopped.__name__):
-        run_shared(order, tmp_path / "first", stop=18)
+        run_shared(order, tmp_path / "first", stop=10)
     run_shared(order, tmp_path / "second")
     for how, workers in (("shared", SHARED), ("apart", APART)):
         run_shared(

@@ -51,7 +51,7 @@ def first_column(
     return found.column(0).to_pylist()
 
 
-def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_chat_model_gives_the_answers_that_it_has_learnt(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "llama", chat_template=CHAT_TEMPLATE)
     result = trained(
         "text-generation", tmp_path, {"messages": CHATS * 8}, model=model, params={"packing": True},
@@ -72,7 +72,7 @@ def test_a_chat_model_gives_the_answers_that_it_has_learnt(ray_cluster: str, tmp
     assert answers == CHATS
 
 
-def test_a_masked_model_fills_in_what_it_has_learnt(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_masked_model_fills_in_what_it_has_learnt(tmp_path: Path) -> None:
     folder = tiny_bert_for(tmp_path / "bert", "MaskedLM")
     aside = {"eval": None, "evaluation": {"every": STEPS, "fraction": 0.2}}  # of some splits, nothing
     result = trained(

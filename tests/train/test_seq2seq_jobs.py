@@ -59,9 +59,7 @@ def written(task: str, result: FinetuneResult, data: Path, out: Path) -> pa.Tabl
     return predicted(task, result.model, data / "dev", out, {"text": "body"}, ["short"])
 
 
-def test_summaries_from_parquet_to_a_model_that_writes_them(
-    ray_cluster: str, data: Path, tmp_path: Path
-) -> None:
+def test_summaries_from_parquet_to_a_model_that_writes_them(data: Path, tmp_path: Path) -> None:
     model = tiny_bart(tmp_path / "base")
     asked = {"prefix": "shorten: ", "max_new_tokens": 12}
     result = finetune_here(spec_of("summarization", model, data, tmp_path / "out", 1, **asked))
@@ -79,7 +77,7 @@ def test_summaries_from_parquet_to_a_model_that_writes_them(
 
 
 def test_translations_by_two_workers_into_the_language_that_the_task_names(
-    ray_cluster: str, data: Path, tmp_path: Path
+    data: Path, tmp_path: Path
 ) -> None:
     model = tiny_mbart(tmp_path / "base")
     spec = spec_of("translation_en_XX_to_de_DE", model, data, tmp_path / "out", 2, max_new_tokens=30)

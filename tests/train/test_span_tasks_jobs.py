@@ -50,7 +50,7 @@ def train(task: str, model: str, folder: Path, tables: dict[str, pa.Table], **op
     return finetune_here(FinetuneSpec.build(spec))
 
 
-def test_a_model_of_tags_finds_their_spans(ray_cluster: str, encoder: str, tmp_path: Path) -> None:
+def test_a_model_of_tags_finds_their_spans(encoder: str, tmp_path: Path) -> None:
     tables = {}
     for part, rows in (("train", 64), ("eval", 21)):
         words = [
@@ -86,7 +86,7 @@ def test_a_model_of_tags_finds_their_spans(ray_cluster: str, encoder: str, tmp_p
         ]
 
 
-def test_a_model_of_answers_finds_them(ray_cluster: str, encoder: str, tmp_path: Path) -> None:
+def test_a_model_of_answers_finds_them(encoder: str, tmp_path: Path) -> None:
     tables = {}
     for part, rows in (("train", 96), ("eval", 21)):
         columns: dict[str, list[Any]] = {"question": [], "context": [], "answers": [], "answer_starts": []}

@@ -29,7 +29,7 @@ EVIL = "<script>alert(1)</script> **not** | a & b"
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster: str, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+def trained(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """A short training with every kind of report, whose texts and labels are markup."""
     folder = tmp_path_factory.mktemp("report")
     texts = [f"{CORPUS[place % len(CORPUS)]} {place}" for place in range(48)] + [EVIL] * 2

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import tempfile
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -26,6 +24,7 @@ import torch.distributed as dist
 from safetensors.numpy import load_file
 
 import hfbatch
+from hfbatch.runtime.machine import Node
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train import worker_group
 from hfbatch.train.data.rows import FeatureRows
@@ -35,10 +34,15 @@ from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.run import FinetuneResult, finetune
 from hfbatch.train.worker_group import WorkerGroup
 from tests.jobs.here import job_here
-from tests.jobs.tools import make_spec, read_output
+from tests.jobs.tools import make_spec, processes_of, read_output
 from tests.models.text import CORPUS
 
 TRAIN_ROWS = 120
+PRELOADED = [
+    "hfbatch.train.loop.trainer", "sklearn.metrics", "torch.utils.tensorboard", "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "tests.train.tools",
+]  # fmt: skip
+"""What training processes import, and import once for all that are forked: it takes longer than these trainings."""
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout nothing is random but the order of rows."""
 
@@ -113,9 +117,8 @@ def predicted(
 
 
 def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
-    """A whole fine-tuning that trains in this process, or in two that it starts: for what is learnt, whoever starts them.
-
-    Needs the fixture `ray_cluster`, whose tasks look at the rows and write features.
+    """A whole fine-tuning without Ray, in this process, or in two that it starts to train: for what is learnt, whoever
+    starts them. test_finetune.py and test_kills.py do it with Ray.
     """
 
     def fit(
@@ -128,6 +131,13 @@ def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(worker_group, "fit", fit)
+        patch.setattr("hfbatch.cluster.session.connect", lambda address: nullcontext())
+        patch.setattr("hfbatch.cluster.session.nodes", lambda: [Node(4, 0)])
+        patch.setattr("hfbatch.cluster.session.ceiling", lambda: None)
+        patch.setattr(
+            "hfbatch.train.features.over_splits",
+            lambda splits, work: list(map(work, range(len(splits)), splits)),
+        )
         return finetune(spec, quiet=True)
 
 
@@ -177,7 +187,7 @@ def run_both(order: TrainWorkerConfig, folder: Path, stop: int | None = None) ->
         port = probe.getsockname()[1]
     folder.mkdir()
     args = (2, order.to_json(), str(folder), stop, port)
-    multiprocessing.set_forkserver_preload(["hfbatch.train.loop.loop"])  # imported once, for every process
+    multiprocessing.set_forkserver_preload(PRELOADED)
     torch.multiprocessing.start_processes(run_rank, args, nprocs=2, start_method="forkserver")  # type: ignore[attr-defined]
     taken: Counter[int] = Counter()
     for rank in range(2):
@@ -247,17 +257,26 @@ def rows_noted(taken: list[int]) -> Iterator[None]:
         FeatureRows.take = take  # type: ignore[method-assign]
 
 
-def kill_after_checkpoint(out: Path) -> None:
-    """Kills the training process with SIGKILL once the first checkpoint is there."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    (out / "killed").touch()
-                    return
-        time.sleep(0.05)
+@contextmanager
+def killed_after_checkpoint(out: Path) -> Iterator[None]:
+    """Within it, a training process of a cluster of this one is killed with SIGKILL once the first checkpoint is there."""
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not killed and not over.wait(0.05):
+            if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+                for process in processes_of(os.getpid(), "RayTrainWorker")[:1]:
+                    process.kill()
+                    killed.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        assert killed
 
 
 def assert_same_weights(one: str, other: str) -> None:
