@@ -88,8 +88,8 @@ def minilm() -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server: str) -> Iterator[str]:
-    """One Ray cluster for all tests, with more CPUs than there are, so that several workers fit, whose processes know
-    the S3 server; its address."""
+    """One Ray cluster for all tests, whose processes know the S3 server; its address. It has two CPUs, wherever it runs:
+    enough for two workers, and few processes that import the same libraries."""
     import logging
 
     import ray
@@ -99,7 +99,7 @@ def ray_cluster(s3_server: str) -> Iterator[str]:
             patch.setenv(name, value)
         context = ray.init(
             address="local",
-            num_cpus=4,
+            num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

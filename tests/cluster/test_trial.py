@@ -21,6 +21,7 @@ def tried(folder: Path, encoder: str, condition: str) -> int:
     return _try(plan.stage_job(), splits, 1)["rows"]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_splits_without_rows_are_passed_over(tmp_path: Path, encoder: str) -> None:
     assert tried(tmp_path, encoder, "id >= 15") == 5
     with pytest.raises(WorkerError, match="none of the first 3 splits has a usable row"):

@@ -307,17 +307,17 @@ sys.exit(result.exit_code)
 
 
 def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path, encoder: str) -> None:
-    """A tmpfs of 1 MiB, in a mount namespace of its own, holds about a third of the parts."""
-    write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(8000, most=2))], shards=8)
+    """A tmpfs of 400 KiB, in a mount namespace of its own, holds about half of the parts."""
+    write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(4000, most=1))], shards=8)
     out = tmp_path / "out"
     out.mkdir()
     spec = make_spec(
-        "embedding", encoder, tmp_path / "in", out, batch={"size": 64}, input={"split_rows": 1000}
+        "embedding", encoder, tmp_path / "in", out, batch={"size": 64}, input={"split_rows": 500}
     )
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
     (tmp_path / "job.py").write_text(JOB_HERE)
     script = (
-        f"mount -t tmpfs -o size=1024k tmpfs {out} && "
+        f"mount -t tmpfs -o size=400k tmpfs {out} && "
         f"{sys.executable} {tmp_path}/job.py {tmp_path}/spec.yaml; code=$?; "
         f"ls {out}; cp -r {out} {tmp_path}/kept; exit $code"
     )
@@ -332,11 +332,11 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path, enco
     kept = tmp_path / "kept"
     parts = [pq.read_table(part) for part in kept.glob("part-*.parquet")]
     assert 0 < len(parts) < 8
-    assert all(len(part) == 1000 for part in parts)
+    assert all(len(part) == 500 for part in parts)
 
     shutil.copytree(kept, out, dirs_exist_ok=True)  # as if room had been made
     assert job_here(spec).exit_code == 0
-    assert len(read_output(out)) == 8000
+    assert len(read_output(out)) == 4000
     assert verify_output(str(out)) == []
 
 
