@@ -51,7 +51,7 @@ try:
 except WorkerError as error:
     print(error, flush=True)
 assert not session.parent.parent.exists()
-os._exit(0)  # Ray may wait for its lost cluster once more at exit, and then ends the process with another code
+print("nothing of it is left", flush=True)
 """
 
 
@@ -63,8 +63,10 @@ def test_the_cluster_of_a_command_is_its_own_alone_and_its_loss_is_reported() ->
         done = subprocess.run(
             [sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=280, env=env
         )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "the Ray cluster of this job is gone: its process gcs_server has died\n"
+    # The exit code is that of commands alone: on a busy machine Ray may wait for the lost cluster once more at exit, and
+    # ends the process with a code of its own.
+    told = "the Ray cluster of this job is gone: its process gcs_server has died\nnothing of it is left\n"
+    assert done.stdout == told, done.stderr
 
 
 def test_a_cluster_that_started_while_the_plan_found_faults_ends_without_a_trace(tmp_path: Path) -> None:
