@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import printable
-from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
@@ -55,7 +54,7 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
         model = pin(spec.model)
     with gather(faults):
         spec = name_task(spec, model, notes)
-        task = check_task(spec, model, faults, notes)
+        task = check_task(spec, model, source.root_url if source else "", faults, notes)
     if source is None or task is None or model is None:
         return None
     inputs = _bind_inputs(spec, source, task, faults)
@@ -65,7 +64,6 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
     hint = ", or name the columns to keep in output.keep" if spec.output.keep is None else ""
     faults += [conflict + hint for conflict in conflicts]
     schema = _output_schema(spec, source, task, inputs, keep, faults)
-    task.files = RowFiles(source.root_url, spec.input.files)
     read = _read_plan(spec, source, inputs, keep)
     return Bound(spec, model, task, source, inputs, keep, schema, read, notes)
 

@@ -12,7 +12,7 @@ from hfbatch.hub.models import Model, pin
 from hfbatch.runtime.checks import model_faults
 from hfbatch.spec.job import ModelSpec
 from hfbatch.tasks import task_class
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import Task, TaskConfig
 from hfbatch.tasks.model_support import misfits
 
 
@@ -74,7 +74,7 @@ def _load(task: Task) -> Any:
 def _reader(model: Model) -> Task:
     """Returns the task that runs the model without its head on texts."""
     cls = task_class("feature-extraction")
-    task = cls(model, cls.Params())
+    task = cls(TaskConfig(model, cls.Params()))
     faults = misfits(task)
     if faults:
         raise SpecError(faults)

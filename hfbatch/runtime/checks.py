@@ -31,8 +31,13 @@ def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
     return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
 
 
-def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: list[str]) -> Task | None:
-    """Builds the task and checks it; if params are invalid, reports them and checks the rest with the defaults."""
+def check_task(
+    spec: JobSpec, model: Model | None, root: str, faults: list[str], notes: list[str]
+) -> Task | None:
+    """Builds the task and checks it; if params are invalid, reports them and checks the rest with the defaults.
+
+    :param root: folder or URL that paths in the rows are relative to.
+    """
     cls = task_class(spec.task)
     try:
         cls.Params.model_validate(spec.params)
@@ -44,7 +49,7 @@ def check_task(spec: JobSpec, model: Model | None, faults: list[str], notes: lis
     if model is None:
         return None
     with model_faults(spec.model.name):
-        task = RunnerConfig.of(spec, model).build_task()
+        task = RunnerConfig.of(spec, model, root).build_task()
         faults += misfits(task) or label_faults(task) or task.check()
         if spec.batch.continuous:
             faults += task.continuous_faults()

@@ -12,7 +12,7 @@ from hfbatch.runtime.machine import collector_at_rest
 from hfbatch.spec.job import BatchSpec, FilesSpec, JobSpec, TokenizerSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import Task, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,14 @@ class RunnerConfig:
         :raises pydantic.ValidationError: for params that the task does not have.
         """
         cls = task_class(self.task)
-        task = cls(self.model, cls.Params.model_validate(self.params), self.batch.max_length, self.seed)
-        task.files = RowFiles(self.root, self.files)
-        task.batch, task.tokenizer_changes = self.batch, self.tokenizer
-        return task
+        return cls(
+            TaskConfig(
+                self.model,
+                cls.Params.model_validate(self.params),
+                self.batch.max_length,
+                self.seed,
+                self.tokenizer,
+                RowFiles(self.root, self.files),
+                self.batch,
+            )
+        )

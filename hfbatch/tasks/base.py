@@ -6,8 +6,8 @@ The rows of a split pass through three methods of one task:
     forward       device  batch    -> tensors        padded arrays from collate, batch dimension first
     postprocess   CPU     tensors  -> output columns
 
-A task can be built in any process from `(model, params, max_length, seed)`; its tokenizer and config load
-when they are first used.
+A task can be built in any process from its `TaskConfig` and never changes afterwards; its tokenizer and the model's
+config load when they are first used.
 """
 
 from __future__ import annotations
@@ -101,8 +101,28 @@ class Example:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaskConfig:
+    """The settings from which a task is built."""
+
+    model: Model
+    params: Any
+    """An instance of the task's `Params`."""
+    max_length: int | None = None
+    """Maximum tokens of a row; None for the model's limit."""
+    seed: int = 0
+    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    """Changes to the model's tokenizer."""
+    files: RowFiles = field(default_factory=RowFiles)
+    """Opens the files that rows refer to."""
+    batch: BatchSpec = field(default_factory=BatchSpec)
+
+
 class Task(ABC):
-    """An inference task that processes each row, such as `embedding`."""
+    """An inference task that processes each row, such as `embedding`.
+
+    A task is immutable, except for values that it computes from its settings and caches.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -142,18 +162,15 @@ class Task(ABC):
     """Features that postprocess reads in addition to the outputs of forward."""
     EXAMPLE: ClassVar[Example]
 
-    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
-        self.model = model
-        self.params = params
-        self.max_length = max_length
-        self.seed = seed
-        self.files = RowFiles()
-        """Opens the files that rows refer to."""
-        self.batch = BatchSpec()
-        """Batch settings, for tasks that use them."""
-        self.tokenizer_changes = TokenizerSpec()
-        self.added_tokens = 0
-        """Number of tokens that `tokenizer_changes` added; set when the tokenizer is loaded."""
+    def __init__(self, config: TaskConfig) -> None:
+        self.settings = config
+        self.model = config.model
+        self.params = config.params
+        self.max_length = config.max_length
+        self.seed = config.seed
+        self.files = config.files
+        self.batch = config.batch
+        self.tokenizer_changes = config.tokenizer
 
     @classmethod
     def params_of(cls, name: str) -> dict[str, Any] | None:
@@ -172,9 +189,10 @@ class Task(ABC):
         """The model's tokenizer."""
         return self.load_tokenizer()
 
-    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, changed: bool = True, **options: Any) -> PreTrainedTokenizerBase:
         """Loads the model's tokenizer and applies the changes in the spec.
 
+        :param changed: whether to apply the changes.
         :param options: further arguments of `AutoTokenizer.from_pretrained`.
         """
         from transformers import AutoTokenizer
@@ -183,18 +201,21 @@ class Task(ABC):
             self.model.folder, trust_remote_code=self.model.trust_remote_code, **options
         )
         check_vocabulary(tokenizer, self.model.folder)
-        before = len(tokenizer)
-        change_tokenizer(tokenizer, self.tokenizer_changes)
-        self.added_tokens = len(tokenizer) - before
+        if changed:
+            change_tokenizer(tokenizer, self.tokenizer_changes)
         return tokenizer
+
+    @cached_property
+    def added_tokens(self) -> int:
+        """Number of tokens that the spec adds to the tokenizer."""
+        if self.tokenizer_changes == TokenizerSpec():
+            return 0
+        return len(self.tokenizer) - len(self.load_tokenizer(changed=False))
 
     @property
     def vocabulary(self) -> int | None:
         """Number of tokens that need an embedding if the spec adds tokens; else None."""
-        if self.tokenizer_changes == TokenizerSpec():
-            return None
-        size = len(self.tokenizer)
-        return size if self.added_tokens else None
+        return len(self.tokenizer) if self.added_tokens else None
 
     @cached_property
     def embedded(self) -> int | None:

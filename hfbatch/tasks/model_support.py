@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfbatch.errors import SpecError
 from hfbatch.tasks import TASKS, named, task_class
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import Task, TaskConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -160,7 +160,7 @@ def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 def _bare(name: str, model: Model) -> Task:
     """Returns a task without its required params, which is enough to find the class that loads the model."""
     cls = task_class(name)
-    return cls(model, cls.Params.model_construct())
+    return cls(TaskConfig(model, cls.Params.model_construct()))
 
 
 def _task_named(name: str) -> str | None:

@@ -27,6 +27,7 @@ from hfbatch.predict.named_files import named_files, names_in
 from hfbatch.spec.job import FilesSpec, InputSpec
 from hfbatch.spec.location import Location
 from hfbatch.tasks import task_class
+from hfbatch.tasks.base import TaskConfig
 
 RATE = 16_000
 
@@ -342,8 +343,7 @@ def test_the_plan_says_what_the_first_rows_may_not_name(
     pq.write_table(pa.table({"picture": names, "text": names}), folder / "in" / "a.parquet")
     source = open_source(InputSpec(path=str(folder / "in" / "a.parquet")))
     kind = task_class("image-classification")
-    task = kind(None, kind.Params())
-    task.files = RowFiles(source.root_url)
+    task = kind(TaskConfig(None, kind.Params(), files=RowFiles(source.root_url)))
     read = ReadPlan(source.root_url, source.format, ("picture", "text"), source.schema)
     found = named_files(task, {"image": "picture"}, source.cut(100), read, most_rejected)
     assert [len(one) for one in found] == [faults, notes]

@@ -128,8 +128,9 @@ def make_file(path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_example_of_a_task_runs(tmp_path: Path, name: str) -> None:
     kind = task_class(name)
-    task = make(kind, CASES[name].build(tmp_path / "model"), **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(
+        kind, CASES[name].build(tmp_path / "model"), files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params
+    )
     for values in kind.EXAMPLE.rows.values():
         for value in values:
             if isinstance(value, str) and value.split(".")[-1].isalnum():

@@ -18,6 +18,7 @@ from hfbatch.hub.models import pin
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.spec.job import ModelSpec
+from hfbatch.tasks.base import TaskConfig
 from hfbatch.tasks.multimodal.embedding import Embedding
 from tests.jobs.tools import sentences
 from tests.models.text import tiny_llama
@@ -47,7 +48,7 @@ def features_of(task: Embedding, count: int) -> pa.Table:
 
 
 def make(cls: type[Embedding], folder: str) -> Embedding:
-    return cls(pin(ModelSpec(name=folder)), cls.Params())
+    return cls(TaskConfig(pin(ModelSpec(name=folder)), cls.Params()))
 
 
 def vectors(table: pa.Table) -> np.ndarray:

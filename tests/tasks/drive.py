@@ -10,16 +10,26 @@ import pyarrow as pa
 import torch
 import transformers
 
+from hfbatch.data.media import NO_FILES
+from hfbatch.data.media_files import RowFiles
 from hfbatch.engines.torch import as_array, as_tensor
 from hfbatch.hub.models import Model
 from hfbatch.runtime.batching import to_arrow
 from hfbatch.runtime.windows import carry, fold, unfold
-from hfbatch.tasks.base import Features, Task
+from hfbatch.tasks.base import Features, Task, TaskConfig
 
 
-def make(kind: type[Task], folder: str, max_length: int | None = None, **params: Any) -> Any:
+def make(
+    kind: type[Task],
+    folder: str,
+    max_length: int | None = None,
+    seed: int = 0,
+    files: RowFiles = NO_FILES,
+    **params: Any,
+) -> Any:
     """A task on the model in folder."""
-    return kind(Model(name=folder, folder=folder, commit="0"), kind.Params(**params), max_length)
+    model = Model(name=folder, folder=folder, commit="0")
+    return kind(TaskConfig(model, kind.Params(**params), max_length, seed, files=files))
 
 
 def features_of(task: Task, columns: Mapping[str, Sequence[Any]]) -> Features:

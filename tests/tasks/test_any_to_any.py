@@ -100,7 +100,6 @@ def test_what_the_model_does_not_take_is_refused(tmp_path: Path, audio_model: st
 
 
 def test_the_example_runs(tmp_path: Path, audio_model: str) -> None:
-    task = make(KIND, audio_model, **KIND.EXAMPLE.params)
+    task = make(KIND, audio_model, files=RowFiles(str(tmp_path)), **KIND.EXAMPLE.params)
     (tmp_path / KIND.EXAMPLE.rows["audio"][0]).write_bytes(file_of(RECORDINGS[0]))
-    task.files = RowFiles(str(tmp_path))
     assert texts_of(task, KIND.EXAMPLE.rows)[0]

@@ -144,8 +144,7 @@ def test_the_examples_run(tmp_path: Path, name: str) -> None:
         folder = tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForSequenceClassification", NAMES)
     for file in kind.EXAMPLE.rows["audio"]:
         (tmp_path / file).write_bytes(file_of(RECORDINGS[0], kind=Path(file).suffix[1:].upper()))
-    task = make(kind, folder, **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(kind, folder, files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params)
     rows = run(task, kind.EXAMPLE.rows).to_pylist()
     assert [len(row["label"]) for row in rows] == [2, 2]
     assert list(rows[0]) == list(kind.outputs)

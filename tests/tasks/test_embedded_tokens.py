@@ -72,14 +72,14 @@ def test_the_plan_names_tokens_without_an_embedding_but_for_padding(tmp_path: Pa
     folder = enlarge(tiny_bert(tmp_path), pad)
     spec = JobSpec.build({"task": "text-classification", "model": folder, "input": "-", "output": "-"})
     faults, notes = [], []
-    check_task(spec, pin(spec.model), faults, notes)
+    check_task(spec, pin(spec.model), "", faults, notes)
     assert faults == []
     (note,) = notes
     assert "'<extra>' (" in note
     assert "<new pad>" not in note
     added = {"tokenizer": {"add_tokens": ["<more>"]}}
     notes = []
-    check_task(JobSpec.build({**spec.model_dump(), **added}), pin(spec.model), faults, notes)
+    check_task(JobSpec.build({**spec.model_dump(), **added}), pin(spec.model), "", faults, notes)
     assert (faults, [note for note in notes if "beyond" in note]) == ([], [])
 
 

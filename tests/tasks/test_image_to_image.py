@@ -63,8 +63,7 @@ def test_what_is_no_image_is_an_error(folder: str) -> None:
 
 def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) -> None:
     kind = task_class("image-to-image")
-    task = make(kind, folder, **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(kind, folder, files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params)
     for name in kind.EXAMPLE.rows["image"]:
         opened(FILES[0]).save(tmp_path / name)
     (made,) = run(task, kind.EXAMPLE.rows)["generated_image"].to_pylist()

@@ -65,8 +65,7 @@ def test_matches_are_those_of_the_model(tmp_path: Path, kind: str, threshold: fl
 
 def test_matches_in_square_images_are_those_of_the_pipeline(tmp_path: Path) -> None:
     folder = tiny_matcher(tmp_path / "model", "SuperGlue")
-    task = make(task_class("keypoint-matching"), folder)
-    task.files = RowFiles(str(tmp_path))
+    task = make(task_class("keypoint-matching"), folder, files=RowFiles(str(tmp_path)))
     images = [opened(file).convert("RGB").resize((40, 40)) for file in FILES[:8]]
     for k, image in enumerate(images):
         image.save(tmp_path / f"{k}.png")
@@ -78,8 +77,9 @@ def test_matches_in_square_images_are_those_of_the_pipeline(tmp_path: Path) -> N
 
 def test_the_example_runs_and_what_is_no_image_is_an_error(tmp_path: Path) -> None:
     kind = task_class("keypoint-matching")
-    task = make(kind, tiny_matcher(tmp_path, "SuperGlue"), **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(
+        kind, tiny_matcher(tmp_path, "SuperGlue"), files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params
+    )
     for (name,) in kind.EXAMPLE.rows.values():
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows).num_rows == 1

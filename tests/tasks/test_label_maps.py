@@ -34,7 +34,7 @@ def faults_and_notes(folder: Path, task: str = "text-classification") -> tuple[l
     spec = JobSpec.build({"task": task, "model": str(folder), "input": "in", "output": "out"})
     faults: list[str] = []
     notes: list[str] = []
-    check_task(spec, pin(spec.model), faults, notes)
+    check_task(spec, pin(spec.model), "", faults, notes)
     return faults, notes
 
 

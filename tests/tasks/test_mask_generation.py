@@ -115,8 +115,7 @@ def test_without_masks_the_answer_is_empty(folder: str) -> None:
 
 def test_the_example_runs_on_files_beside_the_rows(folder: str, tmp_path: Path) -> None:
     kind = task_class("mask-generation")
-    task = make(kind, folder, **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(kind, folder, files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params)
     for name in kind.EXAMPLE.rows["image"]:
         opened(FILES[0]).save(tmp_path / name)
     assert run(task, kind.EXAMPLE.rows)["masks"].type == task.output_fields()[0].type

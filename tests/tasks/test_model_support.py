@@ -12,6 +12,7 @@ import transformers
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.tasks import TASKS, named, task_class
+from hfbatch.tasks.base import TaskConfig
 from hfbatch.tasks.model_support import fits, infer, misfits, tasks_of
 
 
@@ -81,10 +82,10 @@ def test_a_model_can_do_the_tasks_that_it_has_weights_for(
 def test_a_model_that_cannot_do_the_task_is_reported_with_what_it_can_do(tmp_path: Path) -> None:
     task = task_class("fill-mask")
     model = model_of(tmp_path, "Bert", "BertForSequenceClassification")
-    (fault,) = misfits(task(model, task.Params()))
+    (fault,) = misfits(task(TaskConfig(model, task.Params())))
     assert fault.startswith("model 'm' (BertForSequenceClassification) cannot do fill-mask; it can do: ")
     assert fault.index("text-classification") < fault.index("embedding")
-    assert not misfits(task(model_of(tmp_path, "Bert", "BertForMaskedLM"), task.Params()))
+    assert not misfits(task(TaskConfig(model_of(tmp_path, "Bert", "BertForMaskedLM"), task.Params())))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -99,13 +100,13 @@ def test_the_classes_that_the_loader_of_a_task_knows_are_let_through(tmp_path: P
             json.dumps({"model_type": kind, "architectures": [architecture]})
         )
         expected = "text" in cls.takes or cls.auto_class != "AutoModel"
-        assert fits(cls(model, cls.Params.model_construct())) == expected
+        assert fits(cls(TaskConfig(model, cls.Params.model_construct()))) == expected
 
 
 def test_a_class_unknown_to_transformers_and_none_at_all_are_let_through(tmp_path: Path) -> None:
     cls = task_class("fill-mask")
     for architectures in (["BertForSomethingNew"], []):
-        assert fits(cls(model_of(tmp_path, "Bert", *architectures), cls.Params()))
+        assert fits(cls(TaskConfig(model_of(tmp_path, "Bert", *architectures), cls.Params())))
     with pytest.raises(SpecError, match=r"do not name a single task; it can do: .*fill-mask"):
         infer(model_of(tmp_path, "Bert"))
 
@@ -116,7 +117,7 @@ def test_code_of_the_models_own_is_reckoned_with_only_where_it_is_trusted(tmp_pa
         model = model_of(
             tmp_path, "T5", "T5ForCausalLM", trust=trust, auto_map={"AutoModelForCausalLM": "modeling.Mine"}
         )
-        assert fits(cls(model, cls.Params())) == trust
+        assert fits(cls(TaskConfig(model, cls.Params()))) == trust
 
 
 def test_files_and_cards_take_precedence_over_the_class(tmp_path: Path) -> None:

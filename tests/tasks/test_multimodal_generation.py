@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
 
 from hfbatch.data.media_files import RowFiles
-from hfbatch.hub.models import Model
 from hfbatch.runtime.batching import to_arrow
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
@@ -151,7 +150,7 @@ def test_a_row_samples_the_same_in_any_batch_and_by_its_place(tmp_path: Path, ki
     assert len(set(found)) > 6
     assert texts_of(task, columns, 8) == found
     assert texts_of(task, columns, 4, order=[8, 3, 0, 5, 1, 7, 2, 6, 4]) == found
-    other = kind(Model(folder, folder, "0"), kind.Params(**chosen), seed=1)
+    other = make(kind, folder, seed=1, **chosen)
     assert texts_of(other, columns) != found
     most_probable = make(kind, folder, do_sample=True, top_k=1, **SHORT)
     assert texts_of(most_probable, columns) == texts_of(make(kind, folder, **SHORT), columns)
@@ -217,10 +216,9 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, llava: str) -> None
 @pytest.mark.parametrize("kind", [CAPTION, PROMPT])
 def test_the_example_runs(tmp_path: Path, llava: str, kind: type[Task]) -> None:
     folder = llava if kind is PROMPT else tiny_git(tmp_path / "model")
-    task = make(kind, folder, **kind.EXAMPLE.params)
+    task = make(kind, folder, files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params)
     for name in kind.EXAMPLE.rows["image"]:
         (tmp_path / name).write_bytes(FILES[0])
-    task.files = RowFiles(str(tmp_path))
     found = texts_of(task, kind.EXAMPLE.rows)
     assert measured(task, kind.EXAMPLE.rows).tolist() == [len(text) for text in found]
     assert features_of(task, kind.EXAMPLE.rows).truncated == 0

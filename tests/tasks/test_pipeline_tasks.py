@@ -197,8 +197,7 @@ def test_images_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path / "model", "ViTForImageClassification", id2label=NLI)
     file = image_files(1)[0]
     (tmp_path / "a.png").write_bytes(file)
-    task = make(task_class("image-classification"), folder)
-    task.files = RowFiles(str(tmp_path))
+    task = make(task_class("image-classification"), folder, files=RowFiles(str(tmp_path)))
     columns = [
         [file],
         ["a.png"],

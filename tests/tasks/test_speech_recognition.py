@@ -227,9 +227,10 @@ def test_the_report_draws_characters(whisper: str) -> None:
 
 def test_the_example_runs(tmp_path: Path) -> None:
     example = SpeechRecognition.EXAMPLE
-    task = task_of(tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForCTC"), **example.params)
+    task = task_of(
+        tiny_wav2vec2(tmp_path / "model", "Wav2Vec2ForCTC"), files=RowFiles(str(tmp_path)), **example.params
+    )
     for name in example.rows["audio"]:
         (tmp_path / name).write_bytes(file_of(SHORT[3]))
-    task.files = RowFiles(str(tmp_path))
     row = run(task, example.rows).to_pylist()[0]
     assert row["text"] == " ".join(piece["text"] for piece in row["chunks"])

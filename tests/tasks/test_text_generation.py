@@ -25,6 +25,7 @@ from transformers import (
 
 from hfbatch.hub.models import Model
 from hfbatch.runtime.batching import to_arrow
+from hfbatch.tasks.base import TaskConfig
 from hfbatch.tasks.generation.chat import is_chat
 from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
@@ -81,12 +82,8 @@ def with_settings(folder, target, **settings):
 
 
 def task_of(folder, max_length=None, seed=0, **params):
-    return TextGeneration(
-        Model(Path(folder).name, str(folder), "commit"),
-        TextGeneration.Params.model_validate(params),
-        max_length,
-        seed,
-    )
+    model = Model(Path(folder).name, str(folder), "commit")
+    return TextGeneration(TaskConfig(model, TextGeneration.Params.model_validate(params), max_length, seed))
 
 
 def places_of(rows, file="a.parquet"):

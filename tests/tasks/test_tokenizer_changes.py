@@ -19,6 +19,7 @@ from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import TokenizerSpec
 from hfbatch.tasks import task_class
+from hfbatch.tasks.base import TaskConfig
 from tests.jobs.tools import make_spec, sentences, write_shards
 from tests.models.text import CORPUS, tiny_bert, tiny_bert_for, tiny_llama, tiny_t5
 from tests.models.vision import tiny_vision
@@ -146,8 +147,8 @@ def test_a_processor_has_its_tokenizer_changed_too(tmp_path: Path) -> None:
     image_processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
     transformers.CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     cls = type("ByProcessor", (task_class("zero-shot-object-detection"),), {"pipeline": READER})
-    task = cls(Model("m", folder, "0"), cls.Params.model_construct())
-    task.tokenizer_changes = TokenizerSpec(add_tokens=("nightly",), padding_side="left")
+    changes = TokenizerSpec(add_tokens=("nightly",), padding_side="left")
+    task = cls(TaskConfig(Model("m", folder, "0"), cls.Params.model_construct(), tokenizer=changes))
     changed = task.processors["processor"].tokenizer
     assert "nightly" in changed.get_vocab()
     assert changed.padding_side == "left"

@@ -68,8 +68,7 @@ def test_frames_are_those_that_were_written() -> None:
 
 def test_videos_come_as_bytes_paths_and_structs(folder: str, tmp_path: Path) -> None:
     kind = task_class("video-classification")
-    task = make(kind, folder, **kind.EXAMPLE.params)
-    task.files = RowFiles(str(tmp_path))
+    task = make(kind, folder, files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params)
     names = kind.EXAMPLE.rows["video"]
     for name, clip in zip(names, CLIPS, strict=False):
         (tmp_path / name).write_bytes(clip)

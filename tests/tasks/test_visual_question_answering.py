@@ -83,7 +83,8 @@ def test_models_and_params_of_other_tasks_are_refused(tmp_path: Path) -> None:
 
 def test_the_example_runs(tmp_path: Path) -> None:
     kind = task_class("vqa")
-    task = make(kind, tiny_vilt(tmp_path / "model", ANSWERS), **kind.EXAMPLE.params)
+    task = make(
+        kind, tiny_vilt(tmp_path / "model", ANSWERS), files=RowFiles(str(tmp_path)), **kind.EXAMPLE.params
+    )
     (tmp_path / kind.EXAMPLE.rows["image"][0]).write_bytes(FILES[0])
-    task.files = RowFiles(str(tmp_path))
     assert len(run(task, kind.EXAMPLE.rows).to_pylist()[0]["answers"]) == 2

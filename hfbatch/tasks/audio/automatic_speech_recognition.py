@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks.audio.audio import AudioTask, width_of
-from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.generation.generation_config import read_defaults
 from hfbatch.tasks.pipelines.pipeline import Inputs
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
-    from hfbatch.hub.models import Model
 
 CHUNKS = pa.list_(pa.struct([("text", pa.string()), ("timestamp", pa.list_(pa.float32()))]))
 AUTO_CLASSES = {
@@ -76,16 +76,16 @@ class SpeechRecognition(AudioTask):
 
     params: SpeechRecognitionParams
 
-    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
-        super().__init__(model, params, max_length, seed)
-        kind = (model.read_json("config.json") or {}).get("model_type")
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        kind = (self.model.read_json("config.json") or {}).get("model_type")
         self.auto_class = auto_class_of(kind)
         self.is_whisper = kind == "whisper"
         self.generates = self.auto_class != "AutoModelForCTC"
         self.concurrent = not self.generates
         # Word timestamps come from attention that Whisper scales over all steps of the batch, and a transducer
         # continues to generate in rows that end before others.
-        words = self.is_whisper and params.return_timestamps == "word"
+        words = self.is_whisper and self.params.return_timestamps == "word"
         self.batched = not words and self.auto_class != "AutoModelForTDT"
 
     @cached_property
@@ -203,7 +203,7 @@ class SpeechRecognition(AudioTask):
     def _brief(self) -> SpeechRecognition:
         """The same task with a limit of a few tokens."""
         params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
-        return type(self)(self.model, params, self.max_length, self.seed)
+        return type(self)(replace(self.settings, params=params))
 
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Generates the first few tokens."""

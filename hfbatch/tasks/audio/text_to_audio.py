@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_wav
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, InputColumn, Params
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, InputColumn, Params, TaskConfig
 from hfbatch.tasks.pipelines.pipeline import Inputs, PipelineTask
 from hfbatch.tasks.tokens import text_column
-
-if TYPE_CHECKING:
-    from hfbatch.hub.models import Model
 
 SPEECHT5 = "speecht5"
 GENERATION = ("max_new_tokens", "do_sample", "temperature", "guidance_scale")
@@ -75,9 +72,9 @@ class TextToAudio(PipelineTask):
 
     params: TextToAudioParams
 
-    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
-        super().__init__(model, params, max_length, seed)
-        self.needs_vocoder = (model.read_json("config.json") or {}).get("model_type") == SPEECHT5
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        self.needs_vocoder = (self.model.read_json("config.json") or {}).get("model_type") == SPEECHT5
         if self.needs_vocoder:
             self.auto_class = "AutoModelForTextToSpectrogram"
 

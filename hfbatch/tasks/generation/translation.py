@@ -52,9 +52,9 @@ class Translation(Seq2SeqTask):
         source, target = self.params.src_lang, self.params.tgt_lang
         return self.name if source is None and target is None else f"translation_{source}_to_{target}"
 
-    def load_tokenizer(self, **options: Any) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, changed: bool = True, **options: Any) -> PreTrainedTokenizerBase:
         """Loads the model's tokenizer with the source and target languages set."""
-        tokenizer = super().load_tokenizer(**options)
+        tokenizer = super().load_tokenizer(changed, **options)
         for field in ("src_lang", "tgt_lang"):
             language = getattr(self.params, field)
             if language is not None and hasattr(tokenizer, field):

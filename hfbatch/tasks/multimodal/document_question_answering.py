@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_image
-from hfbatch.tasks.base import Example, Histogram, InputColumn, Params
+from hfbatch.tasks.base import Example, Histogram, InputColumn, Params, TaskConfig
 from hfbatch.tasks.multimodal.multimodal_generation import BrieflyProbed
 from hfbatch.tasks.tokens import is_words, length_faults, length_limit, text_column
 from hfbatch.tasks.vision.vision import IMAGE
@@ -95,10 +95,10 @@ class DocumentQuestionAnswering(BrieflyProbed):
 
     params: DocumentQuestionAnsweringParams
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        config = self.model.read_json("config.json") or {}
-        self.writes = config.get("model_type") == "vision-encoder-decoder"
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        model_config = self.model.read_json("config.json") or {}
+        self.writes = model_config.get("model_type") == "vision-encoder-decoder"
         if self.writes:
             self.auto_class = "AutoModelForImageTextToText"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
+from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, TaskConfig
 from hfbatch.tasks.positions import position_limit
 from hfbatch.tasks.text.pooling import apply_dense, load_dense, pool
 from hfbatch.tasks.text.sentence_files import Dense, Normalize, Recipe, read_recipe
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from hfbatch.hub.models import Model
 
 ENCODER_OF = ("t5", "mt5", "umt5")
 """Encoder-decoder models whose encoder alone computes embeddings."""
@@ -78,9 +77,9 @@ class Embedding(TextOrImageTask):
 
     params: EmbeddingParams
 
-    def __init__(self, model: Model, params: Any, max_length: int | None = None, seed: int = 0) -> None:
-        super().__init__(model, params, max_length, seed)
-        if (model.read_json("config.json") or {}).get("model_type") in ENCODER_OF:
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        if (self.model.read_json("config.json") or {}).get("model_type") in ENCODER_OF:
             self.auto_class = "AutoModelForTextEncoding"
         self._dense_weights: dict[str, dict[str, torch.Tensor]] = {}
 

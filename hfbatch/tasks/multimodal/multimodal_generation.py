@@ -50,7 +50,7 @@ class BrieflyProbed(PipelineTask):
     def brief(self) -> BrieflyProbed:
         """The same task with a lower limit of new tokens."""
         params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
-        return type(self)(self.model, params, self.max_length, self.seed)
+        return type(self)(replace(self.settings, params=params))
 
     def trial_forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Generates the first few tokens."""

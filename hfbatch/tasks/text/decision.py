@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import flatten, text_column
 
@@ -57,8 +57,8 @@ class Decision(PipelineTask):
 
     params: DecisionParams
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
         if (self.model.read_json("config.json") or {}).get("model_type") == "jev":
             self.auto_class, self.batched = (
                 "AutoModelForDecision",

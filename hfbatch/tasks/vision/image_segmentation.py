@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.base import Example, Histogram, Params
+from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.tokens import list_lengths
 from hfbatch.tasks.vision.masks import MaskFormat, encode_mask, mask_type
 from hfbatch.tasks.vision.vision import ImageTask
@@ -58,8 +58,8 @@ class ImageSegmentation(ImageTask):
 
     params: ImageSegmentationParams
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
         architectures = (self.model.read_json("config.json") or {}).get("architectures") or []
         for end, loader in LOADERS.items():
             if any(name.endswith(end) for name in architectures):

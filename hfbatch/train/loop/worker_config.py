@@ -18,6 +18,7 @@ from hfbatch.output.lock import TAKEOVER_S, Claim
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
+from hfbatch.tasks.base import TaskConfig
 from hfbatch.train.recipes import recipe_class
 from hfbatch.train.recipes.base import Recipe
 
@@ -94,8 +95,8 @@ def build_recipe(
     cls, batch = recipe_class(spec.task), spec.batch
     params = cls.Params.model_validate(spec.params)
     task_params = cls.task_params(params, batch.max_length, fitted or {})
-    task = task_class(spec.task)(model, task_params, batch.max_length, spec.seed)
-    task.tokenizer_changes, task.files = spec.tokenizer, files
+    config = TaskConfig(model, task_params, batch.max_length, spec.seed, spec.tokenizer, files)
+    task = task_class(spec.task)(config)
     return cls(task, params, spec.schedule.label_smoothing, batch, fitted)
 
 
