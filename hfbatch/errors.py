@@ -5,6 +5,7 @@ Every message names the thing, its value and the fix.
 
 import re
 from collections.abc import Sequence
+from typing import Self
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]*")
 _USER = re.compile(r"((?:https?|s3[an]?)://)[^/@?\s]*@", re.IGNORECASE)
@@ -63,3 +64,13 @@ class LockLostError(WorkerError):
 
 class NonFiniteOutput(HfbatchError):
     """The output of a model for a row holds NaN or infinity; the row becomes a reject."""
+
+    @classmethod
+    def of(cls, what: str, dtype: str) -> Self:
+        """Names the output, and the likely cause. :param dtype: the model's dtype."""
+        hint = (
+            "numbers above 65,504 overflow in float16; set model.dtype to bfloat16 or float32"
+            if dtype == "float16"
+            else f"the model ran in {dtype}: check whether its weights hold NaN"
+        )
+        return cls(f"{what} is NaN or infinite; {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfbatch
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, WorkerError
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.results_version import CHANGES, RESULTS_VERSION
 from hfbatch.output.writer import PartWriter
-from hfbatch.predict.plan import Plan, make_plan
+from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.predict.verify import verify_output
+from hfbatch.runtime import runner
+from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.plan import make_finetune_plan
 from tests.jobs.tools import make_spec, sentences, write_shards
@@ -119,6 +122,45 @@ def test_another_job_is_reported_before_another_version(plan: Plan) -> None:
 def test_an_output_without_parts_is_begun_anew(plan: Plan) -> None:
     leave(plan, 0, None)
     assert make_plan(plan.spec).identity["results"] == RESULTS_VERSION
+
+
+def test_what_auto_chose_belongs_to_the_identity(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "in", sentences(12), shards=2)
+
+    def planned(dtype: str) -> Plan:
+        model = {"model": {"dtype": dtype}, "input": {"split_rows": 6}}
+        return make_plan(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", **model))
+
+    first = planned("auto")
+    first.choice = RuntimeChoice(8, "bfloat16", "cuda (NVIDIA H200)")
+    leave(first, 1, RESULTS_VERSION)
+    path = tmp_path / "out" / "_hfbatch" / "job.json"
+    job = json.loads(path.read_text())
+    assert job["settled"]["engine"] == "torch"
+    del job["settled"]["engine"]  # as an older version left it
+    path.write_text(json.dumps(job))
+    again, named = planned("auto"), planned("bfloat16")
+    assert again.choice == named.choice == first.choice
+    assert again.fingerprint == named.fingerprint == first.fingerprint
+    look_again(named)
+    assert named.fingerprint == first.fingerprint
+    with pytest.raises(SpecError, match=r"differs in model.dtype \(there: 'auto', now: 'float32'\)"):
+        planned("float32")
+
+    path.write_text(json.dumps({**job, "settled": {**job["settled"], "quantisation": "int8"}}))
+    with pytest.raises(SpecError, match="newer hfbatch, which chose quantisation too; use that version"):
+        planned("auto")
+
+    monkeypatch.setattr(runner, "native_dtype", lambda: ("cpu", "float32"))
+    with pytest.raises(WorkerError, match=r"does not run it natively; .* set model.dtype=bfloat16"):
+        runner.Runner(again.runner).load()
+    assert runner.Runner(named.runner).load().dtype == "bfloat16"
+    fresh = runner.Runner(replace(again.runner, choice=None))
+    assert fresh.load().dtype == "float32"
+    with pytest.raises(WorkerError, match="does not run it natively"):  # chosen by another worker of this run
+        fresh.apply(first.choice)
 
 
 def test_a_training_of_older_results_is_refused_unless_it_is_done(classifier: str, tmp_path: Path) -> None:

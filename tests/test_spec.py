@@ -6,6 +6,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,46 @@ def test_choices_that_exclude_each_other_are_reported_together() -> None:
         "loop accelerate supports neither compute.compile nor workers.strategy fsdp",
         "workers.at_least 3 is more than workers.count 2",
     ]
+
+
+def test_an_engine_is_a_name_or_a_section_and_has_an_alias() -> None:
+    forms = ["continuous", {"name": "continuous"}]
+    specs = [JobSpec.build({**LEAST, "engine": form}) for form in forms]
+    specs += [JobSpec.build({**LEAST, "batch": {"continuous": true}}) for true in (True, "yes")]
+    assert {spec.engine.name for spec in specs} == {"continuous"}
+    assert all(JobSpec.build(spec.model_dump()) == spec for spec in specs)
+    assert all(JobSpec.build(yaml.safe_load(spec.to_yaml())) == spec for spec in specs)
+    for other in ({}, {"engine": None}, {"batch": {"continuous": False}}, {"batch": {"continuous": None}}):
+        assert JobSpec.build({**LEAST, **other}).engine.name == "torch"
+    over = apply_overrides({**LEAST, "engine": "torch"}, ["engine.name=continuous"])
+    assert JobSpec.build(over).engine.name == "continuous"
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"engine": "tensorrt"}, "engine.name: 'tensorrt' is none of: 'torch', 'continuous'"),
+        ({"engine": {}}, "engine.name is missing; add it to the spec"),
+        (
+            {"engine": {"name": "torch", "nam": 1}},
+            "unknown key 'engine.nam' (known here: name); did you mean",
+        ),
+        (
+            {"engine": "torch", "batch": {"continuous": True}},
+            "batch.continuous true contradicts engine torch; leave batch.continuous out",
+        ),
+        (
+            {"engine": "continuous", "batch": {"continuous": False}},
+            "batch.continuous false contradicts engine continuous; leave batch.continuous out",
+        ),
+        (
+            {"batch": {"continuous": "maybe"}, "engine": "torch"},
+            "batch.continuous: Input should be a valid bool",
+        ),
+    ],
+)
+def test_faults_of_an_engine_name_the_fix(given: dict[str, object], fault: str) -> None:
+    assert faults_of({**LEAST, **given}).startswith(fault)
 
 
 @pytest.mark.parametrize("key", ["training", "trian", "train_data"])
@@ -119,8 +160,6 @@ def test_any_text_is_some_value(text: str) -> None:
 @settings(deadline=None)
 @given(st.integers(1, 10_000), st.one_of(st.none(), st.integers(1, 512)), st.floats(0, 1))
 def test_any_valid_spec_survives_yaml(size: int, length: int | None, share: float) -> None:
-    import yaml
-
     values = {**LEAST, "batch": {"size": size, "max_length": length}, "rejects": {"max_fraction": share}}
     spec = JobSpec.build(values)
     assert JobSpec.build(yaml.safe_load(spec.to_yaml())) == spec

@@ -26,22 +26,22 @@ def _sections(
 ) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Dotted name, description and schema of each section; no schema where another section has the same fields."""
     for name, field in schema["properties"].items():
-        reference = _reference(field)
-        if reference is None:
-            continue
-        path, section = f"{prefix}{name}", definitions[reference]
-        if reference in seen:
-            yield path, f"Has the same fields as `{seen[reference]}`.", None
-            continue
-        seen[reference] = path
-        yield path, section["description"], section
-        yield from _sections(section, definitions, f"{path}.", seen)
+        references = _references(field)
+        for reference in references:
+            path, section = f"{prefix}{name}", definitions[reference]
+            if reference in seen:
+                yield path, f"Has the same fields as `{seen[reference]}`.", None
+                continue
+            seen[reference] = path
+            kind = f": {section['properties']['name']['const']}" if len(references) > 1 else ""
+            yield f"{path}{kind}", section["description"], section
+            yield from _sections(section, definitions, f"{path}.", seen)
 
 
-def _reference(field: Mapping[str, Any]) -> str | None:
-    """Name of the section that a field holds, if it holds one."""
+def _references(field: Mapping[str, Any]) -> list[str]:
+    """Names of the sections that a field may hold: several, if the section has kinds with names."""
     found = [one["$ref"] for one in [field, *field.get("anyOf", [])] if "$ref" in one]
-    return found[0].rpartition("/")[2] if found else None
+    return [reference.rpartition("/")[2] for reference in found]
 
 
 def _table(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
@@ -80,12 +80,13 @@ def _default(field: Mapping[str, Any], required: bool) -> str:
     if required:
         return "required"
     value = field["default"]
-    if _reference(field) and value is not None:
-        return ""
+    references = _references(field)
+    if references and value is not None:
+        return f"`{value['name']}`" if len(references) > 1 else ""
     return f"`{value}`" if isinstance(value, str) and value else f"`{json.dumps(value)}`"
 
 
 def _description(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """One line: the description of a field, or that of its section where pydantic found both to be equal."""
-    described = field if "description" in field else definitions[_reference(field) or ""]
+    described = field if "description" in field else definitions[_references(field)[0]]
     return " ".join(described["description"].split()).replace("|", "\\|")

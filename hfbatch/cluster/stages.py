@@ -27,7 +27,7 @@ from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Split
 from hfbatch.engines.base import DeviceLostError
-from hfbatch.errors import LockLostError, SplitError, redact_text
+from hfbatch.errors import SplitError, WorkerError, redact_text
 from hfbatch.output.lock import TAKEOVER_S
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
 from hfbatch.output.rejects import Reject, rejects_table, unreadable
@@ -259,9 +259,9 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
             with beating(lambda: tracker.beat.remote(stage, manifest.part)):
                 row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            expected = isinstance(error, SplitError | LockLostError)
+            expected = isinstance(error, SplitError | WorkerError)
             cause = str(error) if expected else f"{type(error).__name__}: {error}"
-            manifest.fatal = manifest.fatal or isinstance(error, LockLostError)
+            manifest.fatal = manifest.fatal or isinstance(error, WorkerError)
             if "offset overflow" in cause:
                 cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
             manifest.error = redact_text(cause)

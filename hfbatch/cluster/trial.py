@@ -40,6 +40,7 @@ class Trial:
     batch_size: int
     dtype: str
     device: str
+    engine: str
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:

@@ -1,1 +1,39 @@
-"""Inference engines: each loads a model and runs batches on a device."""
+"""Inference engines: each loads a model and answers what tasks ask of it.
+
+A new engine is one new file with a subclass of `BatchEngine` or `RowEngine`, its kind in ENGINES, and its section in the
+spec (`hfbatch/spec/job.py`, EngineSpec).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from hfbatch.engines.base import Capability
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """What is known of an engine before it is imported."""
+
+    path: str
+    """Module and class."""
+    answers: frozenset[Capability]
+    """What tasks may ask of it."""
+    rows: bool = False
+    """Whether it is a RowEngine."""
+
+    def load(self) -> Any:
+        """Imports the class."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
+ENGINES = {
+    "torch": EngineKind("hfbatch.engines.torch:TorchEngine", frozenset(Capability)),
+    "continuous": EngineKind(
+        "hfbatch.engines.continuous:ContinuousEngine", frozenset({Capability.COMPLETE}), rows=True
+    ),
+}
+"""Engines by the name that the spec gives."""

@@ -1,14 +1,23 @@
-"""The engine interface: an engine holds a model on a device and runs batches. Does not import Ray."""
+"""The engine interface: what tasks may ask of a loaded model, and the two kinds of engines. Does not import Ray.
+
+A batch engine takes padded batches and returns tensors; the task's `forward` runs on it. A row engine takes the rows of a
+split as requests and returns each result as soon as it is done.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from hfbatch.errors import HfbatchError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
 
 Forward = Callable[[Any, dict[str, Any]], dict[str, Any]]
 """Maps (model, batch of tensors on the device) to tensors of the same first dimension."""
@@ -18,17 +27,43 @@ class DeviceLostError(HfbatchError):
     """The device is unusable for the rest of this process; the work needs a new process."""
 
 
-class Engine(ABC):
-    """A loaded model. Batches are submitted in order and collected in the same order.
+class Capability(Enum):
+    """What a task may ask of a loaded model. The value completes the sentence "the task needs ..."."""
 
-    `submit` may return before the device is done, so that the next batch is prepared and copied meanwhile; the
-    caller keeps at most `depth` batches in flight.
-    """
+    FORWARD = "the outputs of the model for padded inputs"
+    """A call of the model, and its attributes `config`, `device`, `dtype` and the signature of `forward`."""
+    GENERATE = "`generate` of transformers"
+    """`generate` for padded inputs, besides FORWARD."""
+    COMPLETE = "continuations of prompts"
+    """Nothing but new tokens, and their log-probabilities, for prompts of token ids."""
+    MODULE = "the PyTorch module of the model"
+    """Any attribute or method of a transformers model, such as its hooks or `get_text_features`."""
+
+
+class Engine(ABC):
+    """A loaded model."""
 
     name: ClassVar[str]
     device: str
     """The torch device type with the hardware model: `cuda (NVIDIA H200)`."""
     dtype: str
+
+    @abstractmethod
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether a smaller batch may succeed."""
+
+    @abstractmethod
+    def release_memory(self) -> None:
+        """Releases cached device memory after an out-of-memory error."""
+
+
+class BatchEngine(Engine):
+    """Runs batches, which are submitted in order and collected in the same order.
+
+    `submit` may return before the device is done, so that the next batch is prepared and copied meanwhile; the
+    caller keeps at most `depth` batches in flight.
+    """
+
     depth: int = 1
     pad_multiple: int = 1
     """Padded lengths are multiples of this; of at most 8 for short batches."""
@@ -37,7 +72,7 @@ class Engine(ABC):
     batch_tokens: int | None = 4096
     """Default maximum of tokens in a batch of texts; on CPUs, activations of larger batches exceed the caches."""
 
-    def expect(self, batches: int) -> None:  # noqa: B027 - most engines do not need it
+    def expect(self, batches: int) -> None:
         """Sets the number of batches of the next split, at least 1."""
 
     @abstractmethod
@@ -51,10 +86,60 @@ class Engine(ABC):
         :raises Exception: an error of the model that submit did not raise.
         """
 
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue."""
+
+    prompt: list[int]
+    """Token ids, at least one."""
+    max_new_tokens: int | None = None
+    """Maximum of new tokens, if it differs from that of the generation config."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The continuation of a prompt."""
+
+    tokens: list[int]
+    """New token ids, up to and including the token that ends the text."""
+    stopped: bool
+    """Whether the text reached its end before the maximum of tokens."""
+    log_probs: list[float] | None = None
+    """Log-probability of each new token, if requested."""
+
+
+class RowEngine(Engine):
+    """Continues prompts; decides itself which of them run concurrently."""
+
+    rows: int
+    """Default maximum of concurrent rows."""
+
+    @classmethod
     @abstractmethod
-    def is_out_of_memory(self, error: Exception) -> bool:
-        """Whether a smaller batch may succeed."""
+    def option_faults(
+        cls, model: PretrainedConfig, generation: GenerationConfig, begin_with: str | None
+    ) -> list[str]:
+        """Returns errors for models and options that the engine does not support. Loads no weights.
+
+        :param begin_with: text that every continuation begins with.
+        """
 
     @abstractmethod
-    def release_memory(self) -> None:
-        """Releases cached device memory after an out-of-memory error."""
+    def complete(
+        self,
+        requests: Sequence[Request],
+        generation: GenerationConfig,
+        rows: int,
+        tokens: int | None = None,
+        log_probs: bool = False,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields the position of each request and its continuation, in the order in which they finish.
+
+        :param generation: options of all requests.
+        :param rows: maximum of concurrent rows.
+        :param tokens: maximum of tokens in a step of the model; None for the engine's default.
+        :param log_probs: whether to compute log-probabilities.
+        :raises Exception: the error of a request, or of one that ran concurrently. Requests that were not yielded before
+            have no result; the caller runs them again, in smaller calls.
+        """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfbatch.engines.base import DeviceLostError, Engine, Forward
+from hfbatch.engines.base import BatchEngine, DeviceLostError, Forward
 from hfbatch.errors import WorkerError
 
 
@@ -22,7 +22,7 @@ class _OnGpu:
     copied: torch.cuda.Event
 
 
-class TorchEngine(Engine):
+class TorchEngine(BatchEngine):
     """Runs a model loaded with an AutoClass of transformers.
 
     On the CPU, one batch runs on each thread: threads that share a batch wait for each other after every layer,
@@ -109,10 +109,14 @@ class TorchEngine(Engine):
             with torch.inference_mode():
                 return self._submit_gpu(batch, forward)
         except RuntimeError as error:
-            raise self._lost_or(error) from error
+            raise self.lost_or(error) from error
+
+    def use_threads(self) -> None:
+        """Sets the number of threads of an operation on the CPU, for this Python thread only."""
+        torch.set_num_threads(self._threads_each)
 
     def _run_on_cpu(self, batch: dict[str, np.ndarray], forward: Forward) -> dict[str, torch.Tensor]:
-        torch.set_num_threads(self._threads_each)  # for this Python thread only
+        self.use_threads()
         with torch.inference_mode():
             return forward(self.model, {name: as_tensor(value) for name, value in batch.items()})
 
@@ -153,7 +157,7 @@ class TorchEngine(Engine):
         try:
             handle.copied.synchronize()
         except RuntimeError as error:
-            raise self._lost_or(error) from error
+            raise self.lost_or(error) from error
         return {name: as_array(value) for name, value in handle.host.items()}
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -167,7 +171,7 @@ class TorchEngine(Engine):
         if self._torch_device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _lost_or(self, error: RuntimeError) -> Exception:
+    def lost_or(self, error: Exception) -> Exception:
         """Returns DeviceLostError for a CUDA error other than out-of-memory, after which every later call fails too."""
         if (
             self._torch_device.type == "cuda"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from hfbatch.data.filesystem import redact
@@ -30,7 +31,7 @@ def job_identity(
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
-        "engine": "torch",
+        "engine": spec.engine.name,
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {
@@ -51,7 +52,8 @@ def earlier(
 ) -> tuple[dict[str, Any], RuntimeChoice | None]:
     """Returns the identity of the output from now on, and the runtime choice of an earlier run.
 
-    The identity of an earlier run is kept if it differs only in the version of results and all splits are done.
+    The identity of an earlier run is kept, since its parts bear its fingerprint, if it means the same job, or if it
+    differs only in the version of results and all splits are done.
 
     :raises SpecError: if the output holds parts of another job, or an unfinished job of another version of results.
     """
@@ -60,7 +62,7 @@ def earlier(
         return identity, None
     there, shown = ledger.list_parts(), redact(spec.output.path)
     version = {results_version.KEY: results_version.version_of(job["identity"])}
-    differing = list(_differences({**job["identity"], **version}, {**identity, **version}))
+    differing = list(_differences({**_effective(job, identity), **version}, {**identity, **version}))
     if differing and there:
         raise SpecError(
             f"output {shown} holds the parts of another job; "
@@ -69,15 +71,39 @@ def earlier(
     fault = results_version.version_fault(shown, job)
     if fault and there and state.todo:
         raise SpecError(fault)
-    if fault and there:
-        identity = job["identity"]
-    elif fault or differing:
+    if differing or (fault and not there):
         return identity, None
+    if there:
+        identity = job["identity"]
     if not job["settled"]:
         return identity, None
-    choice = RuntimeChoice(**job["settled"])
+    unknown = job["settled"].keys() - {one.name for one in fields(RuntimeChoice)}
+    if unknown:
+        raise SpecError(
+            f"output {shown} was begun by a newer hfbatch, which chose {', '.join(sorted(unknown))} too; "
+            "use that version, choose another output, or replace it with --overwrite"
+        )
+    choice = RuntimeChoice(**{**job["settled"], "engine": spec.engine.name})
     size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
-    return identity, RuntimeChoice(size, choice.dtype, choice.device)
+    return identity, replace(choice, batch_size=size)
+
+
+def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the identity of an earlier job as this version writes it.
+
+    Older versions did not write the engine: it is continuous if the spec has `batch.continuous`, else torch. A dtype
+    that was chosen by `auto` is the same as its name in the spec.
+
+    :param job: content of job.json.
+    :param identity: of the job that is to continue it.
+    """
+    spec, old, settled = job["spec"], job["identity"], job["settled"] or {}
+    alias = "continuous" if spec.get("batch", {}).get("continuous") else "torch"
+    engine = settled.get("engine") or spec.get("engine", {}).get("name") or alias
+    model, asked = old.get("model", {}), identity["model"]["dtype"]
+    if model.get("dtype") == "auto" and settled.get("dtype") == asked:
+        model = {**model, "dtype": asked}
+    return {**old, "engine": engine, "model": model}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

@@ -177,7 +177,8 @@ def look_again(plan: Plan) -> None:
     """
     if not plan.overwrite:
         plan.state, _, _ = plan.ledger.audit(plan.splits, plan.fingerprint)
-        plan.identity, plan.choice = earlier(plan.ledger, plan.identity, plan.spec, plan.state)
+        identity = job_identity(plan.spec, plan.model, plan.task, plan.inputs, plan.keep)
+        plan.identity, plan.choice = earlier(plan.ledger, identity, plan.spec, plan.state)
 
 
 def split_rows(spec: JobSpec) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.engines.base import DeviceLostError, Engine
+from hfbatch.engines.base import BatchEngine, DeviceLostError
 from hfbatch.runtime.batching import alignment, by_length, cut, padded_width
 from hfbatch.runtime.windows import unfold
 from hfbatch.tasks.base import Task
@@ -25,7 +25,7 @@ MOST_SECONDS = 10
 """Time limit of all trials together: where rows are slow, the device time is better spent on the job."""
 
 
-def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
+def choose_batch_size(task: Task, engine: BatchEngine, features: pa.Table) -> int:
     """Returns the largest of `engine.batch_sizes` that fits into memory and is worthwhile.
 
     Sizes are tried from small to large on batches like those of the job, spread over the rows sorted by
@@ -55,7 +55,7 @@ def choose_batch_size(task: Task, engine: Engine, features: pa.Table) -> int:
 
 
 def _affordable(
-    task: Task, engine: Engine, features: pa.Table, rows: np.ndarray, sizes: list[int]
+    task: Task, engine: BatchEngine, features: pa.Table, rows: np.ndarray, sizes: list[int]
 ) -> list[int]:
     """Returns the sizes whose trials fit into MOST_SECONDS, estimated from the time of one batch.
 
@@ -69,12 +69,12 @@ def _affordable(
     return [size for size, cost in zip(sizes, costs, strict=True) if cost <= MOST_SECONDS]
 
 
-def _batches(engine: Engine, size: int) -> int:
+def _batches(engine: BatchEngine, size: int) -> int:
     """Returns the number of batches in a trial."""
     return max(SAMPLE_ROWS // size, engine.depth, 2)
 
 
-def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, size: int) -> float:
+def _rate(task: Task, engine: BatchEngine, features: pa.Table, order: np.ndarray, size: int) -> float:
     """Returns tokens per second, excluding the share of padding that this size causes over all rows."""
     batches = _batches(engine, size)
     starts = np.linspace(0, max(len(order) - size, 0), batches + 2)[1:-1].astype(int)
@@ -88,7 +88,7 @@ def _rate(task: Task, engine: Engine, features: pa.Table, order: np.ndarray, siz
     return speed * float(lengths.sum()) / max(padded, 1)
 
 
-def _run(task: Task, engine: Engine, features: pa.Table, batches: list[np.ndarray]) -> int:
+def _run(task: Task, engine: BatchEngine, features: pa.Table, batches: list[np.ndarray]) -> int:
     """Runs batches as the job does; returns their number of tokens, padding included."""
     engine.expect(len(batches))
     computed, pending, lengths = 0, deque[Any](), task.lengths(features)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from pydantic import ValidationError
 
 from hfbatch.data.filesystem import one_line
+from hfbatch.engines import ENGINES
+from hfbatch.engines.base import Capability, RowEngine
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.spec.job import JobSpec, faults_of
+from hfbatch.spec.faults import faults_of
+from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import named, task_class
-from hfbatch.tasks.base import Task
+from hfbatch.tasks.base import CompletingTask, Task
 from hfbatch.tasks.label_maps import label_faults, label_notes
 from hfbatch.tasks.model_support import infer, misfits
 
@@ -51,8 +55,7 @@ def check_task(
     with model_faults(spec.model.name):
         task = RunnerConfig.of(spec, model, root).build_task()
         faults += misfits(task) or label_faults(task) or task.check()
-        if spec.batch.continuous:
-            faults += task.continuous_faults()
+        faults += engine_faults(spec.engine.name, task)
         if not faults and "text" in task.takes:
             notes += _embedding_notes(task)
         notes += label_notes(task)
@@ -62,6 +65,23 @@ def check_task(
                 "the others, and no training has touched them"
             )
     return task
+
+
+def engine_faults(name: str, task: Task) -> list[str]:
+    """Returns errors if the engine does not answer what the task asks, or does not support the task's options."""
+    kind = ENGINES[name]
+    lacking = [need for need in Capability if need in task.asks - kind.answers]
+    if lacking:
+        able = [other for other, one in ENGINES.items() if task.asks <= one.answers]
+        needs = " and ".join(need.value for need in lacking)
+        return [
+            f"engine {name} cannot run task {task.name}, which needs {needs}; use engine {' or '.join(able)}"
+        ]
+    if not kind.rows:
+        return []
+    engine: type[RowEngine] = kind.load()
+    asking = cast(CompletingTask, task)
+    return engine.option_faults(task.config, asking.decoding, task.params.begin_with)
 
 
 def _embedding_notes(task: Task) -> list[str]:

@@ -6,10 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from hfbatch.data.media_files import RowFiles
 from hfbatch.hub.models import Model
 from hfbatch.runtime.machine import collector_at_rest
-from hfbatch.spec.job import BatchSpec, FilesSpec, JobSpec, TokenizerSpec
+from hfbatch.spec.job import BatchSpec, EngineSpec, FilesSpec, JobSpec, TokenizerSpec, TorchEngineSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task, TaskConfig
@@ -22,6 +24,7 @@ class RuntimeChoice:
     batch_size: int
     dtype: str
     device: str
+    engine: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class RunnerConfig:
     dtype: str
     """As the spec has it: `auto` or a name."""
     batch: BatchSpec
+    engine: EngineSpec = field(default_factory=lambda: TorchEngineSpec(name="torch"))
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     seed: int = 0
-    split_rows: int | None = None
     files: FilesSpec = field(default_factory=FilesSpec)
     root: str = ""
     """Folder or URL that paths in the rows are relative to."""
@@ -48,8 +51,8 @@ class RunnerConfig:
     ) -> RunnerConfig:
         """The part of a job's spec that concerns what is computed."""
         return cls(
-            spec.task, model, spec.params, spec.model.dtype, spec.batch, spec.tokenizer, spec.seed,
-            spec.input.split_rows, spec.input.files, root, choice,
+            spec.task, model, spec.params, spec.model.dtype, spec.batch, spec.engine, spec.tokenizer, spec.seed,
+            spec.input.files, root, choice,
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -58,6 +61,7 @@ class RunnerConfig:
             **vars(self),
             "model": asdict(self.model),
             "batch": self.batch.model_dump(mode="json"),
+            "engine": self.engine.model_dump(mode="json"),
             "tokenizer": self.tokenizer.model_dump(mode="json"),
             "files": self.files.model_dump(mode="json", context=WITH_SECRETS),
             "root": Location(self.root).unmasked,
@@ -72,6 +76,7 @@ class RunnerConfig:
         made = {
             "model": Model(**values["model"]),
             "batch": BatchSpec.model_validate(values["batch"]),
+            "engine": TypeAdapter(EngineSpec).validate_python(values["engine"]),
             "tokenizer": TokenizerSpec.model_validate(values["tokenizer"]),
             "files": FilesSpec.model_validate(values["files"]),
             "root": Location(values["root"]),
@@ -94,6 +99,5 @@ class RunnerConfig:
                 self.seed,
                 self.tokenizer,
                 RowFiles(self.root, self.files),
-                self.batch,
             )
         )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.finite import non_finite
-from hfbatch.engines.base import DeviceLostError, Engine
+from hfbatch.engines.base import BatchEngine, DeviceLostError
 from hfbatch.errors import NonFiniteOutput
 from hfbatch.runtime.batching import alignment, by_length, cut, to_arrow
 from hfbatch.runtime.isolate import isolate
@@ -58,7 +58,7 @@ class Predictor:
     def __init__(
         self,
         task: Task,
-        engine: Engine,
+        engine: BatchEngine,
         size: int,
         tokens: int | None = None,
         on_batch: Callable[[BatchStats], None] | None = None,
@@ -100,7 +100,7 @@ class Predictor:
             self._retry(windows, rows, done, result)
         result = _in_input_order(result, done)
         if self.task.finite:
-            result = _finite_rows(result, self.engine.dtype)
+            result = finite_rows(result, self.engine.dtype)
         if self.task.windows:
             result = _whole_rows(result, windows.row)
         result.outputs = carry(self.task, result.outputs, features, result.kept)
@@ -175,7 +175,7 @@ def _in_input_order(result: Prediction, done: list[tuple[np.ndarray, pa.Table]])
     return result
 
 
-def _finite_rows(result: Prediction, dtype: str) -> Prediction:
+def finite_rows(result: Prediction, dtype: str) -> Prediction:
     """Moves rows with NaN or infinity in the outputs to the failures. :param dtype: the model's dtype."""
     outputs = result.outputs
     found: dict[int, str] = {}
@@ -188,14 +188,8 @@ def _finite_rows(result: Prediction, dtype: str) -> Prediction:
             found.setdefault(place, f"{name!r} of the model's outputs")
     result.outputs = outputs
     if found:
-        hint = (
-            "numbers above 65,504 overflow in float16; set model.dtype to bfloat16 or float32"
-            if dtype == "float16"
-            else f"the model ran in {dtype}: check whether its weights hold NaN"
-        )
         result.failures += [
-            (int(result.kept[place]), NonFiniteOutput(f"{what} is NaN or infinite; {hint}"))
-            for place, what in found.items()
+            (int(result.kept[place]), NonFiniteOutput.of(what, dtype)) for place, what in found.items()
         ]
         kept = np.setdiff1d(np.arange(len(outputs)), list(found))
         result.outputs, result.kept = outputs.take(pa.array(kept)), result.kept[kept]

@@ -11,18 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.engines.base import Engine
+from hfbatch.engines import ENGINES
+from hfbatch.engines.base import BatchEngine, Engine, RowEngine
 from hfbatch.engines.precision import native_dtype
+from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
+from hfbatch.runtime.rows import RowPredictor
 
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
@@ -76,7 +80,7 @@ class Runner:
         self.config = replace(config, model=config.model.fetch())
         self.task = self.config.build_task()
         self.engine: Engine | None = None
-        self._predictor: Predictor | None = None
+        self._predictor: Predictor | RowPredictor | None = None
         self._threads = max(round(usable_cores() * share), 1)
         self._on_batch = on_batch
 
@@ -96,14 +100,22 @@ class Runner:
 
     @collector_at_rest()
     def load(self, dtype: str | None = None) -> Engine:
-        """Loads the model, in the dtype of the spec or of an earlier choice."""
-        from hfbatch.engines.torch import TorchEngine
+        """Loads the model into the engine, in the dtype of the spec or of an earlier choice.
 
-        model, asked = self.task.model, self.config.choice.dtype if self.config.choice else self.config.dtype
-        self.engine = TorchEngine(
+        :raises WorkerError: for a dtype that `auto` chose on another machine, and this one does not run natively.
+        """
+        model, choice, (device, best) = self.task.model, self.config.choice, native_dtype()
+        dtype = dtype or (choice.dtype if choice else self.config.dtype)
+        if self.config.dtype == "auto" and dtype not in ("auto", "float32", best):
+            raise WorkerError(
+                f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
+                f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
+            )
+        make = ENGINES[self.config.engine.name].load()
+        self.engine = made = make(
             model.folder,
             self.task.auto_class,
-            dtype or (native_dtype()[1] if asked == "auto" else asked),
+            best if dtype == "auto" else dtype,
             self._threads,
             model.trust_remote_code,
             self.task.concurrent,
@@ -111,32 +123,30 @@ class Runner:
             self.task.seed,
             self.task.unused,
         )
-        return self.engine
+        return made
 
     def propose(self, features: pa.Table) -> RuntimeChoice:
         """Batch size, dtype and device that suit this process; tries sizes on features if the spec leaves it open."""
         engine = self.engine or self.load()
         size = self.config.batch.size
-        if size == "auto" and self.config.batch.continuous:
-            from hfbatch.tasks.generation.continuous import ROWS
-
-            size = ROWS
+        if size == "auto" and isinstance(engine, RowEngine):
+            size = engine.rows
         elif size == "auto":
-            size = choose_batch_size(self.task, engine, _without_positions(features))
-        return RuntimeChoice(size, engine.dtype, engine.device)
+            size = choose_batch_size(self.task, cast(BatchEngine, engine), _without_positions(features))
+        return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
         engine = self.engine
         if engine is None or engine.dtype != choice.dtype:
             engine = self.load(choice.dtype)
-        batch, size = self.config.batch, choice.batch_size
-        tokens = batch.tokens
-        if tokens is None and batch.size == "auto" and self.task.whole_texts:
+        size, tokens = choice.batch_size, self.config.batch.tokens
+        if isinstance(engine, RowEngine):
+            self._predictor = RowPredictor(self.task, engine, size, tokens, self._on_batch)
+            return
+        engine = cast(BatchEngine, engine)
+        if tokens is None and self.config.batch.size == "auto" and self.task.whole_texts:
             tokens = engine.batch_tokens
-        if batch.continuous:
-            self.task.batch = batch.model_copy(update={"size": size})
-            size, tokens = self.config.split_rows or self.task.split_rows, None
         self._predictor = Predictor(self.task, engine, size, tokens, self._on_batch)
 
     def predict(self, features: pa.Table) -> Predicted:
@@ -188,7 +198,8 @@ class Runner:
     def _default_choice(self) -> RuntimeChoice:
         engine = self.engine or self.load()
         size = self.config.batch.size
-        return RuntimeChoice(PREVIEW_BATCH if size == "auto" else size, engine.dtype, engine.device)
+        size = PREVIEW_BATCH if size == "auto" else size
+        return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
 
     @property
     def label(self) -> str:

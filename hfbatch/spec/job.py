@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -21,6 +19,7 @@ from pydantic import (
 
 from hfbatch.errors import SpecError
 from hfbatch.spec import plain_yaml
+from hfbatch.spec.faults import faults_of
 from hfbatch.spec.location import Location
 from hfbatch.spec.shorthand import shorthand
 
@@ -182,8 +181,29 @@ class BatchSpec(Section):
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a batch with its padding, a limit besides size. Default: if size is auto, 4096 for texts that a
     CPU encodes; else no limit."""
-    continuous: bool = False
-    """Text generation: continuous batching; size is then concurrent rows, tokens those of a step."""
+    continuous: bool | None = None
+    """The same as `engine: continuous` if true; kept for older specs."""
+
+
+class TorchEngineSpec(Section):
+    """Eager PyTorch: padded batches of rows, for every task."""
+
+    name: Literal["torch"]
+    """Name of the engine."""
+
+
+class ContinuousEngineSpec(Section):
+    """Continuous batching, for text-generation: the next row starts as soon as another one ends.
+
+    `batch.size` is then the number of concurrent rows, and `batch.tokens` the maximum of tokens in a step.
+    """
+
+    name: Literal["continuous"]
+    """Name of the engine."""
+
+
+EngineSpec = Annotated[TorchEngineSpec | ContinuousEngineSpec, Field(discriminator="name"), shorthand("name")]
+"""The engine of a job. The type of the section follows from `name`."""
 
 
 class WorkersSpec(Section):
@@ -243,6 +263,8 @@ class JobSpec(Spec):
     """The rows; a plain string is the path."""
     output: Annotated[OutputSpec, shorthand("path")]
     """The predictions; a plain string is the path."""
+    engine: EngineSpec = TorchEngineSpec(name="torch")
+    """What runs the model; a plain string is its name."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     """Changes to the model's tokenizer."""
     batch: BatchSpec = BatchSpec()
@@ -255,6 +277,27 @@ class JobSpec(Spec):
     """How many rows may fail."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _continuous_is_an_engine(cls, values: Any) -> Any:
+        """Sets the engine that `batch.continuous: true` stands for, unless the spec names one."""
+        if not isinstance(values, dict) or values.get("engine") is not None:
+            return values
+        try:
+            batch = BatchSpec.model_validate(values.get("batch") or {})
+        except ValidationError:
+            return values  # its faults are reported with those of the other sections
+        return {**values, "engine": "continuous"} if batch.continuous else values
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Self:
+        asked, engine = self.batch.continuous, self.engine.name
+        if asked is not None and asked != (engine == "continuous"):
+            raise ValueError(
+                f"batch.continuous {str(asked).lower()} contradicts engine {engine}; leave batch.continuous out"
+            )
+        return self
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -286,8 +329,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     shorthands = {
-        "model": "name",
-        "method": "name",
+        **dict.fromkeys(("model", "method", "engine"), "name"),
         **dict.fromkeys(("input", "output", "train", "eval"), "path"),
     }
     for override in overrides:
@@ -310,10 +352,6 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
-OF_SEVERAL = re.compile(r"literal\[.*\]|constrained-\w+|float|int|str|bool")
-"""Type that pydantic appends to the location of an error in a field of several types."""
-
-
 def parse_value(text: str) -> Any:
     """Reads a command-line value as YAML, or as plain text if it is not YAML.
 
@@ -325,64 +363,3 @@ def parse_value(text: str) -> Any:
         raise
     except yaml.YAMLError:
         return text
-
-
-def faults_of(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
-    """Returns one sentence for each fault of a pydantic error; for an unknown key, with the list of known ones.
-
-    Sections raise a ValueError with one argument for each inconsistency of their fields.
-    """
-    together: list[str] = []
-    found: dict[tuple[int | str, ...], dict[str, Any]] = {}
-    for fault in error.errors(include_url=False):
-        if fault["type"] == "value_error" and not fault["loc"]:
-            together += fault["ctx"]["error"].args
-            continue
-        place, expected = fault["loc"], fault["msg"].removeprefix("Input should be ")
-        if place and fault["type"] != "extra_forbidden" and OF_SEVERAL.fullmatch(str(place[-1])):
-            place = place[:-1]
-        if place in found:
-            found[place]["msg"] += f", or {expected}"
-        else:
-            found[place] = {**fault, "loc": place}
-    return [_sentence(fault, model, where) for fault in found.values()] + together
-
-
-def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
-    path = [str(part) for part in fault["loc"]]
-    name = ".".join([where, *path] if where else path)
-    match fault["type"]:
-        case "extra_forbidden":
-            known = _fields_at(model, path[:-1])
-            near = [name.removesuffix(path[-1]) + key for key in get_close_matches(path[-1], known, 1)]
-            meant = near or _elsewhere(path[-1], model)
-            alike = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
-            return f"unknown key {name!r} (known here: {', '.join(known)}){alike}"
-        case "missing":
-            return f"{name} is missing; add it to the spec"
-        case "string_unicode":
-            return f"{name}: {fault['input']!r} is not UTF-8; rename it"
-        case _:
-            return f"{name}: {fault['msg']} (got {fault['input']!r})"
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        section = _section(model, part)
-        if section is None:
-            break
-        model = section
-    return list(model.model_fields)
-
-
-def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Returns the model of a field, if it is a section."""
-    kind = model.model_fields[name].annotation if name in model.model_fields else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _elsewhere(key: str, model: type[BaseModel]) -> list[str]:
-    """Returns the full names of a misplaced key, for all places where the spec has it."""
-    sections = {name: _section(model, name) for name in model.model_fields}
-    found = [f"{name}.{key}" for name, section in sections.items() if section and key in section.model_fields]
-    return [key] * (key in model.model_fields) + found

@@ -26,10 +26,14 @@ class _Shorthand:
         self, section: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         shown = handler(section)
-        named = next(one for one in shown.get("anyOf", [shown]) if "$ref" in one)
-        field = handler.resolve_ref_schema(named)["properties"][self._key]
-        plain = {key: field[key] for key in ("type", "enum", "minLength") if key in field}
-        return {"anyOf": [plain, *shown.get("anyOf", [shown])]}
+        kinds = shown.get("oneOf") or shown.get("anyOf") or [shown]
+        fields = [
+            handler.resolve_ref_schema(kind)["properties"][self._key] for kind in kinds if "$ref" in kind
+        ]
+        plain = {key: fields[0][key] for key in ("type", "enum", "minLength") if key in fields[0]}
+        if "const" in fields[0]:
+            plain["enum"] = [field["const"] for field in fields]
+        return {"anyOf": [plain, *kinds]}
 
     def _expanded(self, value: Any) -> Any:
         return {self._key: value} if isinstance(value, str) else value

@@ -13,22 +13,23 @@ config load when they are first used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.media_files import RowFiles
-from hfbatch.spec.job import BatchSpec, Section, TokenizerSpec
+from hfbatch.engines.base import Capability, Completion, Request
+from hfbatch.spec.job import Section, TokenizerSpec
 from hfbatch.tasks.positions import embedding_rows
 from hfbatch.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
     from hfbatch.hub.models import Model
 
@@ -115,7 +116,6 @@ class TaskConfig:
     """Changes to the model's tokenizer."""
     files: RowFiles = field(default_factory=RowFiles)
     """Opens the files that rows refer to."""
-    batch: BatchSpec = field(default_factory=BatchSpec)
 
 
 class Task(ABC):
@@ -169,7 +169,6 @@ class Task(ABC):
         self.max_length = config.max_length
         self.seed = config.seed
         self.files = config.files
-        self.batch = config.batch
         self.tokenizer_changes = config.tokenizer
 
     @classmethod
@@ -236,13 +235,14 @@ class Task(ABC):
         """Whether rows of different lengths may be padded into one batch."""
         return self.config.model_type not in SEE_PADDING
 
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """What the task needs of an engine, with this model and these params."""
+        return frozenset({Capability.FORWARD})
+
     def check(self) -> list[str]:
         """Returns errors in the combination of model and params; called once, before the job starts."""
         return []
-
-    def continuous_faults(self) -> list[str]:
-        """Returns errors of `batch.continuous`; called once, before the job starts, if the spec sets it."""
-        return [f"batch.continuous is for text-generation; leave it out for task {self.name}"]
 
     def columns(self) -> tuple[InputColumn, ...]:
         """Returns the inputs that the task reads with this model."""
@@ -330,6 +330,24 @@ class Task(ABC):
         :param outputs: the outputs of forward.
         :param columns: the result of postprocess, for the same rows or fewer.
         """
+
+
+class CompletingTask(Protocol):
+    """What a task that asks for Capability.COMPLETE has besides, so that a row engine can do what `forward` does."""
+
+    params: Any
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        """Options of all requests."""
+
+    def requests(self, features: pa.Table) -> list[Request]:
+        """Returns the request of each row."""
+
+    def outputs_of(
+        self, requests: Sequence[Request], completions: Sequence[Completion]
+    ) -> dict[str, np.ndarray]:
+        """Returns the outputs of forward, as arrays, for rows with these results."""
 
 
 def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:

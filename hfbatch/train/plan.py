@@ -27,8 +27,9 @@ from hfbatch.output.lock import guard_note
 from hfbatch.predict.bind import bind_columns, gather, left_out_notes
 from hfbatch.predict.plan import versions
 from hfbatch.runtime.checks import model_faults
+from hfbatch.spec.faults import faults_of
 from hfbatch.spec.finetune import FinetuneSpec
-from hfbatch.spec.job import InputSpec, faults_of
+from hfbatch.spec.job import InputSpec
 from hfbatch.tasks import named
 from hfbatch.train.features import Part
 from hfbatch.train.hub import hub_faults

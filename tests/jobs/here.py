@@ -39,7 +39,7 @@ def job_here(
         if plan.todo:
             runner = Runner(plan.runner, 1e-9)
             engine = runner.load()
-            choice = plan.choice or RuntimeChoice(_size(spec), engine.dtype, engine.device)
+            choice = plan.choice or RuntimeChoice(_size(spec), engine.dtype, engine.device, engine.name)
             plan.ledger.write_job({**job, "settled": vars(choice)})
             runner.apply(choice)
             manifests = [_split_here(plan, runner, split) for split in plan.todo]

@@ -12,6 +12,7 @@ import transformers
 
 from hfbatch.data.media import NO_FILES
 from hfbatch.data.media_files import RowFiles
+from hfbatch.engines.base import Capability
 from hfbatch.engines.torch import as_array, as_tensor
 from hfbatch.hub.models import Model
 from hfbatch.runtime.batching import to_arrow
@@ -45,6 +46,26 @@ def load(task: Task) -> torch.nn.Module:
     return loader.from_pretrained(task.model.folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
+class Asked:
+    """A model with no more than the attributes that a task may use by what it asks of an engine."""
+
+    def __init__(self, model: torch.nn.Module, task: Task) -> None:
+        self.__dict__.update(_model=model, _allowed={"config", "device", "dtype", "forward"})
+        if task.asks & {Capability.GENERATE, Capability.COMPLETE}:
+            self._allowed.update(("generate", "generation_config"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._allowed:
+            raise AttributeError(f"the task does not ask for {name}")
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._model(*args, **options)
+
+
 def run(
     task: Task,
     columns: Mapping[str, Sequence[Any]],
@@ -66,6 +87,7 @@ def forward(
 ) -> pa.Table:
     """What postprocess gets: outputs of each row in input order, and the features that it reads beside them."""
     model, windows = load(task), unfold(task, features)
+    model = model if Capability.MODULE in task.asks else Asked(model, task)
     rows = np.arange(len(windows.table)) if order is None else np.asarray(order)
     tables = []
     with torch.inference_mode():

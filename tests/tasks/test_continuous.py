@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import chain
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from hfbatch.engines.base import Request
+from hfbatch.engines.continuous import ContinuousEngine
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
+from hfbatch.predict import plan
+from hfbatch.predict.identity import job_identity
 from hfbatch.predict.plan import make_plan
+from hfbatch.predict.verify import verify_output
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import JobSpec
+from hfbatch.spec.job import JobSpec, ModelSpec
+from tests.jobs.here import job_here
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
 TEXTS = [CORPUS[k][: 3 + 2 * k] for k in range(24)]
@@ -67,7 +74,7 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
     choice = runner.propose(features)
     assert choice == RuntimeChoice(
-        32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device
+        32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device, spec.engine.name
     )
     runner.apply(choice)
     result = runner.predict(features)
@@ -144,14 +151,17 @@ def test_what_it_cannot_do_is_a_fault_of_the_plan(
     llama: str, tmp_path: Path, params: dict[str, Any], message: str
 ) -> None:
     (fault,) = faults_of(spec_of(llama, {}, **params), tmp_path)
-    assert fault.startswith("batch.continuous")
+    assert fault.startswith("engine continuous")
     assert message in fault
 
 
 def test_other_tasks_and_other_caches_are_refused(llama: str, tmp_path: Path) -> None:
     classifier = tiny_bert(tmp_path / "bert")
     spec = spec_of(classifier, {}, "text-classification").model_copy(update={"params": {}})
-    assert "batch.continuous is for text-generation" in faults_of(spec, tmp_path)[0]
+    assert faults_of(spec, tmp_path) == [
+        "engine continuous cannot run task text-classification, which needs the outputs of the model for padded "
+        "inputs; use engine torch"
+    ]
     folder = tiny_llama(tmp_path / "llama")
     path = Path(folder) / "config.json"
     kinds = ["full_attention", "linear_attention"]
@@ -172,17 +182,65 @@ def faults_of(spec: JobSpec, folder: Path) -> list[str]:
     return error.value.faults
 
 
-def test_a_rerun_may_batch_in_another_way(llama: str, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in" / "a.parquet")
-    values = spec_of(llama, {}).model_dump() | {
-        "input": str(tmp_path / "in"),
-        "output": {"path": str(tmp_path / "out"), "prefix": "new_", "keep": []},
-    }
-    plans = [
-        make_plan(JobSpec.build({**values, "batch": {"continuous": wanted}})) for wanted in (True, False)
-    ]
-    assert plans[0].fingerprint == plans[1].fingerprint
+def rows_and_output(folder: Path) -> dict[str, Any]:
+    """Sections of a spec, with TEXTS as the first file of the input."""
+    (folder / "in").mkdir()
+    pq.write_table(pa.table({"text": TEXTS[:6]}), folder / "in" / "a.parquet")
+    source = {"path": str(folder / "in"), "split_rows": 6}
+    return {"input": source, "output": {"path": str(folder / "out"), "prefix": "new_"}}
+
+
+def test_the_engine_is_part_of_the_identity(llama: str, tmp_path: Path) -> None:
+    values = {**spec_of(llama, {}).model_dump(exclude={"batch", "engine"}), **rows_and_output(tmp_path)}
+    engines = [{}, {"engine": "torch"}, {"engine": "continuous"}, {"batch": {"continuous": True}}]
+    torch_, same, continuous, alias = (make_plan(JobSpec.build({**values, **one})) for one in engines)
+    assert torch_.fingerprint == same.fingerprint != continuous.fingerprint == alias.fingerprint
+    assert [torch_.identity["engine"], alias.identity["engine"]] == ["torch", "continuous"]
+
+
+@pytest.mark.parametrize("form", [{"engine": "continuous"}, {"batch": {"continuous": True}}])
+def test_an_output_of_a_version_without_engines_is_continued(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    values = {**spec_of(llama, {}).model_dump(exclude={"batch", "engine"}), **rows_and_output(tmp_path)}
+    out, alias = tmp_path / "out", JobSpec.build({**values, "batch": {"continuous": True}})
+    with monkeypatch.context() as patch:  # as the version before computed it
+        patch.setattr(plan, "job_identity", lambda *given: {**job_identity(*given), "engine": "torch"})
+        assert job_here(alias).exit_code == 0
+    path = out / "_hfbatch" / "job.json"
+    old = json.loads(path.read_text())
+    del old["spec"]["engine"], old["settled"]["engine"]
+    path.write_text(json.dumps(old))
+    before = {part.name: part.stat().st_mtime_ns for part in out.glob("part-*")}
+
+    pq.write_table(pa.table({"text": TEXTS[6:9]}), tmp_path / "in" / "b.parquet")
+    with pytest.raises(SpecError, match=r"differs in engine \(there: 'continuous', now: 'torch'\)"):
+        make_plan(JobSpec.build(values))
+    spec = JobSpec.build({**values, **form})
+    for _ in range(2):
+        assert job_here(spec).exit_code == 0
+    after = {part.name: part.stat().st_mtime_ns for part in out.glob("part-*")}
+    assert (len(after), before.items() <= after.items()) == (2, True)
+    assert verify_output(str(out)) == []
+    now = json.loads(path.read_text())
+    assert now["fingerprint"] == old["fingerprint"]
+    assert (now["settled"]["engine"], now["spec"]["engine"]) == ("continuous", {"name": "continuous"})
+    texts = pq.read_table(sorted(out.glob("part-*")))["new_generated_text"].to_pylist()
+    assert sorted(texts) == sorted(map(add, TEXTS[:9], alone(llama, TEXTS[:9])))
+
+
+def test_each_request_has_its_own_maximum_of_new_tokens(llama: str) -> None:
+    engine = ContinuousEngine(llama, "AutoModelForCausalLM", "float32")
+    decoding = Runner(RunnerConfig.of(spec_of(llama, {}), pin(ModelSpec(name=llama)))).task.decoding
+    decoding.eos_token_id = -1
+    requests = [Request([5, 6, 7], most) for most in (12, 2, 7, None)]
+    found = dict(engine.complete(requests, decoding, 4, log_probs=True))
+    assert [len(found[place].tokens) for place in range(4)] == [12, 2, 7, 16]
+    assert all(found[3].tokens[: len(made.tokens)] == made.tokens for made in found.values())
+    assert all(len(made.log_probs or ()) == len(made.tokens) for made in found.values())
+    place, made = next(engine.complete(requests, decoding, 4))  # the others are stopped
+    assert made.tokens == found[place].tokens
+    assert list(engine.complete([], decoding, 4)) == []
 
 
 def test_a_row_without_finite_logits_is_distinguished_from_the_others(llama: str) -> None:

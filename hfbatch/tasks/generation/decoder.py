@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfbatch.engines.log_probs import log_probs_of
 from hfbatch.tasks.base import FINITE
 from hfbatch.tasks.generation.sampling import GumbelNoise, splitmix64, warpers
 
@@ -244,8 +244,5 @@ def log_probs(
             inputs["decoder_input_ids"] = made[text : text + 1, : width + length - 1]
         else:
             inputs["input_ids"] = torch.cat([inputs["input_ids"], new[:, :-1]], dim=1)
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            inputs["logits_to_keep"] = length
-        scores = model(**inputs, use_cache=False).logits[0, -length:].float().log_softmax(dim=-1)
-        found[text, :length] = scores.gather(1, new[0, :, None])[:, 0]
+        found[text, :length] = log_probs_of(model, inputs, new)
     return found

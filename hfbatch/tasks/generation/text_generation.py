@@ -6,14 +6,16 @@ noise that depends on the row's position, see `sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hfbatch.engines.base import Capability, Completion, Request
 from hfbatch.tasks.base import Batch, Example, Features, InputColumn
 from hfbatch.tasks.generation.chat import (
     MESSAGE,
@@ -46,7 +48,6 @@ from hfbatch.tasks.tokens import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
@@ -137,6 +138,11 @@ class TextGeneration(GeneratingTask):
         return min([*room, *([self.max_length] if self.max_length else [])], default=None)
 
     @property
+    def asks(self) -> frozenset[Capability]:
+        """Continuations of prompts: of a batch engine through `generate`, of a row engine through `requests`."""
+        return frozenset({Capability.COMPLETE})
+
+    @property
     def pads(self) -> bool:
         """Whether prompts of different lengths may be padded into one batch."""
         return super().pads and self.config.model_type not in COUNT_PADDING
@@ -156,12 +162,6 @@ class TextGeneration(GeneratingTask):
                 f"model's {limit} tokens; set params.max_new_tokens below {limit - special}"
             )
         return faults
-
-    def continuous_faults(self) -> list[str]:
-        """Returns errors for options and models that continuous batching does not support."""
-        from hfbatch.tasks.generation.continuous import continuous_faults
-
-        return continuous_faults(self.config, self.decoding, self.params.begin_with)
 
     def model_faults(self) -> list[str]:
         """Returns an error if the model cannot continue texts."""
@@ -258,21 +258,32 @@ class TextGeneration(GeneratingTask):
             batch["seed"] = features["seed"].to_numpy()[rows]
         return batch
 
-    def padded_size(self, batch: Batch) -> int:
-        """Returns the number of tokens in the padded prompts; unpadded if continuous."""
-        return int(batch["attention_mask"].sum()) if self.batch.continuous else super().padded_size(batch)
+    def requests(self, features: pa.Table) -> list[Request]:
+        """Returns the prompt of each row, for a row engine."""
+        return [Request(prompt) for prompt in features["input_ids"].to_pylist()]
 
-    def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Generates until each row reaches its end or the maximum of tokens, see `decoder.Decoder`."""
-        if not self.batch.continuous:
-            return super().forward(model, batch)
-        from hfbatch.tasks.generation.continuous import ROWS, generate_continuously
+    def outputs_of(
+        self, requests: Sequence[Request], completions: Sequence[Completion]
+    ) -> dict[str, np.ndarray]:
+        """Returns the results of a row engine as `forward` returns those of a batch, see `decoder.Decoder.pack`."""
+        lengths = np.array([len(made.tokens) for made in completions], np.int64)
+        inside = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
 
-        rows = ROWS if self.batch.size == "auto" else self.batch.size
-        made, finite = generate_continuously(model, batch, self.decoding, rows, self.batch.tokens)
-        if not finite:  # single batches find the row
-            return super().forward(model, batch)
-        return self.decoder.pack(model, batch, made, batch["input_ids"].shape[1])
+        def padded(values: Iterable[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:
+            found = np.zeros(inside.shape, dtype)
+            found[inside] = np.fromiter(chain.from_iterable(values), dtype)
+            return found
+
+        packed = {"tokens": padded((made.tokens for made in completions), np.int32)}
+        if self.params.log_probs:
+            packed["log_probs"] = padded((made.log_probs or () for made in completions), np.float32)
+        return {
+            **packed,
+            "lengths": lengths[:, None],
+            "length": lengths,
+            "stopped": np.array([[made.stopped] for made in completions], bool),
+            "prompt": np.array([len(request.prompt) for request in requests], np.int64),
+        }
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Returns `generated_text`, after its prompt unless return_full_text is false, and the extra columns."""

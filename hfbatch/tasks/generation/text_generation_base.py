@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks import base
 from hfbatch.tasks.base import Histogram, Task
 from hfbatch.tasks.generation.generation_config import GenerationParams, generation_faults
@@ -57,6 +58,11 @@ class GeneratingTask(Task):
     @abstractmethod
     def decoding(self) -> GenerationConfig:
         """Decoding options, see `generation_config.resolve`."""
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """`generate`, see `decoder.Decoder`."""
+        return frozenset({Capability.GENERATE})
 
     @property
     def count(self) -> int:

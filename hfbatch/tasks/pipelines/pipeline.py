@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.data.finite import non_finite
+from hfbatch.engines.base import Capability
 from hfbatch.errors import NonFiniteOutput
 from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.generation.generation_config import read_defaults
@@ -156,6 +157,11 @@ class PipelineTask(Task):
             if self._on_device is None or self._on_device.model is not model:
                 self._on_device = self.over(model)
             return self._on_device
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """The module, which the pipeline of transformers takes."""
+        return frozenset({Capability.MODULE})
 
     def check(self) -> list[str]:
         """Returns an error if the pipeline rejects the model or params, or lacks a library."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.base import Batch, Task
 from hfbatch.tasks.positions import model_padding
 from hfbatch.tasks.text.heads import logits_of_last
@@ -55,6 +56,12 @@ class EncoderTask(Task):
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Returns token ids padded on the right."""
         return collate_text(features, rows, self.pad_id, multiple, limit=self.limit, full_mask=False)
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """Also the module of a causal model whose config has no padding id, see `classify`."""
+        known = model_padding(self.config, self.vocabulary) is not None
+        return super().asks if known else super().asks | {Capability.MODULE}
 
     def classify(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns the logits of each row, [batch, labels].

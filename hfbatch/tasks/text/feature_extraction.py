@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.tokens import (
@@ -94,6 +95,12 @@ class FeatureExtraction(EncoderTask):
             heads = pa.list_(pa.list_(pa.list_(pa.float32())))
             fields.append(pa.field("attentions", pa.list_(heads)))
         return fields
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """Also the module for layers and attentions, which models return only on demand."""
+        more = self.params.attentions or self.params.layer is not None
+        return super().asks | {Capability.MODULE} if more else super().asks
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:
         """Tokenizes each text. :raises ValueError: for a text without any token."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.base import InputColumn, Task
 from hfbatch.tasks.text.pooling import pool
 from hfbatch.tasks.tokens import text_column
@@ -51,6 +52,11 @@ class TextOrImageTask(Task):
     def pixels(self) -> Pixels:
         """The model's image processor."""
         return Pixels(self.model)
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """Also the module of a model that encodes both, for its `get_text_features` and `get_image_features`."""
+        return super().asks | {Capability.MODULE} if len(self.encodes) == 2 else super().asks
 
     def columns(self) -> tuple[InputColumn, ...]:
         """Returns the inputs that the model encodes; each of two is optional."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.base import Example, Params
 from hfbatch.tasks.tokens import length_limit
 from hfbatch.tasks.vision.image_classification import ImageClassification
@@ -77,6 +78,11 @@ class ZeroShotImageClassification(ImageClassification):
             for caption, length in zip(self.captions, lengths, strict=True)
             if limit is not None and length > limit
         ]
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """Also the module, whose towers encode images and captions apart."""
+        return super().asks | {Capability.MODULE}
 
     def logits(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns the logits of each label for each image, [images, labels]."""
