@@ -65,7 +65,6 @@ class RowPredictor:
             except Exception as error:
                 if self.engine.is_out_of_memory(error):
                     self.engine.release_memory()
-                    result.halvings += 1
                 raise
             result.batches += bool(left)
 
