@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from hfbatch.errors import HfbatchError
+from hfbatch.output.layout import REPORT, REPORT_PAGE
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
 from hfbatch.pages import charts
 from hfbatch.pages.report import (
@@ -262,14 +263,14 @@ def test_long_lists_are_cut_and_say_so():
 
 def test_the_files_hold_the_same_report(any_report):
     got = render_files(any_report)
-    assert set(got) == {"report.json", "report.html"}
-    assert json.loads(got["report.json"]) == any_report
-    assert got["report.html"].decode() == render_html(json.loads(got["report.json"]))
+    assert set(got) == {REPORT, REPORT_PAGE}
+    assert json.loads(got[REPORT]) == any_report
+    assert got[REPORT_PAGE].decode() == render_html(json.loads(got[REPORT]))
 
 
 def test_a_file_name_that_is_not_utf8_does_not_stop_the_report():
     got = report([part("a", reasons={"bad \udcff": 1}), Manifest("b", error="data/\udcff.parquet")])
-    assert b"report" in render_files(got)["report.html"]
+    assert b"report" in render_files(got)[REPORT_PAGE]
 
 
 def test_the_terminal_table_shows_data_as_it_is(any_report):

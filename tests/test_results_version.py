@@ -84,7 +84,7 @@ def test_a_complete_output_of_older_results_stays_complete(plan: Plan, tmp_path:
         result = hfbatch.run(plan.spec, quiet=True)
         assert (result.exit_code, result.message[:23]) == (0, "Nothing was left to do:"), result.message
         assert verify_output(plan.spec.output.path) == []
-        there = json.loads((tmp_path / "out" / "_hfbatch" / "job.json").read_text())
+        there = json.loads((tmp_path / "out" / "__hfbatch" / "job.json").read_text())
         assert (there["identity"], there["fingerprint"]) == (job["identity"], job["fingerprint"])
     write_shards(tmp_path / "in", sentences(3), shards=1, first_id=12)  # the next night
     with pytest.raises(SpecError, match="older hfbatch"):
@@ -95,13 +95,13 @@ def test_a_complete_output_keeps_the_types_that_its_parts_have(plan: Plan, tmp_p
     plan.schema = plan.schema.set(0, pa.field("id", pa.int32()))  # as an older version might have found
     job = leave(plan, 2, None)
     assert hfbatch.run(plan.spec, quiet=True).exit_code == 0
-    assert json.loads((tmp_path / "out" / "_hfbatch" / "job.json").read_text())["schema"] == job["schema"]
+    assert json.loads((tmp_path / "out" / "__hfbatch" / "job.json").read_text())["schema"] == job["schema"]
     assert verify_output(plan.spec.output.path) == []
 
 
 def test_types_are_kept_for_the_sake_of_parts_alone(plan: Plan, tmp_path: Path) -> None:
     leave(plan, 0, RESULTS_VERSION)
-    path = tmp_path / "out" / "_hfbatch" / "job.json"
+    path = tmp_path / "out" / "__hfbatch" / "job.json"
     types = {"id": "int64", "text": "string", "gone": "string"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "types": types}))
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "x"}\n')
@@ -177,8 +177,8 @@ def test_a_training_of_older_results_is_refused_unless_it_is_done(classifier: st
     )
     job = make_finetune_plan(spec).job()
     del job["identity"]["results"]
-    (tmp_path / "out" / "_hfbatch").mkdir(parents=True)
-    (tmp_path / "out" / "_hfbatch" / "job.json").write_text(json.dumps({**job, **OLD}))
+    (tmp_path / "out" / "__hfbatch").mkdir(parents=True)
+    (tmp_path / "out" / "__hfbatch" / "job.json").write_text(json.dumps({**job, **OLD}))
     with pytest.raises(SpecError, match=r"older hfbatch \(0\.0\.9"):
         make_finetune_plan(spec)
     (tmp_path / "out" / "_SUCCESS").touch()

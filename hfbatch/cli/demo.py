@@ -275,10 +275,12 @@ def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -
 
 
 def _farewell(folder: Path, console: Console) -> None:
+    from hfbatch.output.layout import REPORT_PAGE
+
     spec, out = str(folder / "demo.yaml"), str(folder / "embeddings")
     table = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
     for what, text in {
-        "Report": f"{out}/_hfbatch/report.html",
+        "Report": f"{out}/{REPORT_PAGE}",
         "Spec": spec,
         "Output": out,
         "Check it": f"hfbatch verify {out}",

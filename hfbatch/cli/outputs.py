@@ -63,12 +63,13 @@ def report(out: Out, as_json: Json = False) -> None:
     """
     with faults_shown(as_json):
         from hfbatch.errors import redact
+        from hfbatch.output.layout import REPORT_PAGE
         from hfbatch.pages.report import summary_lines
         from hfbatch.predict.status import is_training, read_report
 
         def render(console: Console) -> None:
             show(console, summary_lines(found))
-            say(console, f"{redact(out).rstrip('/')}/_hfbatch/report.html")
+            say(console, f"{redact(out).rstrip('/')}/{REPORT_PAGE}")
 
         if is_training(out):
             training_report(out, as_json)

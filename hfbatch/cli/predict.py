@@ -210,6 +210,7 @@ def _start(
     """Runs a job and prints its report, or prints its plan."""
     if dry_run:
         return _show_plan(job, overwrite, address, False, as_json)
+    from hfbatch.output.layout import REPORT_PAGE
     from hfbatch.pages.report import summary_lines
     from hfbatch.predict.run import run as run_job
 
@@ -226,7 +227,7 @@ def _start(
     def render(console: Console) -> None:
         show(console, summary_lines(result.report))
         say(console, result.message)
-        say(console, (f"{result.output}/_hfbatch/report.html", "dim"))
+        say(console, (f"{result.output}/{REPORT_PAGE}", "dim"))
 
     answer(result.report, as_json, render)
     raise typer.Exit(result.exit_code)

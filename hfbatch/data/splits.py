@@ -19,6 +19,12 @@ PACK_EVERY = 16
 """On average, one in this many small files always starts a split."""
 
 
+_SET_NAMES = re.compile(
+    r"(?<![A-Za-z])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![A-Za-z])"
+)
+"""The words by which `datasets` sorts files into sets of rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A run of rows of one input file."""
@@ -63,7 +69,7 @@ class Split:
         """Name of the part; sorted names are in input order within a folder."""
         first = self.pieces[0]
         stem = re.sub(r"[^A-Za-z0-9]+", "-", first.file.rsplit(".", 1)[0]).strip("-")[-60:]
-        return f"part-{stem}-{first.start:010d}-{self.where}-{self.what}.parquet"
+        return part_name(f"part-{stem}-{first.start:010d}-{self.where}-{self.what}.parquet")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
@@ -73,6 +79,14 @@ class Split:
     def from_dict(cls, values: dict[str, Any]) -> Split:
         """Creates a split from the result of `to_dict`."""
         return cls(tuple(Piece(**_tuples(piece)) for piece in values["pieces"]), values["fault"])
+
+
+def part_name(name: str) -> str:
+    """Capitalises `train`, `test` and the like in the name of a part.
+
+    If some file names contain such a word, `datasets` reads these files alone.
+    """
+    return _SET_NAMES.sub(lambda found: found[0].capitalize(), name)
 
 
 def where_of(part: str) -> str:

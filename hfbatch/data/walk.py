@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import pyarrow.fs as pafs
 from hfbatch.data.filesystem import SourceFile, fsspec_of, identity, is_local, lies_in, printable
 from hfbatch.data.globs import Glob, State
 
-FOLDER = "_hfbatch"
-"""Marks a folder as an output of hfbatch."""
+INNER = "__hfbatch"
+"""Folder in an output of hfbatch that holds all but its rows; marks a folder as an output."""
+OLD_INNER = "_hfbatch"
+"""The same folder, as the version before named it."""
 OUTPUT = "outputs of hfbatch, which are read only where they are input.path themselves"
 DANGLING = "links that lead nowhere"
 ABOVE = "links to a folder that holds the input"
@@ -92,7 +95,7 @@ class _Walk:
             where = os.path.join(self._root, path)
             with os.scandir(where) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-            if path and any(entry.name == FOLDER and entry.is_dir() for entry in entries):
+            if path and any(entry.name in (INNER, OLD_INNER) and entry.is_dir() for entry in entries):
                 self._left_out[path] = OUTPUT
                 continue
             self._entered.add((real, state))
@@ -151,8 +154,10 @@ class _Walk:
 def _list_store(fs: pafs.FileSystem, root: str, glob: Glob) -> Listing:
     """Lists a folder of an object store, which has no links."""
     found = list(_find(fs, root))
-    inside = f"/{FOLDER}/"
-    outputs = {file.path.partition(inside)[0] for file in found if inside in file.path}
+    inside = re.compile(f"/(?:{INNER}|{OLD_INNER})/")
+    outputs = {
+        match.string[: match.start()] for match in map(inside.search, (file.path for file in found)) if match
+    }
     listing = Listing()
     for file in found:
         names = file.path.split("/")

@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from hfbatch.data.filesystem import is_local, one_line
-from hfbatch.output.writer import TEMPORARY_END, sync_folder
+from hfbatch.output.layout import TEMPORARY_END
+from hfbatch.output.writer import sync_folder
 
 Create = Callable[[str, bytes], bool]
 """Takes a path on the filesystem and the content; returns whether it created the file, False if one existed."""

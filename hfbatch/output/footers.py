@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from hfbatch.data.filesystem import READ_ERRORS, is_local, one_line
-from hfbatch.data.splits import Split
+from hfbatch.data.splits import Split, part_name
 from hfbatch.errors import SplitError
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.writer import FOOTER_KEY
@@ -65,10 +65,12 @@ class Footers:
 
     A footer that was read before is used again if the part's size and modification time in the listing are unchanged:
     parts are only replaced whole, so that this is the same file.
+
+    :param path: returns the path of a part on the filesystem.
     """
 
-    def __init__(self, fs: pafs.FileSystem, root: str) -> None:
-        self._fs, self._root = fs, root
+    def __init__(self, fs: pafs.FileSystem, path: Callable[[str], str]) -> None:
+        self._fs, self._path = fs, path
         self._known: dict[str, tuple[Version, Footer]] = {}
 
     def of(self, parts: Mapping[str, Version]) -> dict[str, Footer]:
@@ -123,22 +125,25 @@ class Footers:
 
     def _read(self, part: str) -> Footer:
         try:
-            values, rows = read_footer(self._fs, self._root, part)
+            values, rows = read_footer(self._fs, self._path(part), part)
             return Footer(values["fingerprint"], rows, Manifest(**values["manifest"]))
         except SplitError as error:
             return Footer("", 0, Manifest(part, error=str(error)))
 
 
-def read_footer(fs: pafs.FileSystem, root: str, part: str) -> tuple[dict[str, Any], int]:
+def read_footer(fs: pafs.FileSystem, path: str, part: str) -> tuple[dict[str, Any], int]:
     """Reads the footer of a part (split, manifest, fingerprint, model commit), and its number of rows.
+
+    :param part: name of the part, for messages.
 
     :raises SplitError: if it cannot be read or was not written by hfbatch.
     """
     try:
-        with fs.open_input_file(f"{root}/{part}") as file, pq.ParquetFile(file) as opened:
+        with fs.open_input_file(path) as file, pq.ParquetFile(file) as opened:
             found = opened.metadata
         values = json.loads((found.metadata or {})[FOOTER_KEY.encode()])
         Manifest(**values["manifest"]), Split.from_dict(values["split"]), values["fingerprint"]
+        values["manifest"]["part"] = part_name(values["manifest"]["part"])
         return values, found.num_rows
     except (KeyError, TypeError) as error:
         raise SplitError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from hfbatch.data.columns import empty_table
 from hfbatch.data.filesystem import (
     Location,
     absent_folders,
@@ -27,19 +27,28 @@ from hfbatch.data.filesystem import (
     redact,
     stat_file,
 )
-from hfbatch.data.splits import Split
+from hfbatch.data.splits import Split, part_name
 from hfbatch.errors import SplitError
 from hfbatch.output.footers import UNKNOWN, Footers, Version, read_footer
-from hfbatch.output.lock import Claim, is_lock
+from hfbatch.output.jobfile import is_training, read_file, read_job
+from hfbatch.output.layout import (
+    INNER,
+    JOB,
+    MANIFESTS,
+    REJECTS,
+    SUCCESS,
+    before,
+    is_part,
+    is_temporary,
+    lock_number,
+    part_of,
+    rejects_of,
+)
+from hfbatch.output.lock import Claim
 from hfbatch.output.manifest import Manifest
-from hfbatch.output.writer import REJECTS_FOLDER, TEMPORARY_END, write_file
+from hfbatch.output.writer import FOOTER_KEY, part_table_bytes, write_file
 
 THREADS = 16
-FOLDER = "_hfbatch"
-JOB = f"{FOLDER}/job.json"
-MANIFESTS = f"{FOLDER}/manifests.parquet"
-SUCCESS = "_SUCCESS"
-PART_NAME = re.compile(r"part-.*-[0-9a-f]{12}-[0-9a-f]{12}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,28 @@ class Ledger:
         self.claim: Claim | None = None
         """The hold on the output that is checked before each change; None for no check."""
         self._read_before: Footers | None = None
+        self._stored: dict[str, str] = {}
+        """Files of parts that the version before gave another name."""
 
     def list_parts(self) -> set[str]:
         """Returns the names of all parts, from one listing."""
-        return {
-            name for name, folder in list_names(self.fs, self.root).items() if not folder and _is_part(name)
-        }
+        names = list_names(self.fs, self.root).items()
+        return set(self._named(name for name, folder in names if not folder))
+
+    def path(self, part: str) -> str:
+        """Returns the path of a part on the filesystem; the part is from a listing by this ledger."""
+        return f"{self.root}/{self._stored.get(part, part)}"
+
+    def rejects(self) -> dict[str, str]:
+        """Returns the path of the file of rejects of each part that has one, from one listing."""
+        for folder in (REJECTS, before(REJECTS)):
+            found = {
+                part_name(part_of(name)): f"{self.root}/{folder}/{name}"
+                for name in list_names(self.fs, f"{self.root}/{folder}")
+            }
+            if found:
+                break
+        return {part: path for part, path in found.items() if is_part(part)}
 
     def state(self, splits: Sequence[Split]) -> State:
         """Compares splits with parts by name alone; no footer is read."""
@@ -86,59 +111,49 @@ class Ledger:
     def foreign(self) -> list[str]:
         """Returns the sorted names that hfbatch did not write in the folder, except those that begin `_` or `.`."""
         names = list_names(self.fs, self.root).items()
-        return sorted(
-            name for name, folder in names if name[0] not in "_." and (folder or not _is_part(name))
-        )
+        return sorted(name for name, folder in names if name[0] not in "_." and (folder or not is_part(name)))
 
     def remove(self, parts: Collection[str]) -> None:
         """Deletes parts, then their rejects. :raises OSError: if one cannot be deleted."""
         self._check()
-        rejects = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
+        rejects = self.rejects()
 
         def remove_one(part: str) -> None:
             self._delete(part)
             if part in rejects:
-                self._delete(f"{REJECTS_FOLDER}/{part}")
+                self._delete(rejects_of(part))
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove_one, parts))
 
     def rejects_without_part(self, parts: Collection[str]) -> list[str]:
-        """Returns the sorted names of reject files whose part does not exist. :param parts: all parts."""
-        there = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
-        return sorted({name for name in there if _is_part(name)} - set(parts))
+        """Returns the sorted names of parts that have rejects but do not exist. :param parts: all parts."""
+        return sorted(self.rejects().keys() - set(parts))
 
-    def remove_rejects(self, names: Collection[str]) -> None:
-        """Deletes reject files. :raises OSError: when one cannot be deleted."""
+    def remove_rejects(self, parts: Collection[str]) -> None:
+        """Deletes the rejects of parts. :raises OSError: when a file cannot be deleted."""
         self._check()
-        for name in names:
-            self._delete(f"{REJECTS_FOLDER}/{name}")
+        for part in parts:
+            self._delete(rejects_of(part))
 
     def clear(self) -> None:
         """Deletes hfbatch's files except locks; job.json last, so that an interrupted clear can be repeated."""
         self.clear_success()
         self.remove(self.list_parts())
         self.clean_temporary()
-        clear_folder(self.fs, f"{self.root}/{FOLDER}")
+        clear_folder(self.fs, f"{self.root}/{INNER}")
         self._read_before = None
 
     def read_job(self) -> dict[str, Any] | None:
         """Reads job.json; returns None if there is none. :raises SplitError: if it is not JSON."""
-        data = self._read(JOB)
-        try:
-            return None if data is None else json.loads(data)
-        except ValueError as error:
-            raise SplitError(
-                f"{redact(self.out)}/{JOB} is not JSON ({error}); use --overwrite to start again"
-            ) from error
+        return read_job(self.out)
 
     def holds_training(self) -> bool:
         """Returns whether job.json is that of a fine-tuning."""
         try:
-            job = json.loads(self._read(JOB) or b"{}")
-        except ValueError:
+            return is_training(self.read_job())
+        except SplitError:
             return False
-        return isinstance(job, dict) and "train" in (job.get("spec") or {})
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Writes a file of the output atomically. :raises OSError: if it cannot be written."""
@@ -148,9 +163,13 @@ class Ledger:
         """Writes job.json. :raises OSError: if it cannot be written."""
         self.write(JOB, json.dumps(job, indent=2).encode())
 
-    def mark_success(self, summary: dict[str, Any]) -> None:
-        """Writes _SUCCESS, the last of all files. :raises OSError: if it cannot be written."""
-        self.write(SUCCESS, json.dumps(summary).encode())
+    def mark_success(self, summary: dict[str, Any], schema: pa.Schema) -> None:
+        """Writes _SUCCESS, the last of all files: Parquet without rows, with the summary in its footer.
+
+        :param schema: columns of the parts, since a reader that does not skip the file takes them from it.
+        :raises OSError: if it cannot be written.
+        """
+        self.write(SUCCESS, part_table_bytes(empty_table(schema), {FOOTER_KEY: json.dumps(summary)}))
 
     def clear_success(self) -> None:
         """Removes _SUCCESS if it exists."""
@@ -169,17 +188,17 @@ class Ledger:
         if not is_local(self.fs):
             return
         self._check()
-        for folder in (self.root, f"{self.root}/{FOLDER}", f"{self.root}/{REJECTS_FOLDER}"):
+        for folder in (self.root, f"{self.root}/{INNER}", f"{self.root}/{REJECTS}"):
             for name in list_names(self.fs, folder):
-                if name.startswith(".") and name.endswith(TEMPORARY_END):
+                if is_temporary(name):
                     with suppress(FileNotFoundError):
                         os.unlink(f"{folder}/{name}")
 
     def check_writable(self) -> str | None:
         """Checks that the folder can be written; returns the fault or None. Leaves no files behind."""
         shown = redact(self.out)
-        probe = f"{self.root}/{FOLDER}/.probe-{uuid.uuid4().hex}"
-        made = absent_folders(f"{self.root}/{FOLDER}") if is_local(self.fs) else []
+        probe = f"{self.root}/{INNER}/.probe-{uuid.uuid4().hex}"
+        made = absent_folders(f"{self.root}/{INNER}") if is_local(self.fs) else []
         try:
             if kind_of(self.fs, self.root) == "file":
                 return f"output {shown} is a file; give a folder"
@@ -198,7 +217,7 @@ class Ledger:
 
         :raises SplitError: if it cannot be read or was not written by hfbatch.
         """
-        return read_footer(self.fs, self.root, part)[0]
+        return read_footer(self.fs, self.path(part), part)[0]
 
     def manifests(self, parts: Iterable[str] | None = None) -> list[Manifest]:
         """Returns the manifest of each part, in order, from its footer; a footer that cannot be read gives its error.
@@ -222,7 +241,7 @@ class Ledger:
         :returns: the state; the manifests of the splits done, in order; the faults of existing parts that are not done.
         """
         there = self._listing()
-        rejects = list_names(self.fs, f"{self.root}/{REJECTS_FOLDER}")
+        rejects = self.rejects()
         wanted = {split.part for split in splits}
         footers = self._footers()
         found = footers.of({part: version for part, version in there.items() if part in wanted})
@@ -255,28 +274,26 @@ class Ledger:
 
     def _footers(self) -> Footers:
         if self._read_before is None:
-            self._read_before = Footers(self.fs, self.root)
-            data = self._read(MANIFESTS)
+            self._read_before = Footers(self.fs, self.path)
+            data = read_file(self.fs, self.root, MANIFESTS)
             if data is not None:
                 self._read_before.load(data)
         return self._read_before
 
     def _listing(self) -> dict[str, Version]:
         """Returns the names of all parts with their sizes and times, from one listing."""
-        return {
-            name: version for name, version in list_versions(self.fs, self.root).items() if _is_part(name)
-        }
+        versions = list_versions(self.fs, self.root)
+        return {part: versions[name] for part, name in self._named(versions).items()}
+
+    def _named(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns the parts in a listing and their files."""
+        found = {part_name(name): name for name in names if is_part(name)}
+        self._stored = {part: name for part, name in found.items() if part != name}
+        return found
 
     def _check(self) -> None:
         if self.claim is not None:
             self.claim.check()
-
-    def _read(self, name: str) -> bytes | None:
-        try:
-            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
 
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
@@ -284,12 +301,12 @@ class Ledger:
 
 
 def clear_folder(fs: pafs.FileSystem, root: str) -> None:
-    """Deletes the content of a `_hfbatch` folder except the lock; job.json last, since it identifies the owner."""
+    """Deletes the content of an inner folder except the lock; job.json last, since it identifies the owner."""
     for name, folder in sorted(list_names(fs, root).items(), key=lambda entry: entry[0] == "job.json"):
         with suppress(FileNotFoundError):
             if folder:
                 fs.delete_dir(f"{root}/{name}")
-            elif not is_lock(name):
+            elif not lock_number(name):
                 fs.delete_file(f"{root}/{name}")
     if kind_of(fs, root) == "folder" and not list_names(fs, root):
         fs.delete_dir(root)
@@ -298,7 +315,3 @@ def clear_folder(fs: pafs.FileSystem, root: str) -> None:
 def types_of(schema: pa.Schema) -> dict[str, str]:
     """Returns column names and types as text. Names of list items are ignored, since Parquet changes them."""
     return {field.name: str(field.type).replace("<item: ", "<element: ") for field in schema}
-
-
-def _is_part(name: str) -> bool:
-    return PART_NAME.fullmatch(name) is not None

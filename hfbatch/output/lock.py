@@ -1,6 +1,6 @@
 """The lock of an output: one writer, a heartbeat, and the takeover from a dead holder.
 
-    OUT/_hfbatch/lock-00000003.json     the holder of the output; the highest number counts
+    OUT/__hfbatch/lock-00000003.json    the holder of the output; the highest number counts
 
 A process takes the output by creating the file of the next number, which succeeds for only one process (see
 `exclusive`), and deletes it at the end. No process removes or overwrites the highest file of another. So no two
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import re
 import threading
 import time
 import uuid
@@ -23,25 +22,35 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from hfbatch.data.filesystem import absent_folders, is_local, list_names, one_line, open_filesystem, redact
+from hfbatch.data.filesystem import (
+    absent_folders,
+    is_local,
+    kind_of,
+    list_names,
+    one_line,
+    open_filesystem,
+    redact,
+)
 from hfbatch.errors import HfbatchError, LockLostError, OutputHeldError
+from hfbatch.output.earlier import has_earlier, move_earlier
 from hfbatch.output.exclusive import exclusive_create
 from hfbatch.output.holder import Holder, this_process
+from hfbatch.output.layout import INNER, OLD_INNER, lock_file, lock_number
 from hfbatch.output.writer import write_file
 
-FOLDER = "_hfbatch"
 HEARTBEAT_S = 10.0
 TAKEOVER_S = 60.0
 """Seconds, by the observer's clock, after which a holder whose file has not changed has lost the output."""
 POLL_S = 0.5
-_NAME = re.compile(r"lock-(\d{8,})\.json")
 
 
 def holder_of(fs: pafs.FileSystem, root: str) -> Holder | None:
     """Returns the current holder of an output, from its lock file; None if there is none or it cannot be read."""
-    _, data = _newest(fs, root)
-    holder = Holder.parse(data)
-    return None if holder is None or holder.dead else holder
+    for folder in (INNER, OLD_INNER):
+        holder = Holder.parse(_newest(fs, f"{root}/{folder}")[1])
+        if holder is not None and not holder.dead:
+            return holder
+    return None
 
 
 def describe_holder(fs: pafs.FileSystem, root: str) -> dict[str, Any] | None:
@@ -69,7 +78,7 @@ def guard_note(out: str) -> str | None:
     if isinstance(fs, pafs.LocalFileSystem):
         return None
     if create is not None:
-        probe = f"{root}/{FOLDER}/.probe-{uuid.uuid4().hex}"
+        probe = f"{root}/{INNER}/.probe-{uuid.uuid4().hex}"
         try:
             create(probe, b"hfbatch")
             if not create(probe, b"hfbatch"):
@@ -91,6 +100,8 @@ class Claim:
     name: str
     """The lock file."""
     token: str
+    folder: str = INNER
+    """The folder of the lock file."""
 
     def check(self, patience: float = 0.0) -> None:
         """Checks that this claim still holds the output: one listing and one small read.
@@ -102,14 +113,14 @@ class Claim:
         fs, root = open_filesystem(self.out)
         deadline = time.monotonic() + patience
         while True:
-            name, data = _newest(fs, root)
-            if _number(name) >= _number(self.name) or time.monotonic() >= deadline:
+            name, data = _newest(fs, f"{root}/{self.folder}")
+            if lock_number(name) >= lock_number(self.name) or time.monotonic() >= deadline:
                 break
             time.sleep(POLL_S)
         holder = Holder.parse(data)
         if name == self.name and holder is not None and holder.token == self.token:
             return
-        later = holder is not None and _number(name) > _number(self.name)
+        later = holder is not None and lock_number(name) > lock_number(self.name)
         taker = f"was taken over by {holder}" if later else "is no longer locked by this run"
         raise LockLostError(f"{redact(self.out)} {taker}; this run writes nothing more")
 
@@ -125,12 +136,15 @@ class Lock:
     """Why the output is no longer held; empty while it is."""
     claim: Claim | None = None
     """None if the filesystem supports no lock."""
+    folder: str = INNER
+    """The folder of the lock files."""
     _me: Holder = field(default_factory=this_process)
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
-        self.fs, self.root = open_filesystem(self.out)
+        self.fs, root = open_filesystem(self.out)
+        self.root = f"{root}/{self.folder}"
         self._create = exclusive_create(self.fs)
 
     def acquire(self, say: Callable[[str], None]) -> None:
@@ -152,11 +166,11 @@ class Lock:
             if name and not (holder and holder.dead) and not watch.still(name, data, holder):
                 time.sleep(POLL_S)
                 continue
-            mine = _file(_number(name) + 1)
+            mine = lock_file(lock_number(name) + 1)
             if self._create(self._path(mine), self._me.dump()) and _newest(self.fs, self.root)[0] == mine:
                 name = mine
                 break
-        self.claim = Claim(self.out, name, self._me.token)
+        self.claim = Claim(self.out, name, self._me.token, self.folder)
         self._sweep(name)
         self._thread = threading.Thread(target=self._beat, name="hfbatch-lock", daemon=True)
         self._thread.start()
@@ -224,13 +238,13 @@ class Lock:
 
     def _sweep(self, mine: str) -> None:
         """Deletes the lock files of earlier holders."""
-        for name in list_names(self.fs, f"{self.root}/{FOLDER}"):
-            if 0 < _number(name) < _number(mine):
+        for name in list_names(self.fs, self.root):
+            if 0 < lock_number(name) < lock_number(mine):
                 with suppress(OSError):
                     self.fs.delete_file(self._path(name))
 
     def _path(self, name: str) -> str:
-        return f"{self.root}/{FOLDER}/{name}"
+        return f"{self.root}/{name}"
 
 
 class _Watch:
@@ -267,14 +281,15 @@ def hold(out: str, say: Callable[[str], None]) -> Iterator[Lock]:
     :raises HfbatchError: if the lock cannot be written.
     """
     lock = Lock(out)
-    made = absent_folders(f"{lock.root}/{FOLDER}") if is_local(lock.fs) else []
+    made = absent_folders(lock.root) if is_local(lock.fs) else []
     try:
-        lock.acquire(say)
-    except (OSError, NotImplementedError) as error:
-        raise HfbatchError(
-            f"output {redact(out)} cannot be locked: {one_line(error)}; make room or give access, then run again"
-        ) from error
-    try:
+        try:
+            lock.acquire(say)
+            _move_earlier(out, say)
+        except (OSError, NotImplementedError) as error:
+            raise HfbatchError(
+                f"output {redact(out)} cannot be locked: {one_line(error)}; make room or give access, then run again"
+            ) from error
         yield lock
     finally:
         lock.release()
@@ -283,28 +298,35 @@ def hold(out: str, say: Callable[[str], None]) -> Iterator[Lock]:
                 os.rmdir(folder)
 
 
-def is_lock(name: str) -> bool:
-    """Returns whether a file of `_hfbatch` is a lock file."""
-    return _NAME.fullmatch(name) is not None
+def _move_earlier(out: str, say: Callable[[str], None]) -> None:
+    """Moves the files of the version before to their present places, once no run of that version holds the output.
+
+    :raises OutputHeldError: if one does.
+    """
+    fs, root = open_filesystem(out)
+    if not has_earlier(fs, root):
+        return
+    earlier = Lock(out, folder=OLD_INNER)
+    earlier.acquire(say)
+    try:
+        move_earlier(fs, root, earlier.check)
+    finally:
+        earlier.release()
+    if is_local(fs):
+        with suppress(OSError):  # a run of that version has begun since
+            os.rmdir(earlier.root)
+    elif not list_names(fs, earlier.root) and kind_of(fs, earlier.root) == "folder":
+        fs.delete_dir(earlier.root)
 
 
 def _newest(fs: pafs.FileSystem, root: str) -> tuple[str, bytes]:
-    """Returns name and content of the newest lock file; empty if there is none."""
+    """Returns name and content of the newest lock file of a folder; empty if there is none."""
     name = ""
     for _ in range(3):  # a file may be deleted by the holder of a higher number before it is opened
-        there = list_names(fs, f"{root}/{FOLDER}").items()
-        name = max((name for name, folder in there if is_lock(name) and not folder), key=_number, default="")
+        there = (name for name, folder in list_names(fs, root).items() if lock_number(name) and not folder)
+        name = max(there, key=lock_number, default="")
         if not name:
             break
-        with suppress(FileNotFoundError), fs.open_input_stream(f"{root}/{FOLDER}/{name}") as stream:
+        with suppress(FileNotFoundError), fs.open_input_stream(f"{root}/{name}") as stream:
             return name, stream.read()
     return name, b""
-
-
-def _file(number: int) -> str:
-    return f"lock-{number:08d}.json"
-
-
-def _number(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match else 0

@@ -18,6 +18,7 @@ from hfbatch.data.columns import conform, empty_table
 from hfbatch.data.filesystem import fsspec_of, is_local, one_line, open_filesystem, redact
 from hfbatch.data.splits import Split
 from hfbatch.errors import SplitError
+from hfbatch.output.layout import TEMPORARY_END, rejects_of
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.rejects import Reject, reject_schema, rejects_table
 
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 FOOTER_KEY = "hfbatch"
-REJECTS_FOLDER = "_hfbatch/rejects"
-TEMPORARY_END = ".hfbatch-tmp"
 
 
 def write_file(
@@ -98,13 +97,12 @@ def part_table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None)
     """
     schema = table.schema.with_metadata({**(table.schema.metadata or {}), **(metadata or {})})
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(schema.metadata),
-        sink,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=_byte_columns(table.schema.remove_metadata()),
-    )
+    names = _byte_columns(table.schema.remove_metadata())
+    with pq.ParquetWriter(
+        sink, schema, compression="zstd", compression_level=1, use_dictionary=names
+    ) as writer:
+        if len(table):  # `datasets` cannot read a row group without rows
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
     return sink.getvalue()
 
 
@@ -155,7 +153,7 @@ class PartWriter:
         rejected = 0 if rejects is None else rejects.num_rows
         self._check(split, table, rejected, manifest)
         footer = {**self.stamp, "split": split.to_dict(), "manifest": vars(manifest)}
-        path = f"{self.root}/{REJECTS_FOLDER}/{split.part}"
+        path = f"{self.root}/{rejects_of(split.part)}"
         try:
             if rejects is not None and rejected:
                 write_file(self.fs, path, part_table_bytes(conform(rejects, self.rejects_schema)), self.check)

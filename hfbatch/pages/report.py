@@ -20,6 +20,7 @@ from rich.table import Table
 from hfbatch.console import display
 from hfbatch.console.progress import compact
 from hfbatch.errors import HfbatchError
+from hfbatch.output.layout import REJECTS, REPORT, REPORT_PAGE
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest, unplanned_columns
 from hfbatch.pages import charts
 
@@ -348,14 +349,15 @@ def render_html(report: Mapping[str, Any]) -> str:
         headline=headline(report),
         spec=yaml.safe_dump(dict(report["spec"]), sort_keys=False, allow_unicode=True),
         most=MOST_LISTED,
+        rejects_folder=REJECTS,
     )
 
 
 def render_files(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns report.json and report.html by name."""
+    """Returns report.json and report.html by their names in an output."""
     return {
-        "report.json": json.dumps(report, indent=1).encode(),
-        "report.html": render_html(report).encode("utf8", "replace"),
+        REPORT: json.dumps(report, indent=1).encode(),
+        REPORT_PAGE: render_html(report).encode("utf8", "replace"),
     }
 
 

@@ -22,6 +22,7 @@ from hfbatch.data.source import Source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model
+from hfbatch.output.layout import JOB
 from hfbatch.output.ledger import Ledger, State, types_of
 from hfbatch.output.lock import guard_note
 from hfbatch.output.rejects import reject_schema
@@ -227,7 +228,7 @@ def _output_faults(spec: JobSpec, ledger: Ledger, overwrite: bool, notes: list[s
     if ledger.holds_training():
         return [f"output {shown} holds a fine-tuning; choose another folder"]
     if not overwrite and ledger.read_job() is None and ledger.list_parts():
-        return [f"output {shown} holds parts of an unknown job (no _hfbatch/job.json); use --overwrite"]
+        return [f"output {shown} holds parts of an unknown job (no {JOB}); use --overwrite"]
     return []
 
 

@@ -15,6 +15,7 @@ from hfbatch.console.display import say as show_line
 from hfbatch.console.display import screen
 from hfbatch.console.progress import Progress, Snapshot
 from hfbatch.errors import HfbatchError, LockLostError, WorkerError
+from hfbatch.output.layout import REJECTS
 from hfbatch.output.ledger import Ledger, State
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
@@ -285,14 +286,15 @@ def _leave(plan: Plan, job: dict[str, Any], report: dict[str, Any]) -> tuple[int
         if ledger.read_job() is None:
             ledger.write_job(job)
         for name, data in render_files(report).items():
-            ledger.write(f"_hfbatch/{name}", data)
+            ledger.write(name, data)
     except OSError as error:
         code, message = code or SOME_FAILED, f"{message} The report cannot be written: {error}"
     if code != DONE:
         ledger.clear_success()
     elif not ledger.has_success():
         ledger.mark_success(
-            {"fingerprint": plan.fingerprint, "rows": report["rows"], "finished": report["finished"]}
+            {"fingerprint": plan.fingerprint, "rows": report["rows"], "finished": report["finished"]},
+            plan.schema,
         )
     return code, message
 
@@ -345,7 +347,7 @@ def _outcome(
         return TOO_MANY_REJECTS, (
             f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
             f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not. "
-            f"The rows are in {plan.spec.output.path}/_hfbatch/rejects; "
+            f"The rows are in {plan.spec.output.path}/{REJECTS}; "
             f"to accept them, add --set rejects.max_fraction={_share_above(rejects['fraction'])}"
         )
     begun = "Done" if splits["this_run"] else "Nothing was left to do"

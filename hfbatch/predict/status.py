@@ -9,13 +9,15 @@ from rich.console import Console
 
 from hfbatch.console.display import add, facts, show
 from hfbatch.errors import SpecError
+from hfbatch.output import jobfile
+from hfbatch.output.layout import REPORT
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import describe_holder
 
 
 def is_training(out: str) -> bool:
     """Returns whether a folder is the output of a fine-tuning. :raises SpecError: if it is not an output of hfbatch."""
-    return "train" in _job(out)[1]["spec"]
+    return jobfile.is_training(jobfile.require_job(out))
 
 
 def read_status(out: str) -> dict[str, Any]:
@@ -88,16 +90,9 @@ def _state(status: dict[str, Any]) -> tuple[str, str]:
 
 
 def _job(out: str) -> tuple[Ledger, dict[str, Any]]:
-    ledger = Ledger(out)
-    job = ledger.read_job()
-    if job is None:
-        raise SpecError(f"{ledger.out} is not an output of hfbatch: it has no _hfbatch/job.json")
-    return ledger, job
+    return Ledger(out), jobfile.require_job(out)
 
 
 def _last_report(ledger: Ledger) -> dict[str, Any] | None:
-    try:
-        with ledger.fs.open_input_file(f"{ledger.root}/_hfbatch/report.json") as file:
-            return json.loads(file.read())
-    except FileNotFoundError:
-        return None
+    data = jobfile.read_file(ledger.fs, ledger.root, REPORT)
+    return None if data is None else json.loads(data)

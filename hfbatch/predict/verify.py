@@ -17,6 +17,8 @@ from hfbatch.data.finite import non_finite
 from hfbatch.data.source import Source, open_source
 from hfbatch.data.splits import Piece, Split, where_of
 from hfbatch.errors import SpecError, SplitError
+from hfbatch.output.jobfile import is_training
+from hfbatch.output.layout import JOB, rejects_of
 from hfbatch.output.ledger import Ledger, types_of
 from hfbatch.output.manifest import Manifest
 from hfbatch.spec.job import JobSpec
@@ -37,8 +39,8 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     ledger = Ledger(out)
     job = ledger.read_job()
     if job is None:
-        return [f"{ledger.out} is not an output of hfbatch: it has no _hfbatch/job.json"]
-    if "train" in job["spec"]:
+        return [f"{ledger.out} is not an output of hfbatch: it has no {JOB}"]
+    if is_training(job):
         return [
             f"{ledger.out} is the output of a training, not of a job; see `hfbatch status` and `hfbatch report`"
         ]
@@ -55,16 +57,17 @@ def verify_output(out: str, input_path: str | None = None) -> list[str]:
     ]
     faults += _orphans(sorted(parts - expected.keys()), expected)
     present = sorted(expected.keys() & parts)
-    computed = computed_columns(job)
+    computed, rejects = computed_columns(job), ledger.rejects()
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(
-            lambda part: _part_faults(ledger, part, expected[part], job, computed), present
+            lambda part: _part_faults(ledger, part, expected[part], job, computed, rejects), present
         ):
             faults += found
         read = list(pool.map(lambda part: _pieces(ledger, part), sorted(parts)))
     faults += doubled(zip(sorted(parts), read, strict=True), source.root_url)
     faults += [
-        f"the rejects {name} belong to no part; delete them" for name in ledger.rejects_without_part(parts)
+        f"the rejects {rejects_of(part)} belong to no part; delete them"
+        for part in ledger.rejects_without_part(parts)
     ]
     if not faults and not ledger.has_success():
         faults.append("_SUCCESS is missing: the job has not finished, or had too many rejects")
@@ -143,11 +146,15 @@ def _orphans(orphans: list[str], expected: dict[str, Split]) -> list[str]:
 
 
 def _part_faults(
-    ledger: Ledger, part: str, split: Split, job: dict[str, Any], computed: Sequence[str]
+    ledger: Ledger,
+    part: str,
+    split: Split,
+    job: dict[str, Any],
+    computed: Sequence[str],
+    rejects: dict[str, str],
 ) -> list[str]:
-    path = f"{ledger.root}/{part}"
     try:
-        with ledger.fs.open_input_file(path) as file:
+        with ledger.fs.open_input_file(ledger.path(part)) as file:
             table = pq.read_table(file)
         footer = ledger.read_footer(part)
     except (OSError, pa.ArrowInvalid, SplitError) as error:
@@ -176,13 +183,15 @@ def _part_faults(
             faults.append(
                 f"{part}: {name!r} is NaN or infinite in {len(rows):,} rows, first in row {rows[0]:,}"
             )
-    return faults + _reject_faults(ledger, part, manifest)
+    return faults + _reject_faults(ledger, rejects.get(part), manifest)
 
 
-def _reject_faults(ledger: Ledger, part: str, manifest: Manifest) -> list[str]:
+def _reject_faults(ledger: Ledger, path: str | None, manifest: Manifest) -> list[str]:
     if not manifest.rows_rejected:
         return []
-    path = f"{ledger.root}/_hfbatch/rejects/{part}"
+    part = manifest.part
+    if path is None:
+        return [f"the rejects of {part} are missing; run again"]
     try:
         with ledger.fs.open_input_file(path) as file:
             rows = pq.read_table(file).num_rows

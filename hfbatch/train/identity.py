@@ -10,6 +10,7 @@ from hfbatch.data.filesystem import join, open_filesystem
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.output import results_version
+from hfbatch.output.layout import SUCCESS
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.data.held_out import CHOICE
 from hfbatch.train.features import Part
@@ -46,7 +47,7 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
         leaves.setdefault("workers.strategy", "ddp")
         leaves.pop(results_version.KEY, None)
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    fs, root = open_filesystem(join(spec.output, "_SUCCESS"))
+    fs, root = open_filesystem(join(spec.output, SUCCESS))
     done = fs.get_file_info(root).is_file
     fault = results_version.version_fault(spec.output, state)
     if differing == ["held_out"] and "held_out" not in old and (done or fault):

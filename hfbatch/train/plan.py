@@ -22,6 +22,8 @@ from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model, pin
+from hfbatch.output.jobfile import is_training
+from hfbatch.output.layout import JOB, SUCCESS
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import guard_note
 from hfbatch.predict.bind import bind_columns, gather, left_out_notes
@@ -52,8 +54,8 @@ TRAINING = (
     "jiwer",
 )
 """Modules of the extra `train`; any training may need them."""
-OURS = ("_SUCCESS", "metrics.json", "report.html", "model", "adapter", "tensorboard")
-"""What a training writes to its output besides `_hfbatch`, in the order in which it is deleted."""
+OURS = (SUCCESS, "metrics.json", "report.html", "model", "adapter", "tensorboard")
+"""What a training writes to its output besides the inner folder, in the order in which it is deleted."""
 
 
 @dataclass
@@ -320,14 +322,14 @@ def _output(spec: FinetuneSpec) -> tuple[dict[str, Any] | None, list[str]]:
         job = ledger.read_job()
     except SplitError:  # damaged
         job = {}
-    if job is not None and "train" in (job.get("spec") or {}):
+    if is_training(job):
         return job, []
     if ledger.list_parts() or job:
         return None, [f"output {shown} holds the output of a job; choose another folder"]
     there = [name for name in OURS if kind_of(ledger.fs, f"{ledger.root}/{name}") != "nothing"]
     if there:
         return None, [
-            f"output {shown} holds {', '.join(there)}, but no training (there is no _hfbatch/job.json); choose another "
+            f"output {shown} holds {', '.join(there)}, but no training (there is no {JOB}); choose another "
             "folder, or move them away"
         ]
     return None, []

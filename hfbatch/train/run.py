@@ -14,6 +14,7 @@ from hfbatch.console.display import say as show_line
 from hfbatch.console.display import screen
 from hfbatch.data.filesystem import join, kind_of, list_names, open_filesystem, redact
 from hfbatch.errors import SplitError
+from hfbatch.output.layout import CHECKPOINTS, INNER, JOB, SUCCESS
 from hfbatch.output.ledger import clear_folder
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.writer import write_file
@@ -133,7 +134,7 @@ def _leave(plan: FinetunePlan, metrics: dict[str, Any]) -> None:
         upload(model, repo)
         metrics["hub"] = repo
         _write(plan, "metrics.json", metrics)
-    _write(plan, "_SUCCESS", {})
+    _write(plan, SUCCESS, {})
 
 
 def _prepare(
@@ -156,7 +157,7 @@ def _prepare(
     lock.check()
     if overwrite:
         _clear(plan.spec.output)
-    _write(plan, "_hfbatch/job.json", plan.job())
+    _write(plan, JOB, plan.job())
     progress.say("tokenising")
     features = join(state_folder(plan.spec), f"features-{plan.fingerprint[:12]}")
     written = {
@@ -174,13 +175,13 @@ def _clear(output: str) -> None:
     training. All files under these names are the training's, since it only began if none existed.
     """
     fs, root = open_filesystem(output)
-    for name in (*OURS, "_hfbatch/checkpoints"):
+    for name in (*OURS, CHECKPOINTS):
         match kind_of(fs, f"{root}/{name}"):
             case "file":
                 fs.delete_file(f"{root}/{name}")
             case "folder":
                 fs.delete_dir(f"{root}/{name}")
-    clear_folder(fs, f"{root}/_hfbatch")
+    clear_folder(fs, f"{root}/{INNER}")
 
 
 def _tidy(plan: FinetunePlan) -> None:

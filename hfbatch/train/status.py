@@ -7,6 +7,8 @@ from typing import Any
 
 from hfbatch.data.filesystem import READ_ERRORS, Location, join, kind_of, open_filesystem, redact
 from hfbatch.errors import SpecError
+from hfbatch.output.jobfile import require_job
+from hfbatch.output.layout import CHECKPOINTS, SUCCESS, before
 from hfbatch.output.lock import describe_holder
 from hfbatch.train.loop.checkpoints import Checkpoints
 
@@ -17,7 +19,7 @@ def read_training(out: str) -> dict[str, Any]:
     :returns: `task`, `method`, `model`, `success`, `running` (who trains now, or None), `step` saved last and `steps`
         in all (None if unknown), `best` (the best evaluation so far, None before the first checkpoint).
     """
-    job = _read(out, "_hfbatch/job.json") or {}
+    job = require_job(out)
     metrics = _read(out, "metrics.json") if _done(out) else None
     state = {} if metrics else _newest_state(out)
     return {
@@ -45,19 +47,18 @@ def read_metrics(out: str) -> dict[str, Any]:
 
 
 def _done(out: str) -> bool:
-    fs, path = open_filesystem(join(out, "_SUCCESS"))
+    fs, path = open_filesystem(join(out, SUCCESS))
     return kind_of(fs, path) == "file"
 
 
 def _newest_state(out: str) -> dict[str, Any]:
     """Reads the trainer's state in the newest checkpoint; returns only the step if there is none."""
-    checkpoints = Checkpoints(join(out, "_hfbatch/checkpoints"))
-    steps = checkpoints.steps()
-    if not steps:
-        return {}
-    name = checkpoints.path(steps[-1]).rpartition("/")[2]
-    found = _read(out, f"_hfbatch/checkpoints/{name}/trainer_state.json")
-    return found or {"global_step": steps[-1]}
+    for folder in (CHECKPOINTS, before(CHECKPOINTS)):
+        checkpoints = Checkpoints(join(out, folder))
+        if steps := checkpoints.steps():
+            name = checkpoints.path(steps[-1]).rpartition("/")[2]
+            return _read(out, f"{folder}/{name}/trainer_state.json") or {"global_step": steps[-1]}
+    return {}
 
 
 def _best(state: dict[str, Any]) -> dict[str, Any] | None:

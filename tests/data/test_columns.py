@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hfbatch.data.columns import common_type, convert, plain_type, storage_type
 from hfbatch.data.serialization import deserialize, serialize
 from hfbatch.data.splits import Piece, Split
+from hfbatch.output.layout import rejects_of
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.rejects import Reject, reject_schema, rejects_table
 from hfbatch.output.writer import PartWriter, stored_schema
@@ -148,7 +149,7 @@ def test_a_column_of_any_type_passes_through_split_filter_stages_part_and_reject
     written = pq.read_table(folder / "out" / split.part)
     assert written.schema.equals(stored_schema(source.schema).remove_metadata())
     assert plain_values(written["x"]) == expected[1::2]
-    again = pq.read_table(folder / "out/_hfbatch/rejects" / split.part)
+    again = pq.read_table(folder / "out" / rejects_of(split.part))
     assert plain_values(again["x"]) == expected[: len(rejected)]
 
 

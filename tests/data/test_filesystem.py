@@ -145,7 +145,7 @@ def test_a_key_means_itself_as_input_and_as_output(s3, tmp_path):
         ledger = Ledger(f"{folder}/out")
         assert ledger.check_writable() is None
         ledger.write_job({"number": number})
-        stored = client.get_object(Bucket=s3["bucket"], Key=f"{key}/out/_hfbatch/job.json")
+        stored = client.get_object(Bucket=s3["bucket"], Key=f"{key}/out/__hfbatch/job.json")
         assert json.loads(stored["Body"].read()) == {"number": number}
     assert Ledger(f"s3://{s3['bucket']}/scores#1").root == f"{s3['bucket']}/scores#1"
 
@@ -220,7 +220,7 @@ def test_parts_are_committed_and_found_on_s3(lake, s3):
     read = pq.read_table(f"{ledger.root}/{splits[0].part}", filesystem=ledger.fs)
     assert read["id"].to_pylist() == [10, 11]
     ledger.write_job({"a": 1})
-    ledger.mark_success({})
+    ledger.mark_success({}, plan.schema)
     ledger.remove([splits[0].part])
     assert ledger.list_parts() == {split.part for split in splits[1:-1]}
     ledger.clear()

@@ -64,7 +64,7 @@ def test_links_to_an_output_are_links_to_an_output(data, tmp_path):
 
 def test_an_output_without_its_job_is_an_output(data, tmp_path):
     write_output(data / "out", [7, 8])
-    (data / "out" / "_hfbatch" / "job.json").rename(data / "out" / "_hfbatch" / "lock-00000001.json")
+    (data / "out" / "__hfbatch" / "job.json").rename(data / "out" / "__hfbatch" / "lock-00000001.json")
     for path in (str(data), f"local://{data}", f"{data}/**/*.parquet"):
         assert ids_of(path) == [1, 2, 3]
     store = pafs.SubTreeFileSystem(str(data), pafs.LocalFileSystem())  # not a local one for those who ask

@@ -60,7 +60,7 @@ def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     result = job_here(spec)
     assert result.exit_code == 0
     assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(20), 21, 22, 25]
-    (path,) = (tmp_path / "out/_hfbatch/rejects").iterdir()
+    (path,) = (tmp_path / "out/__hfbatch/rejects").iterdir()
     rejects = pq.read_table(path).to_pylist()
     assert [(reject["hfbatch_row"], reject["hfbatch_stage"], reject["id"]) for reject in rejects] == [
         (20, "preprocess", 20), (23, "read", None), (24, "read", None), (25, "read", None),
@@ -146,9 +146,9 @@ def test_an_output_is_never_read_as_input_and_the_plan_and_the_report_say_so(
             SpecError, match=r"/out lies in the input's folder, where the next run would read it"
         ):
             make_plan(make_spec("embedding", encoder, source, data / "out"))
-    shutil.copytree(data, data / "_hfbatch" / "rejects")
-    with pytest.raises(SpecError, match="data/_hfbatch/rejects lies in the output"):
-        make_plan(make_spec("embedding", encoder, data / "_hfbatch" / "rejects", data))
+    shutil.copytree(data, data / "__hfbatch" / "rejects")
+    with pytest.raises(SpecError, match="data/__hfbatch/rejects lies in the output"):
+        make_plan(make_spec("embedding", encoder, data / "__hfbatch" / "rejects", data))
     (data / "elsewhere").symlink_to(tmp_path / "far")
     first = make_plan(make_spec("embedding", encoder, data, tmp_path / "far" / "out"))
     assert first.source.left_out == ["elsewhere (links that lead nowhere)"]

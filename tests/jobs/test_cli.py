@@ -168,7 +168,7 @@ def test_tasks_and_doctor_speak_to_people_and_machines() -> None:
 
 
 def test_secrets_stay_out_of_the_output(job: dict[str, Any]) -> None:
-    for file in (Path(job["out"]) / "_hfbatch").rglob("*"):
+    for file in (Path(job["out"]) / "__hfbatch").rglob("*"):
         if file.is_file():
             assert b"hf_verysecret" not in file.read_bytes()
 

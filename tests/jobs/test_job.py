@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from sentence_transformers import SentenceTransformer
 from transformers import pipeline
 
 import hfbatch
 from hfbatch import JobResult, JobSpec
+from hfbatch.output.layout import REJECTS
 from hfbatch.predict.verify import verify_output
 from tests.jobs.here import job_here
 from tests.jobs.tools import (
@@ -55,6 +57,8 @@ def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> 
     rows = result.report["rows"]
     assert (rows["in"], rows["out"], rows["rejected"], rows["truncated"]) == (62, 61, 1, 1)
     assert verify_output(str(tmp_path / "out")) == []
+    counts = [ray.data.read_parquet(str(tmp_path / "out" / folder)).count() for folder in ("", REJECTS)]
+    assert counts == [61, 1]  # tests/jobs/test_layout.py has the other readers
 
 
 def test_classification_equals_the_pipeline(tmp_path: Path, classifier: str) -> None:
@@ -139,7 +143,7 @@ def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": "auto"})
     assert hfbatch.run(spec, quiet=True).exit_code == 0
     stamps = part_stamps(tmp_path / "out")
-    job = json.loads((tmp_path / "out/_hfbatch/job.json").read_text())
+    job = json.loads((tmp_path / "out/__hfbatch/job.json").read_text())
     assert job["settled"]["batch_size"] in (16, 32, 64, 128)
 
     again = hfbatch.run(spec, quiet=True)
@@ -152,7 +156,7 @@ def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path
     assert more.report["rows"]["out"] == 40
     assert len(read_output(tmp_path / "out")) == 40
     assert verify_output(str(tmp_path / "out")) == []
-    assert json.loads((tmp_path / "out/_hfbatch/job.json").read_text())["settled"] == job["settled"]
+    assert json.loads((tmp_path / "out/__hfbatch/job.json").read_text())["settled"] == job["settled"]
 
 
 def test_a_changed_file_replaces_its_part_alone(tmp_path: Path, encoder: str) -> None:

@@ -68,7 +68,7 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(
     assert table.sort_by("id").combine_chunks().equals(read_output(tmp_path / "out"))
     listed = client.list_objects_v2(Bucket=s3["bucket"])["Contents"]
     keys = {found["Key"] for found in listed if not found["Key"].startswith("in ")}
-    assert {"out#2/_SUCCESS", "out#2/_hfbatch/job.json", "out#2/_hfbatch/report.html"} <= keys
+    assert {"out#2/_SUCCESS", "out#2/__hfbatch/job.json", "out#2/__hfbatch/report.html"} <= keys
     assert all(key.startswith("out#2/") for key in keys)
     stored = [client.get_object(Bucket=s3["bucket"], Key=key)["Body"].read() for key in keys]
     assert not [text for text in (*stored, printed.encode(), repr(result).encode()) if b"verysecret" in text]

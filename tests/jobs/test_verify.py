@@ -122,7 +122,7 @@ def test_a_vector_that_is_no_number(copy: Path, number: float) -> None:
 
 
 def test_only_what_the_task_computed_is_to_be_finite(copy: Path) -> None:
-    job = json.loads((copy / "out/_hfbatch/job.json").read_text())
+    job = json.loads((copy / "out/__hfbatch/job.json").read_text())
     assert computed_columns(job) == ["embedding"]
     job["identity"]["output"] = {"keep": ["id"], "prefix": "", "truncated": "text"}
     assert computed_columns(job) == ["embedding"]
@@ -172,13 +172,13 @@ def test_a_changed_input(copy: Path) -> None:
 
 
 def test_lost_rejects(copy: Path) -> None:
-    for file in (copy / "out/_hfbatch/rejects").iterdir():
+    for file in (copy / "out/__hfbatch/rejects").iterdir():
         file.unlink()
     assert "rejects" in check(copy)
 
 
 def test_rejects_of_no_part(copy: Path) -> None:
-    (rejects,) = (copy / "out/_hfbatch/rejects").iterdir()
+    (rejects,) = (copy / "out/__hfbatch/rejects").iterdir()
     shutil.copy(rejects, rejects.with_name(rejects.name.replace("part-", "part-0")))
     assert "belong to no part" in check(copy)
 
@@ -192,7 +192,7 @@ def test_a_rerun_tells_a_part_that_cannot_be_read_and_then_mends_it(
     )  # fmt: skip
     victim = tmp_path / "out" / part_names(tmp_path / "out")[1]
     victim.write_bytes(victim.read_bytes()[:-100])
-    (tmp_path / "out/_hfbatch/manifests.parquet").unlink()
+    (tmp_path / "out/__hfbatch/manifests.PARQUET").unlink()
     for _ in range(2):
         result = job_here(spec)
         assert result.exit_code == 1

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from hfbatch import JobSpec
 from hfbatch.cli.app import app
+from hfbatch.output.layout import REJECTS
 from tests.models.text import CORPUS
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
@@ -57,7 +58,7 @@ def read_output(out: Path | str) -> pa.Table:
 
 def read_rejects(out: Path | str) -> list[dict[str, Any]]:
     """All rejects, ordered by id."""
-    files = sorted(Path(out, "_hfbatch", "rejects").glob("*.parquet"))
+    files = sorted(Path(out, REJECTS).iterdir())
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return sorted(rows, key=lambda row: row["id"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 
 from hfbatch.data.splits import Piece, Split
 from hfbatch.errors import LockLostError, SplitError
+from hfbatch.output.layout import REJECTS, rejects_of
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Claim
 from hfbatch.output.manifest import Manifest
@@ -62,7 +64,7 @@ def test_removing_a_part_removes_its_rejects(tmp_path):
     ledger = Ledger(str(tmp_path))
     ledger.remove([split_at(0).part])
     assert ledger.list_parts() == {split_at(2).part}
-    assert os.listdir(tmp_path / "_hfbatch/rejects") == [split_at(2).part]
+    assert os.listdir(tmp_path / REJECTS) == [Path(rejects_of(split_at(2).part)).name]
 
 
 def test_files_of_others_are_foreign_and_survive_a_clear(tmp_path):
@@ -70,22 +72,22 @@ def test_files_of_others_are_foreign_and_survive_a_clear(tmp_path):
     ledger = Ledger(str(tmp_path))
     ledger.write_job({"a": 1})
     ledger.save_manifests([])
-    ledger.mark_success({})
+    ledger.mark_success({}, SCHEMA)
     (tmp_path / "part-00000.parquet").touch()
     (tmp_path / "notes").mkdir()
     (tmp_path / "_theirs").touch()
-    (tmp_path / "_hfbatch/lock-00000002.json").touch()
+    (tmp_path / "__hfbatch/lock-00000002.json").touch()
     assert ledger.foreign() == ["notes", "part-00000.parquet"]
     ledger.clear()
-    assert sorted(os.listdir(tmp_path)) == ["_hfbatch", "_theirs", "notes", "part-00000.parquet"]
-    assert os.listdir(tmp_path / "_hfbatch") == ["lock-00000002.json"]
+    assert sorted(os.listdir(tmp_path)) == ["__hfbatch", "_theirs", "notes", "part-00000.parquet"]
+    assert os.listdir(tmp_path / "__hfbatch") == ["lock-00000002.json"]
 
 
 def test_job_and_success_are_kept(tmp_path):
     ledger = Ledger(str(tmp_path))
     ledger.write_job({"spec": {"task": "embedding"}})
     assert ledger.read_job() == {"spec": {"task": "embedding"}}
-    ledger.mark_success({"rows": 1})
+    ledger.mark_success({"rows": 1}, SCHEMA)
     assert ledger.has_success()
     ledger.clear_success()
     assert not ledger.has_success()
@@ -113,7 +115,7 @@ def test_footers_are_read_once_for_each_version_of_a_part(tmp_path):
         b"damaged",
         part_table_bytes(pa.table({"part": parts, "manifest": ["{}", "{}"]})).to_pybytes(),
     ):
-        (tmp_path / "_hfbatch/manifests.parquet").write_bytes(damage)
+        (tmp_path / "__hfbatch/manifests.PARQUET").write_bytes(damage)
         assert Ledger(str(tmp_path)).manifests(parts[:1]) == from_footers[:1]
 
 
@@ -127,7 +129,7 @@ def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
     (tmp_path / parts[1]).unlink()
     commit(tmp_path, splits[2], fingerprint="of another job")
     (tmp_path / parts[3]).write_bytes((tmp_path / parts[0]).read_bytes())
-    (tmp_path / "_hfbatch/rejects" / parts[4]).unlink()
+    (tmp_path / rejects_of(parts[4])).unlink()
     (tmp_path / parts[5]).write_bytes((tmp_path / parts[5]).read_bytes()[:-5])
     table = pq.read_table(tmp_path / parts[6])
     pq.write_table(table.slice(1), tmp_path / parts[6])
@@ -153,7 +155,7 @@ def test_who_lost_the_output_changes_nothing_of_it(tmp_path):
     part = split_at(0).part
     for change in (
         ledger.clear, ledger.clear_success, ledger.clean_temporary, ledger.save_manifests,
-        lambda: ledger.write_job({}), lambda: ledger.mark_success({}), lambda: ledger.remove([part]),
+        lambda: ledger.write_job({}), lambda: ledger.mark_success({}, SCHEMA), lambda: ledger.remove([part]),
         lambda: ledger.remove_rejects([part]), lambda: commit(tmp_path, split_at(2), claim=ledger.claim),
         lambda: commit(tmp_path, split_at(0), claim=ledger.claim),
     ):  # fmt: skip
@@ -172,7 +174,7 @@ def test_rejects_without_a_part_are_found(tmp_path):
     (tmp_path / split_at(2).part).unlink()  # as if killed between the two
     assert ledger.rejects_without_part(ledger.list_parts()) == [split_at(2).part]
     ledger.remove_rejects(ledger.rejects_without_part(ledger.list_parts()))
-    assert os.listdir(tmp_path / "_hfbatch/rejects") == [split_at(0).part]
+    assert os.listdir(tmp_path / REJECTS) == [Path(rejects_of(split_at(0).part)).name]
 
 
 def test_a_damaged_part_is_named(tmp_path):
@@ -195,7 +197,11 @@ def test_a_damaged_part_is_named(tmp_path):
 
 def test_what_killed_writers_left_is_cleaned(tmp_path):
     commit(tmp_path, split_at(0), rejects=True)
-    left = [".part.0.hfbatch-tmp", "_hfbatch/.job.json.1.hfbatch-tmp", "_hfbatch/rejects/.part.2.hfbatch-tmp"]
+    left = [
+        ".part.0.hfbatch-tmp",
+        "__hfbatch/.job.json.1.hfbatch-tmp",
+        "__hfbatch/rejects/.part.2.hfbatch-tmp",
+    ]
     for name in left:
         (tmp_path / name).touch()
     Ledger(str(tmp_path)).clean_temporary()

@@ -19,6 +19,7 @@ from hfbatch.data.filesystem import open_filesystem
 from hfbatch.errors import HfbatchError, LockLostError, OutputHeldError
 from hfbatch.output import exclusive, lock
 from hfbatch.output.holder import Holder, this_process
+from hfbatch.output.layout import INNER, OLD_INNER
 from hfbatch.output.lock import Claim, Lock, describe_holder, guard_note, hold
 
 HOLDER = """
@@ -84,11 +85,11 @@ def take(out: str | Path, said: list[str] | None = None) -> Lock:
     return held
 
 
-def leave(out: str | Path, number: int = 1, **changes: object) -> Holder:
+def leave(out: str | Path, number: int = 1, folder: str = INNER, **changes: object) -> Holder:
     """The lock file that some process left."""
     holder = replace(this_process(), **changes)
     fs, root = open_filesystem(str(out))
-    lock.write_file(fs, f"{root}/_hfbatch/lock-{number:08d}.json", holder.dump())
+    lock.write_file(fs, f"{root}/{folder}/lock-{number:08d}.json", holder.dump())
     return holder
 
 
@@ -118,6 +119,28 @@ def test_of_those_that_start_at_once_one_holds_and_the_place_of_the_dead_goes_to
     assert [*told] == [line[:23]]
     fs, root = open_filesystem(out)
     assert describe_holder(fs, root)["pid"] == second.pid
+
+
+def test_what_the_version_before_wrote_is_moved_when_the_output_is_taken(out: str) -> None:
+    part = "part-{}-0000000000-86d7f50eee1f-0aed3b95d33f"
+    fs, root = open_filesystem(out)
+    old = {
+        "_SUCCESS": b"{}", f"{part.format('test')}.parquet": b"rows", "_hfbatch/job.json": b"{}",
+        f"_hfbatch/rejects/{part.format('test')}.parquet": b"rejects", "_hfbatch/checkpoints/step-8/x.parquet": b"x",
+        "_hfbatch/manifests.parquet": b"cache", "__hfbatch/job.json": b"left by a copy that was killed",
+    }  # fmt: skip
+    for name, data in old.items():
+        lock.write_file(fs, f"{root}/{name}", data)
+    leave(out, folder=OLD_INNER, pid=2**22 + 1)
+    with hold(out, print):
+        pass
+    found = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+    assert {info.path[len(root) + 1 :] for info in found if info.is_file} == {
+        f"{part.format('Test')}.parquet", "__hfbatch/job.json", f"__hfbatch/rejects/{part.format('Test')}.PARQUET",
+        "__hfbatch/checkpoints/step-8/x.parquet", "__hfbatch/manifests.PARQUET",
+    }  # fmt: skip
+    assert fs.open_input_stream(f"{root}/__hfbatch/job.json").read() == b"{}"
+    assert not any(OLD_INNER in info.path.split("/") for info in found)
 
 
 def test_a_holder_that_was_stopped_and_passed_over_writes_nothing_more(out: str, processes) -> None:
@@ -154,12 +177,12 @@ def test_a_damaged_lock_file_keeps_nobody_out_for_long(
 ) -> None:
     monkeypatch.setattr(lock, "TAKEOVER_S", 0.0)
     leave(tmp_path)
-    (tmp_path / "_hfbatch/lock-00000001.json").write_bytes(damage)
+    (tmp_path / "__hfbatch/lock-00000001.json").write_bytes(damage)
     said: list[str] = []
     held = take(tmp_path, said)
     assert held.claim.name == "lock-00000002.json"
     assert "a run whose lock file is damaged" in said[0]
-    assert sorted(os.listdir(tmp_path / "_hfbatch")) == ["lock-00000002.json"]
+    assert sorted(os.listdir(tmp_path / "__hfbatch")) == ["lock-00000002.json"]
     held.release()
 
 
@@ -202,13 +225,13 @@ def test_an_observer_that_woke_up_late_takes_nothing(tmp_path: Path, monkeypatch
     Claim(
         str(tmp_path),
         "lock-00000003.json",
-        json.loads((tmp_path / "_hfbatch/lock-00000003.json").read_text())["token"],
+        json.loads((tmp_path / "__hfbatch/lock-00000003.json").read_text())["token"],
     ).check()
 
 
 def test_a_claim_holds_for_one_hold_alone(tmp_path: Path) -> None:
     held = take(tmp_path)
-    path = tmp_path / "_hfbatch" / held.claim.name
+    path = tmp_path / "__hfbatch" / held.claim.name
     held.claim.check()
     kept = path.read_bytes()
     path.unlink()  # as by rm -r of the output

@@ -17,6 +17,7 @@ from hfbatch.data.reader import Rows
 from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Piece, Split
 from hfbatch.errors import SplitError
+from hfbatch.output.layout import rejects_of
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.writer import (
@@ -70,7 +71,7 @@ def test_a_part_carries_rows_and_its_own_history(tmp_path):
 
 def test_rejects_are_written_with_their_original_row(tmp_path):
     writer_to(tmp_path).write(SPLIT, output(1, 3), rejected(1), manifest(2, 1))
-    (row,) = pq.read_table(tmp_path / "_hfbatch/rejects" / SPLIT.part).to_pylist()
+    (row,) = pq.read_table(tmp_path / rejects_of(SPLIT.part)).to_pylist()
     assert row == {
         "id": 2,
         "text": None,
@@ -85,7 +86,7 @@ def test_rejects_are_written_with_their_original_row(tmp_path):
 def test_rejects_of_an_earlier_attempt_do_not_outlive_a_commit_without_any(tmp_path):
     writer_to(tmp_path).write(SPLIT, output(1, 3), rejected(1), manifest(2, 1))
     writer_to(tmp_path).write(SPLIT, output(1, 2, 3), rejected(1).slice(0, 0), manifest(3, 0))
-    assert os.listdir(tmp_path / "_hfbatch/rejects") == []
+    assert os.listdir(tmp_path / "__hfbatch/rejects") == []
 
 
 @pytest.mark.parametrize(

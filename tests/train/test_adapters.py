@@ -351,7 +351,7 @@ def test_a_resumed_training_gives_the_same_weights(
     if method is not QLORA8:
         assert whole["merged"]["loss"] == pytest.approx(best["eval_loss"], rel=1e-4)
     before = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    store = Checkpoints(str(tmp_path / "_hfbatch" / "checkpoints"))
+    store = Checkpoints(str(tmp_path / "__hfbatch" / "checkpoints"))
     assert store.steps() == [3, 6, 9]
     for step in (6, 9):
         shutil.rmtree(store.path(step))

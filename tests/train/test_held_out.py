@@ -147,7 +147,7 @@ def test_a_training_of_another_choice_is_not_continued(model: str, tmp_path: Pat
     plan = plan_of(model, tmp_path)
     older = {name: value for name, value in plan.identity.items() if name != "held_out"}
     assert older != plan.identity
-    state = tmp_path / "out" / "_hfbatch" / "job.json"
+    state = tmp_path / "out" / "__hfbatch" / "job.json"
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps(replace(plan, identity=older).job()))
     with pytest.raises(

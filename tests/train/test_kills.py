@@ -68,9 +68,9 @@ def test_on_s3_a_killed_driver_with_all_its_ray_loses_no_checkpoint(
 
     finetune(spec, quiet=True)
     assert "_SUCCESS" in keys()
-    wanted = {"_SUCCESS", "_hfbatch", "metrics.json", "model", "report.html", "tensorboard"}
+    wanted = {"_SUCCESS", "__hfbatch", "metrics.json", "model", "report.html", "tensorboard"}
     assert {key.split("/")[0] for key in keys()} == wanted
-    assert {key for key in keys() if key.startswith("_hfbatch/")} == {"_hfbatch/job.json"}
+    assert {key for key in keys() if key.startswith("__hfbatch/")} == {"__hfbatch/job.json"}
     for key in ("metrics.json", "model/model.safetensors"):
         client.download_file(bucket, f"out/{key}", str(tmp_path / key.rpartition("/")[2]))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(
 ) -> None:
     spec = spec_of(data, encoder, tmp_path / "out", schedule={"epochs": 200})
     job = start_job(spec, tmp_path, ray_cluster)  # type: ignore[arg-type]
-    wait_for_checkpoint(job, lambda: any((tmp_path / "out").glob("_hfbatch/checkpoints/*/MANIFEST.json")))
+    wait_for_checkpoint(job, lambda: any((tmp_path / "out").glob("__hfbatch/checkpoints/*/MANIFEST.json")))
     job.send_signal(signal.SIGINT)
     printed, _ = job.communicate(timeout=120)
     assert job.returncode == 130, printed
@@ -128,7 +128,7 @@ node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 
 def lose_a_node():
-    while not list(Path(spec.output).glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+    while not list(Path(spec.output).glob("__hfbatch/checkpoints/*/MANIFEST.json")):
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
     print("node lost")

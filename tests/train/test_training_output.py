@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from hfbatch.errors import LockLostError, OutputHeldError, SpecError
+from hfbatch.output.layout import INNER, OLD_INNER
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import hold
 from hfbatch.spec.location import Location
 from hfbatch.train.loop.worker_config import TrainWorkerConfig, check_shares
 from hfbatch.train.plan import look_again, make_finetune_plan
 from hfbatch.train.run import _clear, _tidy, finetune
+from hfbatch.train.status import read_training
 from tests.train.tools import order_of, run_here, spec_of, write_rows
 
 
@@ -71,13 +73,29 @@ def test_one_training_at_a_time(data: Path, encoder: str, tmp_path: Path) -> Non
     look_again(plan, True)
 
 
+def test_a_training_of_the_version_before_is_continued(data: Path, encoder: str, tmp_path: Path) -> None:
+    spec = spec_of(data, encoder, tmp_path)
+    plan = make_finetune_plan(spec)
+    Ledger(str(tmp_path)).write_job(plan.job())
+    (tmp_path / INNER).rename(tmp_path / OLD_INNER)
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "metrics.json").write_text('{"evaluations": [{"step": 3}], "best": {}}')
+    assert make_finetune_plan(spec).finished
+    assert read_training(str(tmp_path))["step"] == 3
+    with pytest.raises(SpecError, match="holds another training; it differs in seed"):
+        make_finetune_plan(spec.model_copy(update={"seed": 7}))
+    assert finetune(spec, quiet=True).finished
+    assert (tmp_path / INNER / "job.json").exists()
+    assert not (tmp_path / OLD_INNER).exists()
+
+
 def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str, tmp_path: Path) -> None:
     order = order_of(spec_of(data, encoder, tmp_path))
     with hold(str(tmp_path), print) as lock:
         lost = replace(order, claim=replace(lock.claim, token="another"))
         with pytest.raises(LockLostError, match="this run writes nothing more"):
             run_here(lost, tmp_path)
-    assert not (tmp_path / "_hfbatch" / "checkpoints").exists()
+    assert not (tmp_path / "__hfbatch" / "checkpoints").exists()
     assert not (tmp_path / "model").exists()
     remote = replace(order, claim=replace(lost.claim, out=Location("s3://KEY:SECRET@lake/out")))
     again = TrainWorkerConfig.from_json(remote.to_json())
@@ -89,8 +107,8 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
     data: Path, encoder: str, tmp_path: Path
 ) -> None:
     order = order_of(spec_of(data, encoder, tmp_path))
-    (tmp_path / "_hfbatch" / "checkpoints").mkdir()
-    (tmp_path / "_hfbatch" / "checkpoints" / "step-00000008").write_text("in the way")
+    (tmp_path / "__hfbatch" / "checkpoints").mkdir()
+    (tmp_path / "__hfbatch" / "checkpoints" / "step-00000008").write_text("in the way")
     with pytest.raises(
         OSError, match=r"the checkpoint of step 8 cannot be written to .*; free space or grant access"
     ):
@@ -98,14 +116,14 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
 
 
 def test_overwriting_and_tidying_delete_what_is_ours_alone(data: Path, encoder: str, tmp_path: Path) -> None:
-    for name in ("notes.txt", "model/config.json", "_SUCCESS", "metrics.json", "_hfbatch/job.json", "_hfbatch/report.html",
-                 "_hfbatch/ray/run/marker", "_hfbatch/features-12/train/part", "_hfbatch/checkpoints/step-8/x"):  # fmt: skip
+    for name in ("notes.txt", "model/config.json", "_SUCCESS", "metrics.json", "__hfbatch/job.json", "__hfbatch/report.html",
+                 "__hfbatch/ray/run/marker", "__hfbatch/features-12/train/part", "__hfbatch/checkpoints/step-8/x"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     Ledger(str(tmp_path)).write_job({"spec": {"train": {}}})
-    (tmp_path / "_hfbatch/lock-00000001.json").touch()
+    (tmp_path / "__hfbatch/lock-00000001.json").touch()
     _tidy(make_finetune_plan(spec_of(data, encoder, tmp_path), overwrite=True))
-    assert {path.name for path in (tmp_path / "_hfbatch").iterdir()} == {
+    assert {path.name for path in (tmp_path / "__hfbatch").iterdir()} == {
         "job.json",
         "report.html",
         "lock-00000001.json",
@@ -113,7 +131,7 @@ def test_overwriting_and_tidying_delete_what_is_ours_alone(data: Path, encoder: 
     assert (tmp_path / "model" / "config.json").exists()
     _clear(str(tmp_path))
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {"notes.txt", "_hfbatch", "_hfbatch/lock-00000001.json"}
+    assert left == {"notes.txt", "__hfbatch", "__hfbatch/lock-00000001.json"}
 
 
 def test_elastic_workers_need_a_batch_that_each_number_of_them_divides() -> None:

@@ -264,7 +264,7 @@ def killed_after_checkpoint(out: Path) -> Iterator[None]:
 
     def kill() -> None:
         while not killed and not over.wait(0.05):
-            if list(out.glob("_hfbatch/checkpoints/*/MANIFEST.json")):
+            if list(out.glob("__hfbatch/checkpoints/*/MANIFEST.json")):
                 for process in processes_of(os.getpid(), "RayTrainWorker")[:1]:
                     process.kill()
                     killed.append(process.pid)

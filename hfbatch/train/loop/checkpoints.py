@@ -1,7 +1,7 @@
 """Atomic checkpoints in the output folder. Does not import torch or Ray.
 
-    OUT/_hfbatch/checkpoints/step-00000120/…            files that the trainer saved
-    OUT/_hfbatch/checkpoints/step-00000120/MANIFEST.json   size and digest of each file; written last
+    OUT/__hfbatch/checkpoints/step-00000120/…            files that the trainer saved
+    OUT/__hfbatch/checkpoints/step-00000120/MANIFEST.json   size and digest of each file; written last
 
 A folder without a manifest is not a checkpoint; one whose files differ from its manifest is skipped for the previous.
 """

@@ -14,6 +14,7 @@ from hfbatch.data.media import NO_FILES
 from hfbatch.data.media_files import RowFiles
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
+from hfbatch.output.layout import INNER
 from hfbatch.output.lock import TAKEOVER_S, Claim
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
@@ -77,7 +78,7 @@ class TrainWorkerConfig:
 
 def state_folder(spec: FinetuneSpec) -> str:
     """Returns the folder or URL of internal files in the output."""
-    return join(spec.output, "_hfbatch")
+    return join(spec.output, INNER)
 
 
 def build_recipe(
