@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from hfbatch.data.filesystem import redact
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.output import results_version
+from hfbatch.output.identity import differences
 from hfbatch.output.ledger import Ledger, State
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.job import JobSpec
@@ -61,12 +62,11 @@ def earlier(
     if job is None:
         return identity, None
     there, shown = ledger.list_parts(), redact(spec.output.path)
-    version = {results_version.KEY: results_version.version_of(job["identity"])}
-    differing = list(_differences({**_effective(job, identity), **version}, {**identity, **version}))
+    differing = differences(_effective(job, identity), identity)
     if differing and there:
         raise SpecError(
             f"output {shown} holds the parts of another job; "
-            f"it differs in {'; '.join(differing)}. Choose another output, or replace it with --overwrite"
+            f"it differs in {'; '.join(differing.values())}. Choose another output, or replace it with --overwrite"
         )
     fault = results_version.version_fault(shown, job)
     if fault and there and state.todo:
@@ -104,11 +104,3 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
     if model.get("dtype") == "auto" and settled.get("dtype") == asked:
         model = {**model, "dtype": asked}
     return {**old, "engine": engine, "model": model}
-
-
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-    elif old != new:
-        yield f"{where} (there: {old!r}, now: {new!r})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +20,7 @@ from hfbatch.data.source import Source
 from hfbatch.data.splits import Split
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model
+from hfbatch.output.identity import digest
 from hfbatch.output.layout import JOB
 from hfbatch.output.ledger import Ledger, State, types_of
 from hfbatch.output.lock import guard_note
@@ -72,8 +71,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Digest of the identity."""
-        text = json.dumps(self.identity, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest(self.identity)
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ from hfbatch.data.filesystem import join, open_filesystem
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.output import results_version
+from hfbatch.output.identity import differences
 from hfbatch.output.layout import SUCCESS
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.data.held_out import CHOICE
@@ -42,20 +43,15 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
     :param state: job.json of the output.
     :raises SpecError: if it holds another training, or an unfinished one of another version of results.
     """
-    old, new = _leaves(state["identity"]), _leaves(identity)
-    for leaves in (old, new):
-        leaves.setdefault("workers.strategy", "ddp")
-        leaves.pop(results_version.KEY, None)
-    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    plain = {"workers": {"strategy": "ddp"}}
+    differing = differences({**plain, **state["identity"]}, {**plain, **identity})
     fs, root = open_filesystem(join(spec.output, SUCCESS))
     done = fs.get_file_info(root).is_file
     fault = results_version.version_fault(spec.output, state)
-    if differing == ["held_out"] and "held_out" not in old and (done or fault):
-        differing = []  # an older version held out other rows, as the version's fault says
+    if differing.keys() == {"held_out"} and "held_out" not in state["identity"] and (done or fault):
+        differing = {}  # an older version held out other rows, as the version's fault says
     if differing:
-        shown = "; ".join(
-            f"{name} (there: {old.get(name)!r}, now: {new.get(name)!r})" for name in sorted(differing)
-        )
+        shown = "; ".join(differing[name] for name in sorted(differing))
         raise SpecError(
             f"output {spec.output} holds another training; it differs in {shown}. Choose another "
             "output, or replace it with --overwrite"
@@ -63,12 +59,3 @@ def is_finished(state: dict[str, Any], spec: FinetuneSpec, identity: dict[str, A
     if fault and not done:
         raise SpecError(fault)
     return done
-
-
-def _leaves(values: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """Flattens nested values to their full names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict) and value
-        found |= _leaves(value, f"{of}{name}.") if nested else {f"{of}{name}": value}
-    return found

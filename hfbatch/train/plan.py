@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model, pin
+from hfbatch.output.identity import digest
 from hfbatch.output.jobfile import is_training
 from hfbatch.output.layout import JOB, SUCCESS
 from hfbatch.output.ledger import Ledger
@@ -93,8 +92,7 @@ class FinetunePlan:
     @property
     def fingerprint(self) -> str:
         """Digest of the identity."""
-        text = json.dumps(self.identity, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest(self.identity)
 
     @property
     def notes(self) -> list[str]:
