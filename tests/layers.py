@@ -30,6 +30,7 @@ ROOMS = (
     "tasks.generation",
     "tasks",
     "engines",
+    "output.sinks",
     "output",
     "data",
     "data.formats",

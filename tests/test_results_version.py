@@ -15,7 +15,7 @@ import hfbatch
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.results_version import CHANGES, RESULTS_VERSION
-from hfbatch.output.writer import PartWriter
+from hfbatch.output.sinks.parquet import PartWriter
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.predict.verify import verify_output
 from hfbatch.runtime import runner

@@ -31,7 +31,8 @@ from hfbatch.errors import SplitError, WorkerError, redact_text
 from hfbatch.output.lock import TAKEOVER_S
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
 from hfbatch.output.rejects import Reject, rejects_table, unreadable
-from hfbatch.output.writer import PartWriter
+from hfbatch.output.sink import SinkWriter
+from hfbatch.output.sinks.parquet import PartWriter
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.heartbeat import beating
 from hfbatch.runtime.predictor import BatchStats
@@ -229,8 +230,8 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     manifest.finished = time.time()
     rows = Rows(table, places, manifest.rows_read)
     check = partial(job.claim.check, TAKEOVER_S) if job.claim else None
-    writer = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp, check)
-    writer.write(split, part, rejects_table(rows, rejects, job.rejects_schema), manifest)
+    writer: SinkWriter = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp, check)
+    writer.commit(writer.stage(split, part, rejects_table(rows, rejects, job.rejects_schema), manifest))
     manifest.seconds["write"] = time.perf_counter() - begun
     return row
 

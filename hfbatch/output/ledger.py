@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -27,14 +26,12 @@ from hfbatch.data.filesystem import (
     redact,
     stat_file,
 )
-from hfbatch.data.splits import Split, part_name
+from hfbatch.data.splits import part_name
 from hfbatch.errors import SplitError
-from hfbatch.output.footers import UNKNOWN, Footers, Version, read_footer
-from hfbatch.output.jobfile import is_training, read_file, read_job
+from hfbatch.output.jobfile import is_training, read_job
 from hfbatch.output.layout import (
     INNER,
     JOB,
-    MANIFESTS,
     REJECTS,
     SUCCESS,
     before,
@@ -45,20 +42,9 @@ from hfbatch.output.layout import (
     rejects_of,
 )
 from hfbatch.output.lock import Claim
-from hfbatch.output.manifest import Manifest
 from hfbatch.output.writer import FOOTER_KEY, part_table_bytes, write_file
 
 THREADS = 16
-
-
-@dataclass(frozen=True)
-class State:
-    """The splits of a plan compared with the parts in the output."""
-
-    done: list[Split]
-    todo: list[Split]
-    stale: list[str]
-    """Parts of no split of the plan, sorted: their input was changed, removed or split differently."""
 
 
 class Ledger:
@@ -73,7 +59,6 @@ class Ledger:
         self.fs, self.root = open_filesystem(out)
         self.claim: Claim | None = None
         """The hold on the output that is checked before each change; None for no check."""
-        self._read_before: Footers | None = None
         self._stored: dict[str, str] = {}
         """Files of parts that the version before gave another name."""
 
@@ -81,6 +66,11 @@ class Ledger:
         """Returns the names of all parts, from one listing."""
         names = list_names(self.fs, self.root).items()
         return set(self._named(name for name, folder in names if not folder))
+
+    def list_versions(self) -> dict[str, tuple[int, int]]:
+        """Returns the names of all parts with their sizes and times, from one listing."""
+        versions = list_versions(self.fs, self.root)
+        return {part: versions[name] for part, name in self._named(versions).items()}
 
     def path(self, part: str) -> str:
         """Returns the path of a part on the filesystem; the part is from a listing by this ledger."""
@@ -96,17 +86,6 @@ class Ledger:
             if found:
                 break
         return {part: path for part, path in found.items() if is_part(part)}
-
-    def state(self, splits: Sequence[Split]) -> State:
-        """Compares splits with parts by name alone; no footer is read."""
-        there = self.list_parts()
-        done: list[Split] = []
-        todo: list[Split] = []
-        for split in splits:
-            part = split.part
-            (done if part in there else todo).append(split)
-            there.discard(part)
-        return State(done, todo, sorted(there))
 
     def foreign(self) -> list[str]:
         """Returns the sorted names that hfbatch did not write in the folder, except those that begin `_` or `.`."""
@@ -142,7 +121,6 @@ class Ledger:
         self.remove(self.list_parts())
         self.clean_temporary()
         clear_folder(self.fs, f"{self.root}/{INNER}")
-        self._read_before = None
 
     def read_job(self) -> dict[str, Any] | None:
         """Reads job.json; returns None if there is none. :raises SplitError: if it is not JSON."""
@@ -211,79 +189,6 @@ class Ledger:
                 with suppress(OSError):
                     os.rmdir(folder)
         return None
-
-    def read_footer(self, part: str) -> dict[str, Any]:
-        """Reads the footer of a part: split, manifest, fingerprint, model commit.
-
-        :raises SplitError: if it cannot be read or was not written by hfbatch.
-        """
-        return read_footer(self.fs, self.path(part), part)[0]
-
-    def manifests(self, parts: Iterable[str] | None = None) -> list[Manifest]:
-        """Returns the manifest of each part, in order, from its footer; a footer that cannot be read gives its error.
-
-        :param parts: default: all parts of one listing, sorted.
-        """
-        there = self._listing()
-        wanted = sorted(there) if parts is None else list(parts)
-        found = self._footers().of({part: there.get(part, UNKNOWN) for part in wanted})
-        return [found[part].manifest for part in wanted]
-
-    def audit(
-        self, splits: Sequence[Split], fingerprint: str, fresh: Iterable[Manifest] = ()
-    ) -> tuple[State, list[Manifest], dict[str, str]]:
-        """Compares splits with one listing and the footers of the parts, and with nothing else.
-
-        A part of another job, or whose rows or rejects differ from its footer, counts as not done. A part that cannot
-        be read counts as done, with its error: it may be complete, on a failing disk.
-
-        :param fresh: manifests of parts that were just written.
-        :returns: the state; the manifests of the splits done, in order; the faults of existing parts that are not done.
-        """
-        there = self._listing()
-        rejects = self.rejects()
-        wanted = {split.part for split in splits}
-        footers = self._footers()
-        found = footers.of({part: version for part, version in there.items() if part in wanted})
-        footers.note(fresh)
-        done: list[Split] = []
-        todo: list[Split] = []
-        wrong: dict[str, str] = {}
-        for split in splits:
-            footer = found.get(split.part)
-            fault = None
-            if footer is not None and footer.manifest.error is None:
-                fault = footer.fault(split.part, fingerprint)
-                if footer.manifest.rows_rejected and split.part not in rejects:
-                    fault = fault or f"the rejects of {split.part} are missing"
-            if fault:
-                wrong[split.part] = fault
-            (todo if footer is None or fault else done).append(split)
-        state = State(done, todo, sorted(there.keys() - wanted))
-        return state, [found[split.part].manifest for split in done], wrong
-
-    def save_manifests(self, fresh: Iterable[Manifest] = ()) -> None:
-        """Writes the content of the footers to one file for the next run. :raises OSError: if it cannot be written.
-
-        :param fresh: manifests of parts that were just written.
-        """
-        there, footers = self._listing(), self._footers()
-        footers.of(there)
-        footers.note(fresh)
-        self.write(MANIFESTS, footers.dump(there))
-
-    def _footers(self) -> Footers:
-        if self._read_before is None:
-            self._read_before = Footers(self.fs, self.path)
-            data = read_file(self.fs, self.root, MANIFESTS)
-            if data is not None:
-                self._read_before.load(data)
-        return self._read_before
-
-    def _listing(self) -> dict[str, Version]:
-        """Returns the names of all parts with their sizes and times, from one listing."""
-        versions = list_versions(self.fs, self.root)
-        return {part: versions[name] for part, name in self._named(versions).items()}
 
     def _named(self, names: Iterable[str]) -> dict[str, str]:
         """Returns the parts in a listing and their files."""

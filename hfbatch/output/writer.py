@@ -1,36 +1,20 @@
-"""Writes parts and their rejects atomically: a reader sees all of a file or none."""
+"""Writes files atomically, and serialises tables as Parquet: a reader sees all of a file or none."""
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from hfbatch.data.columns import conform, empty_table
-from hfbatch.data.filesystem import fsspec_of, is_local, one_line, open_filesystem, redact
-from hfbatch.data.splits import Split
-from hfbatch.errors import SplitError
-from hfbatch.output.layout import TEMPORARY_END, rejects_of
-from hfbatch.output.manifest import Manifest
-from hfbatch.output.rejects import Reject, reject_schema, rejects_table
-
-__all__ = [
-    "PartWriter",
-    "Reject",
-    "part_table_bytes",
-    "reject_schema",
-    "rejects_table",
-    "stored_schema",
-    "write_file",
-]
+from hfbatch.data.columns import empty_table
+from hfbatch.data.filesystem import fsspec_of, is_local
+from hfbatch.output.layout import TEMPORARY_END
 
 FOOTER_KEY = "hfbatch"
 
@@ -120,69 +104,3 @@ def _byte_columns(schema: pa.Schema) -> list[str]:
     return [
         leaves.column(at).path for at in range(len(leaves)) if leaves.column(at).physical_type == "BYTE_ARRAY"
     ]
-
-
-class PartWriter:
-    """Commits splits to an output folder.
-
-    :param out: the output folder, a path or URL.
-    :param schema: schema of every part.
-    :param rejects_schema: schema of every rejects file, from `reject_schema`.
-    :param stamp: plain values written to each footer: fingerprint, model commit.
-    :param check: called right before each change; raises if this job no longer holds the output.
-    """
-
-    def __init__(
-        self,
-        out: str,
-        schema: pa.Schema,
-        rejects_schema: pa.Schema,
-        stamp: Mapping[str, Any],
-        check: Callable[[], None] | None = None,
-    ) -> None:
-        self.out, self.schema, self.rejects_schema, self.stamp = out, schema, rejects_schema, dict(stamp)
-        self.check = check
-        self.fs, self.root = open_filesystem(out)
-
-    def write(self, split: Split, table: pa.Table, rejects: pa.Table | None, manifest: Manifest) -> None:
-        """Writes the rejects, then the part, which commits both.
-
-        :raises LockLostError: if this job no longer holds the output.
-        :raises SplitError: if rows are not conserved, columns are not the planned ones, or writing fails.
-        """
-        rejected = 0 if rejects is None else rejects.num_rows
-        self._check(split, table, rejected, manifest)
-        footer = {**self.stamp, "split": split.to_dict(), "manifest": vars(manifest)}
-        path = f"{self.root}/{rejects_of(split.part)}"
-        try:
-            if rejects is not None and rejected:
-                write_file(self.fs, path, part_table_bytes(conform(rejects, self.rejects_schema)), self.check)
-            else:
-                if self.check is not None:
-                    self.check()
-                with suppress(FileNotFoundError):
-                    self.fs.delete_file(path)
-            path = f"{self.root}/{split.part}"
-            write_file(self.fs, path, part_table_bytes(table, {FOOTER_KEY: json.dumps(footer)}), self.check)
-        except OSError as error:
-            raise SplitError(
-                f"{redact(self.out)}: {path[len(self.root) + 1 :]} cannot be written: {one_line(error)}; "
-                "make room or give access, then run again"
-            ) from error
-
-    def _check(self, split: Split, table: pa.Table, rejected: int, manifest: Manifest) -> None:
-        counts = (split.rows, table.num_rows, rejected)
-        told = (manifest.rows_read, manifest.rows_out, manifest.rows_rejected)
-        if counts != told or manifest.rows_in != table.num_rows + rejected or manifest.rows_in > split.rows:
-            raise SplitError(
-                f"{split.part}: rows are not conserved: split {counts[0]}, output {counts[1]}, "
-                f"rejects {counts[2]}; manifest: read {told[0]}, in {manifest.rows_in}, out {told[1]}, rejected {told[2]}"
-            )
-        if not table.schema.equals(self.schema, check_metadata=False):
-            raise SplitError(
-                f"{split.part}: columns are {_columns(table.schema)}, planned were {_columns(self.schema)}"
-            )
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{column.name}: {column.type}" for column in schema)

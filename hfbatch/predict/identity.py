@@ -11,7 +11,8 @@ from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
 from hfbatch.output import results_version
 from hfbatch.output.identity import differences
-from hfbatch.output.ledger import Ledger, State
+from hfbatch.output.ledger import Ledger
+from hfbatch.output.sink import State
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task

@@ -22,9 +22,11 @@ from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model
 from hfbatch.output.identity import digest
 from hfbatch.output.layout import JOB
-from hfbatch.output.ledger import Ledger, State, types_of
+from hfbatch.output.ledger import Ledger, types_of
 from hfbatch.output.lock import guard_note
 from hfbatch.output.rejects import reject_schema
+from hfbatch.output.sink import State
+from hfbatch.output.sinks.parquet import ParquetSink
 from hfbatch.output.writer import stored_schema
 from hfbatch.predict.bind import bind, gather, left_out_notes, some
 from hfbatch.predict.identity import earlier, job_identity
@@ -48,7 +50,7 @@ class Plan:
     splits: list[Split]
     state: State
     """Splits that are done and to do, and stale parts."""
-    ledger: Ledger
+    sink: ParquetSink
     read: ReadPlan
     inputs: dict[str, str]
     """Task inputs mapped to dataset columns."""
@@ -62,6 +64,11 @@ class Plan:
     """The runtime choice of an earlier run on the same output."""
     overwrite: bool = False
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The output folder."""
+        return self.sink.ledger
 
     @property
     def title(self) -> str:
@@ -143,6 +150,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     faults: list[str] = []
     spec = _with_absolute_paths(spec)
     ledger = Ledger(spec.output.path)
+    sink = ParquetSink(ledger)
     bound = bind(spec, None if overwrite else _types_kept(ledger), faults)
     notes = bound.notes if bound else []
     faults += _output_faults(spec, ledger, overwrite, notes)
@@ -154,7 +162,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     spec, model, task, source = bound.spec, bound.model, bound.task, bound.source
     identity = job_identity(spec, model, task, bound.inputs, bound.keep)
     splits = source.cut(split_rows(spec), spec.input.limit)
-    state = State([], list(splits), []) if overwrite else ledger.state(splits)
+    state = State([], list(splits), []) if overwrite else sink.state(splits)
     choice = None
     if not overwrite:
         identity, choice = earlier(ledger, identity, spec, state)
@@ -162,7 +170,7 @@ def make_plan(spec: JobSpec, overwrite: bool = False) -> Plan:
     if faults:
         raise SpecError(faults)
     return Plan(
-        spec, model, task, source, splits, state, ledger, bound.read, bound.inputs, bound.keep, bound.schema,
+        spec, model, task, source, splits, state, sink, bound.read, bound.inputs, bound.keep, bound.schema,
         identity, choice, overwrite, notes + task.notes() + left_out_notes(source) + more,
     )  # fmt: skip
 
@@ -175,7 +183,7 @@ def look_again(plan: Plan) -> None:
     :raises SpecError: if the output now holds parts of another job.
     """
     if not plan.overwrite:
-        plan.state, _, _ = plan.ledger.audit(plan.splits, plan.fingerprint)
+        plan.state, _, _ = plan.sink.audit(plan.splits, plan.fingerprint)
         identity = job_identity(plan.spec, plan.model, plan.task, plan.inputs, plan.keep)
         plan.identity, plan.choice = earlier(plan.ledger, identity, plan.spec, plan.state)
 

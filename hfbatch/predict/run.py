@@ -16,9 +16,10 @@ from hfbatch.console.display import screen
 from hfbatch.console.progress import Progress, Snapshot
 from hfbatch.errors import HfbatchError, LockLostError, WorkerError
 from hfbatch.output.layout import REJECTS
-from hfbatch.output.ledger import Ledger, State
+from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
+from hfbatch.output.sink import State
 from hfbatch.pages.report import build_report, count, render_files
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.runtime.config import RuntimeChoice
@@ -231,7 +232,7 @@ def _prepare_output(plan: Plan) -> dict[str, Any]:
     if not plan.overwrite and not plan.state.todo:
         job["schema"] = (ledger.read_job() or job)["schema"]
     if plan.overwrite:
-        ledger.clear()
+        plan.sink.clear()
     if plan.state.todo or plan.state.stale:
         ledger.clear_success()
     ledger.write_job(job)
@@ -254,15 +255,15 @@ def _finish(
     lost = isinstance(problem, LockLostError)
     failed = _failures(plan, manifests, problem)
     if not failed and not problem:
-        ledger.remove(plan.state.stale)
+        plan.sink.discard(plan.state.stale)
     fresh = [manifest for manifest in manifests if manifest.error is None]
-    state, found, wrong = ledger.audit(plan.splits, plan.fingerprint, fresh)
+    state, found, wrong = plan.sink.audit(plan.splits, plan.fingerprint, fresh)
     committed = [manifest for manifest in found if manifest.error is None]
     failed += [manifest for manifest in found if manifest.error is not None]
     if not failed and not problem:
         failed = _absent(state, wrong)
     if not failed and not problem:
-        ledger.remove_rejects(ledger.rejects_without_part([split.part for split in state.done]))
+        plan.sink.finalise(state.done)
     clock.phases["total"] = clock.elapsed
     job = (None if lost else ledger.read_job()) or plan.job()
     ran = {manifest.part for manifest in fresh}
@@ -282,7 +283,7 @@ def _leave(plan: Plan, job: dict[str, Any], report: dict[str, Any]) -> tuple[int
     code, message = report["exit_code"], report["message"]
     try:
         with suppress(OSError):  # this file only saves time in the next run
-            ledger.save_manifests()
+            plan.sink.save_manifests()
         if ledger.read_job() is None:
             ledger.write_job(job)
         for name, data in render_files(report).items():

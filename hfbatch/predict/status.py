@@ -13,6 +13,7 @@ from hfbatch.output import jobfile
 from hfbatch.output.layout import REPORT
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import describe_holder
+from hfbatch.output.sinks.parquet import ParquetSink
 
 
 def is_training(out: str) -> bool:
@@ -23,7 +24,7 @@ def is_training(out: str) -> bool:
 def read_status(out: str) -> dict[str, Any]:
     """Returns parts, rows, rejects, and how the last run ended. :raises SpecError: if OUT is not an output."""
     ledger, job = _job(out)
-    manifests = ledger.manifests()
+    manifests = ParquetSink(ledger).manifests()
     last = _last_report(ledger)
     return {
         "output": ledger.out,

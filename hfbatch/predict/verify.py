@@ -21,6 +21,7 @@ from hfbatch.output.jobfile import is_training
 from hfbatch.output.layout import JOB, rejects_of
 from hfbatch.output.ledger import Ledger, types_of
 from hfbatch.output.manifest import Manifest
+from hfbatch.output.sinks.parquet import ParquetSink
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
 
@@ -121,7 +122,7 @@ def doubled(parts: Iterable[tuple[str, Sequence[Piece]]], root: str) -> list[str
 def _pieces(ledger: Ledger, part: str) -> Sequence[Piece]:
     """Returns the input pieces in a part's footer; none if it cannot be read, which is reported elsewhere."""
     try:
-        return Split.from_dict(ledger.read_footer(part)["split"]).pieces
+        return Split.from_dict(ParquetSink(ledger).read_footer(part)["split"]).pieces
     except SplitError:
         return ()
 
@@ -156,7 +157,7 @@ def _part_faults(
     try:
         with ledger.fs.open_input_file(ledger.path(part)) as file:
             table = pq.read_table(file)
-        footer = ledger.read_footer(part)
+        footer = ParquetSink(ledger).read_footer(part)
     except (OSError, pa.ArrowInvalid, SplitError) as error:
         return [f"{part} cannot be read: {error}"]
     manifest = Manifest(**footer["manifest"])

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfbatch.data.splits import Split
-from hfbatch.output.ledger import MANIFESTS
+from hfbatch.output.layout import MANIFESTS
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
 from hfbatch.output.writer import FOOTER_KEY, part_table_bytes
 from hfbatch.predict.plan import Plan, make_plan
@@ -88,7 +88,7 @@ def commit_all_but_one(plan: Plan) -> Split:
     for split, manifest in zip(splits, manifests, strict=True):
         footer = json.dumps({**stamp, "split": split.to_dict(), "manifest": vars(manifest)})
         Path(plan.ledger.root, split.part).write_bytes(part_table_bytes(table, {FOOTER_KEY: footer}))
-    plan.ledger.save_manifests(manifests)
+    plan.sink.save_manifests(manifests)
     return left
 
 

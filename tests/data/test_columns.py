@@ -20,7 +20,8 @@ from hfbatch.data.splits import Piece, Split
 from hfbatch.output.layout import rejects_of
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.rejects import Reject, reject_schema, rejects_table
-from hfbatch.output.writer import PartWriter, stored_schema
+from hfbatch.output.sinks.parquet import PartWriter
+from hfbatch.output.writer import stored_schema
 from tests.data.inputs import read_all, source_of
 
 TIMES = st.integers(-(2**50), 2**50)

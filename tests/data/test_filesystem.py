@@ -17,7 +17,9 @@ from hfbatch.data.reader import read_split
 from hfbatch.errors import SpecError, SplitError, WorkerError
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.manifest import Manifest
-from hfbatch.output.writer import PartWriter, reject_schema, write_file
+from hfbatch.output.rejects import reject_schema
+from hfbatch.output.sinks.parquet import ParquetSink, PartWriter
+from hfbatch.output.writer import write_file
 from hfbatch.spec.job import JobSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
 from tests.data.inputs import plan_of, read_all, source_of, write_groups
@@ -212,9 +214,9 @@ def test_parts_are_committed_and_found_on_s3(lake, s3):
         count = rows.table.num_rows
         reported = Manifest(split.part, rows_read=count, rows_in=count, rows_out=count)
         writer.write(split, rows.table, None, reported)
-    state = ledger.state(splits)
+    state = ParquetSink(ledger).state(splits)
     assert (state.done, state.todo, state.stale) == (splits[:-1], splits[-1:], [])
-    assert [m.rows_out for m in ledger.manifests([split.part for split in state.done])] == [
+    assert [m.rows_out for m in ParquetSink(ledger).manifests([split.part for split in state.done])] == [
         split.rows for split in state.done
     ]
     read = pq.read_table(f"{ledger.root}/{splits[0].part}", filesystem=ledger.fs)

@@ -16,9 +16,15 @@ from hfbatch.output.layout import REJECTS, rejects_of
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Claim
 from hfbatch.output.manifest import Manifest
-from hfbatch.output.writer import PartWriter, part_table_bytes, reject_schema
+from hfbatch.output.rejects import reject_schema
+from hfbatch.output.sinks.parquet import ParquetSink, PartWriter
+from hfbatch.output.writer import part_table_bytes
 
 SCHEMA = pa.schema([("x", pa.int64())])
+
+
+def sink_of(out) -> ParquetSink:
+    return ParquetSink(Ledger(str(out)))
 
 
 def split_at(start: int, size: int = 1) -> Split:
@@ -41,7 +47,7 @@ def commit(
 def test_parts_show_done_to_do_and_stale(tmp_path):
     commit(tmp_path, split_at(0))
     commit(tmp_path, split_at(2, size=99))
-    state = Ledger(str(tmp_path)).state([split_at(0), split_at(2)])
+    state = sink_of(tmp_path).state([split_at(0), split_at(2)])
     assert state.done == [split_at(0)]
     assert state.todo == [split_at(2)]
     assert state.stale == [split_at(2, size=99).part]
@@ -52,7 +58,7 @@ def test_an_output_that_does_not_exist_is_empty(tmp_path):
     assert ledger.list_parts() == set()
     assert ledger.foreign() == []
     assert ledger.read_job() is None
-    assert ledger.manifests([]) == []
+    assert ParquetSink(ledger).manifests([]) == []
     assert not ledger.has_success()
     ledger.clear()
     ledger.clean_temporary()
@@ -71,7 +77,7 @@ def test_files_of_others_are_foreign_and_survive_a_clear(tmp_path):
     commit(tmp_path, split_at(0), rejects=True)
     ledger = Ledger(str(tmp_path))
     ledger.write_job({"a": 1})
-    ledger.save_manifests([])
+    ParquetSink(ledger).save_manifests([])
     ledger.mark_success({}, SCHEMA)
     (tmp_path / "part-00000.parquet").touch()
     (tmp_path / "notes").mkdir()
@@ -102,21 +108,21 @@ def test_footers_are_read_once_for_each_version_of_a_part(tmp_path):
     for split in splits:
         commit(tmp_path, split)
     parts = [split.part for split in splits]
-    from_footers = Ledger(str(tmp_path)).manifests(parts)
+    from_footers = sink_of(tmp_path).manifests(parts)
     assert [m.part for m in from_footers] == parts
     wrong = replace(told(splits[1], tokens=7), rows_in=9)  # counts are the footer's, whatever a worker says
-    Ledger(str(tmp_path)).save_manifests([told(splits[0], tokens=42), wrong])
-    assert [m.tokens for m in Ledger(str(tmp_path)).manifests(parts)] == [42, 0]
+    sink_of(tmp_path).save_manifests([told(splits[0], tokens=42), wrong])
+    assert [m.tokens for m in sink_of(tmp_path).manifests(parts)] == [42, 0]
     commit(tmp_path, splits[0])  # written again: another version
-    assert [m.tokens for m in Ledger(str(tmp_path)).manifests(parts)] == [0, 0]
+    assert [m.tokens for m in sink_of(tmp_path).manifests(parts)] == [0, 0]
     (tmp_path / parts[1]).unlink()
-    assert "cannot be read" in (Ledger(str(tmp_path)).manifests(parts)[1].error or "")
+    assert "cannot be read" in (sink_of(tmp_path).manifests(parts)[1].error or "")
     for damage in (
         b"damaged",
         part_table_bytes(pa.table({"part": parts, "manifest": ["{}", "{}"]})).to_pybytes(),
     ):
         (tmp_path / "__hfbatch/manifests.PARQUET").write_bytes(damage)
-        assert Ledger(str(tmp_path)).manifests(parts[:1]) == from_footers[:1]
+        assert sink_of(tmp_path).manifests(parts[:1]) == from_footers[:1]
 
 
 def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
@@ -124,7 +130,7 @@ def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
     for split in splits:
         commit(tmp_path, split, rejects=split is splits[4])
     commit(tmp_path, split_at(0, size=99))
-    Ledger(str(tmp_path)).save_manifests([told(split) for split in splits])
+    sink_of(tmp_path).save_manifests([told(split) for split in splits])
     parts = [split.part for split in splits]
     (tmp_path / parts[1]).unlink()
     commit(tmp_path, splits[2], fingerprint="of another job")
@@ -133,7 +139,7 @@ def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
     (tmp_path / parts[5]).write_bytes((tmp_path / parts[5]).read_bytes()[:-5])
     table = pq.read_table(tmp_path / parts[6])
     pq.write_table(table.slice(1), tmp_path / parts[6])
-    state, manifests, wrong = Ledger(str(tmp_path)).audit(splits, "f", [told(split) for split in splits])
+    state, manifests, wrong = sink_of(tmp_path).audit(splits, "f", [told(split) for split in splits])
     assert state.done == [splits[0], splits[5]]
     assert state.todo == [splits[1], splits[2], splits[3], splits[4], splits[6]]
     assert state.stale == [split_at(0, size=99).part]
@@ -154,7 +160,7 @@ def test_who_lost_the_output_changes_nothing_of_it(tmp_path):
     before = sorted(path.name for path in tmp_path.rglob("*"))
     part = split_at(0).part
     for change in (
-        ledger.clear, ledger.clear_success, ledger.clean_temporary, ledger.save_manifests,
+        ledger.clear, ledger.clear_success, ledger.clean_temporary, ParquetSink(ledger).save_manifests,
         lambda: ledger.write_job({}), lambda: ledger.mark_success({}, SCHEMA), lambda: ledger.remove([part]),
         lambda: ledger.remove_rejects([part]), lambda: commit(tmp_path, split_at(2), claim=ledger.claim),
         lambda: commit(tmp_path, split_at(0), claim=ledger.claim),
@@ -184,14 +190,14 @@ def test_a_damaged_part_is_named(tmp_path):
     path = tmp_path / part
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(SplitError, match=f"{part} cannot be read: "):
-        ledger.read_footer(part)
-    (manifest,) = ledger.manifests([part])
+        ParquetSink(ledger).read_footer(part)
+    (manifest,) = ParquetSink(ledger).manifests([part])
     assert manifest.error.startswith(f"{part} cannot be read")
     for footer in ("{}", "[]", '{"fingerprint": "f", "split": {}, "manifest": {"part": "p", "more": 1}}'):
         path.write_bytes(part_table_bytes(pa.table({"x": [1, 2]}), {"hfbatch": footer}))
         with pytest.raises(SplitError, match=f"{part} was not written by hfbatch"):
-            ledger.read_footer(part)
-        _, (told,), _ = Ledger(str(tmp_path)).audit([split_at(0)], "f")
+            ParquetSink(ledger).read_footer(part)
+        _, (told,), _ = sink_of(tmp_path).audit([split_at(0)], "f")
         assert told.error.startswith(f"{part} was not written by hfbatch")
 
 

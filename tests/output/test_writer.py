@@ -20,14 +20,9 @@ from hfbatch.errors import SplitError
 from hfbatch.output.layout import rejects_of
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.manifest import Manifest
-from hfbatch.output.writer import (
-    PartWriter,
-    Reject,
-    part_table_bytes,
-    reject_schema,
-    rejects_table,
-    write_file,
-)
+from hfbatch.output.rejects import Reject, reject_schema, rejects_table
+from hfbatch.output.sinks.parquet import PartWriter
+from hfbatch.output.writer import part_table_bytes, write_file
 
 SPLIT = Split((Piece("a.parquet", 0, 3, 100, 7),))
 SCHEMA = pa.schema([("id", pa.int64()), ("embedding", pa.list_(pa.float32(), 2))])
