@@ -30,7 +30,14 @@ from hfbatch.engines.base import DeviceLostError
 from hfbatch.errors import SplitError, WorkerError, redact_text
 from hfbatch.output.lock import TAKEOVER_S
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
-from hfbatch.output.rejects import Reject, rejects_table, unreadable
+from hfbatch.output.rejects import (
+    dump_rejects,
+    first_traces,
+    format_trace,
+    load_rejects,
+    rejects_table,
+    unreadable,
+)
 from hfbatch.output.sink import SinkWriter
 from hfbatch.output.sinks.parquet import PartWriter
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
@@ -92,7 +99,7 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     manifest.seconds["preprocess"] = time.perf_counter() - begun
     return {
         **row,
-        "rejects": _dump(prepared.rejects),
+        "rejects": dump_rejects(prepared.rejects),
         "rows": serialize(rows.table),
         "places": serialize(rows.places.append_column(CUT, pa.array(prepared.cut))),
         "features": serialize(prepared.features),
@@ -112,6 +119,7 @@ class ForwardStage:
         self._runner: Runner | None = None
         self._chosen = False
         self._fault = ""
+        self._cause: Exception | None = None
         counters = ("rows", "tokens", "padded_tokens", "rejects")
         self._counters = {name: metrics.Counter(f"hfbatch_{name}", f"{name} so far") for name in counters}
         self._batch_seconds = metrics.Histogram(
@@ -126,6 +134,7 @@ class ForwardStage:
                 self._runner = runner
         except Exception as error:  # noqa: BLE001 - an actor that raises here is restarted forever
             self._fault = f"the model does not load on a worker: {type(error).__name__}: {error}"
+            self._cause = error
         job.tracker.end.remote(*load)
         job.tracker.loaded.remote()
 
@@ -136,7 +145,7 @@ class ForwardStage:
     def _forward(self, row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, Any]:
         if self._runner is None:
             manifest.fatal = True
-            raise SplitError(self._fault)
+            raise SplitError(self._fault) from self._cause
         runner = self._runner
         row, rejected = forward(row, manifest, lambda features: self._predict(runner, features))
         manifest.worker = runner.label
@@ -200,7 +209,7 @@ def forward(
     manifest.tokens, manifest.padded_tokens = made.stats.tokens, made.stats.padded_tokens
     manifest.batches = made.stats.batches
     manifest.seconds["forward"] = time.perf_counter() - begun
-    rejects = _dump([*_load(row["rejects"]), *made.rejects])
+    rejects = dump_rejects([*load_rejects(row["rejects"]), *made.rejects])
     return {**row, "rejects": rejects, "features": serialize(made.outputs)}, len(made.rejects)
 
 
@@ -218,7 +227,7 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     places = deserialize(row["places"])
     fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
     positions, columns, failures = runner.postprocess(outputs, _inputs(table, job), fields)
-    rejects = sorted([*_load(row["rejects"]), *failures], key=lambda reject: reject.position)
+    rejects = sorted([*load_rejects(row["rejects"]), *failures], key=lambda reject: reject.position)
     kept = table.select(list(job.keep)).take(pa.array(positions))
     flags = [places[CUT].take(pa.array(positions))] if job.truncated else []
     part = pa.table([*kept.columns, *columns, *flags], schema=job.schema)
@@ -232,6 +241,7 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     check = partial(job.claim.check, TAKEOVER_S) if job.claim else None
     writer: SinkWriter = PartWriter(job.out, job.schema, job.rejects_schema, job.stamp, check)
     writer.commit(writer.stage(split, part, rejects_table(rows, rejects, job.rejects_schema), manifest))
+    manifest.traces = first_traces(rejects)
     manifest.seconds["write"] = time.perf_counter() - begun
     return row
 
@@ -260,12 +270,7 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
             with beating(lambda: tracker.beat.remote(stage, manifest.part)):
                 row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            expected = isinstance(error, SplitError | WorkerError)
-            cause = str(error) if expected else f"{type(error).__name__}: {error}"
-            manifest.fatal = manifest.fatal or isinstance(error, WorkerError)
-            if "offset overflow" in cause:
-                cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
-            manifest.error = redact_text(cause)
+            record_failure(manifest, stage, error)
             row = {**row, "rows": None, "places": None, "features": None}
         job.tracker.end.remote(stage, manifest.part)
     row["manifest"] = manifest.to_json()
@@ -273,6 +278,17 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
         name: pa.array([row[name]]) if name in TEXTS else as_column(row[name]) for name in ROW_SCHEMA.names
     }
     return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def record_failure(manifest: Manifest, stage: str, error: Exception) -> None:
+    """Records in the manifest why a split failed."""
+    expected = isinstance(error, SplitError | WorkerError)
+    cause = str(error) if expected else f"{type(error).__name__}: {error}"
+    manifest.fatal = manifest.fatal or isinstance(error, WorkerError)
+    if "offset overflow" in cause:
+        cause = f"a column of its rows holds more than 2 GiB; lower input.split_rows ({cause})"
+    manifest.error = redact_text(cause)
+    manifest.traces = {f"split: {stage}: {type(error).__name__}": format_trace(error)}
 
 
 def _rows_to_read(row: dict[str, Any]) -> int:
@@ -285,20 +301,6 @@ def _inputs(table: pa.Table, job: StageJob) -> dict[str, pa.Array]:
         name: pa.concat_arrays(c.chunks) if isinstance(c, pa.ChunkedArray) else c
         for name, c in columns.items()
     }
-
-
-def _dump(rejects: list[Reject]) -> str:
-    """Rejects as JSON; of each kind, the first one alone keeps its traceback."""
-    seen: set[str] = set()
-    for one in rejects:
-        if one.reason in seen:
-            one.traceback = ""
-        seen.add(one.reason)
-    return json.dumps([asdict(one) for one in rejects])
-
-
-def _load(text: str) -> list[Reject]:
-    return [Reject(**values) for values in json.loads(text)]
 
 
 def share_of_node(cpus: float) -> float:

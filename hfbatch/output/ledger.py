@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -30,6 +31,7 @@ from hfbatch.data.splits import part_name
 from hfbatch.errors import SplitError
 from hfbatch.output.jobfile import is_training, read_job
 from hfbatch.output.layout import (
+    ERRORS,
     INNER,
     JOB,
     REJECTS,
@@ -137,6 +139,20 @@ class Ledger:
         """Writes a file of the output atomically. :raises OSError: if it cannot be written."""
         write_file(self.fs, f"{self.root}/{name}", data, self._check)
 
+    def write_errors(self, traces: Mapping[str, str], kinds: Collection[str]) -> None:
+        """Writes the first traceback of each kind of failure to a file; deletes those of kinds that no longer occur.
+
+        :param traces: tracebacks of this run, by kind.
+        :param kinds: kinds of rejects in the whole output.
+        :raises OSError: if a file cannot be written.
+        """
+        names = {kind: re.sub(r"\W+", "-", kind) + ".txt" for kind in {*traces, *kinds}}
+        for kind, trace in traces.items():
+            self.write(f"{ERRORS}/{names[kind]}", trace.encode("utf8", "replace"))
+        for name in list_names(self.fs, f"{self.root}/{ERRORS}").keys() - set(names.values()):
+            self._check()
+            self._delete(f"{ERRORS}/{name}")
+
     def write_job(self, job: dict[str, Any]) -> None:
         """Writes job.json. :raises OSError: if it cannot be written."""
         self.write(JOB, json.dumps(job, indent=2).encode())
@@ -166,7 +182,7 @@ class Ledger:
         if not is_local(self.fs):
             return
         self._check()
-        for folder in (self.root, f"{self.root}/{INNER}", f"{self.root}/{REJECTS}"):
+        for folder in (self.root, f"{self.root}/{INNER}", f"{self.root}/{REJECTS}", f"{self.root}/{ERRORS}"):
             for name in list_names(self.fs, folder):
                 if is_temporary(name):
                     with suppress(FileNotFoundError):

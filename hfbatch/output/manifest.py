@@ -38,6 +38,8 @@ class Manifest:
     """Busy seconds of each stage: read, preprocess, forward, postprocess, write."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejected rows by `stage: error type`."""
+    traces: dict[str, str] = field(default_factory=dict)
+    """The first traceback of each kind of failure; not stored with the part."""
     unplanned: dict[str, int] = field(default_factory=dict)
     """Columns that are not in the plan, with the number of rows in which they hold a value."""
     lengths: list[int] = field(default_factory=list)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.columns import convert
 from hfbatch.data.reader import Rows
+from hfbatch.errors import redact_text
 
 MESSAGE_CHARACTERS = 500
 _REASON = pa.schema(
@@ -39,12 +42,50 @@ class Reject:
     line: str | None = None
     """The line of the file if the row could not be read."""
     traceback: str = ""
-    """Where the exception was raised; kept for the first reject of each kind in a split."""
+    """Where the exception was raised, as text; of each kind in a split, the first reject alone keeps it."""
+    cause: BaseException | None = field(default=None, repr=False, compare=False)
+    """The exception, in the process that raised it."""
 
     @property
     def reason(self) -> str:
         """Stage and type of the exception."""
         return f"{self.stage}: {self.error}"
+
+    def trace(self) -> str:
+        """Returns where the exception was raised; empty if there was none. Formatting takes longer than many rows do."""
+        return self.traceback or (format_trace(self.cause) if self.cause else "")
+
+
+def format_trace(error: BaseException) -> str:
+    """Returns the traceback of an exception and its causes, without secrets of URLs."""
+    return redact_text("".join(traceback.format_exception(error)))
+
+
+def first_traces(rejects: Iterable[Reject]) -> dict[str, str]:
+    """Returns the first traceback of each kind of reject; formats no others."""
+    found: dict[str, str] = {}
+    for one in rejects:
+        if one.reason not in found and (trace := one.trace()):
+            found[one.reason] = trace
+    return found
+
+
+def dump_rejects(rejects: Sequence[Reject]) -> str:
+    """Serialises rejects as JSON, with the first traceback of each kind."""
+    traces, values = first_traces(rejects), []
+    for one in rejects:
+        plain = {name: getattr(one, name) for name in _PLAIN}
+        raised = bool(one.traceback or one.cause)
+        values.append({**plain, "traceback": traces.pop(one.reason, "") if raised else ""})
+    return json.dumps(values)
+
+
+def load_rejects(text: str) -> list[Reject]:
+    """Reads the result of `dump_rejects`."""
+    return [Reject(**values) for values in json.loads(text)]
+
+
+_PLAIN = ("position", "stage", "error", "message", "line")
 
 
 def unreadable(rows: Rows) -> list[Reject]:

@@ -67,7 +67,7 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
     shown = _records(rows, done.positions, done.columns, list(bound.inputs.values()))
     rejects = [
         {**shown[one.position], "stage": one.stage, "error": one.error, "message": one.message,
-         "traceback": one.traceback, **({"line": one.line} if one.line else {})}
+         "traceback": one.trace(), **({"line": one.line} if one.line else {})}
         for one in done.rejects
     ]  # fmt: skip
     rejected = {one.position for one in done.rejects}

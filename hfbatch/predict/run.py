@@ -15,7 +15,7 @@ from hfbatch.console.display import say as show_line
 from hfbatch.console.display import screen
 from hfbatch.console.progress import Progress, Snapshot
 from hfbatch.errors import HfbatchError, LockLostError, WorkerError
-from hfbatch.output.layout import REJECTS
+from hfbatch.output.layout import ERRORS, REJECTS
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
@@ -270,14 +270,27 @@ def _finish(
     report = build_report(
         job, [*committed, *failed], ran, clock.phases, job["histogram"], splits_total=len(plan.splits)
     )
-    code, message = _outcome(plan, report, failed, problem)
+    traces = {} if lost else _traces(manifests)
+    code, message = _outcome(plan, report, failed, problem, bool(traces))
     report = {**report, "exit_code": code, "message": message}
     if not lost:
-        code, message = _leave(plan, job, report)
+        code, message = _leave(plan, job, report, traces)
     return JobResult(code, plan.spec.output.path, report, message)
 
 
-def _leave(plan: Plan, job: dict[str, Any], report: dict[str, Any]) -> tuple[int, str]:
+def _traces(manifests: list[Manifest]) -> dict[str, str]:
+    """Takes the tracebacks out of the manifests; returns the first of each kind with the split where it occurred."""
+    found: dict[str, str] = {}
+    for manifest in manifests:
+        for kind, trace in manifest.traces.items():
+            found.setdefault(kind, f"{kind}, first in {manifest.part}\n\n{trace}")
+        manifest.traces = {}
+    return found
+
+
+def _leave(
+    plan: Plan, job: dict[str, Any], report: dict[str, Any], traces: Mapping[str, str]
+) -> tuple[int, str]:
     """Writes the files beside the parts; returns exit code and message, which include a failure to write."""
     ledger = plan.ledger
     code, message = report["exit_code"], report["message"]
@@ -288,6 +301,7 @@ def _leave(plan: Plan, job: dict[str, Any], report: dict[str, Any]) -> tuple[int
             ledger.write_job(job)
         for name, data in render_files(report).items():
             ledger.write(name, data)
+        ledger.write_errors(traces, report["rejects"]["reasons"])
     except OSError as error:
         code, message = code or SOME_FAILED, f"{message} The report cannot be written: {error}"
     if code != DONE:
@@ -330,30 +344,37 @@ def _failures(plan: Plan, manifests: list[Manifest], problem: BaseException | No
 
 
 def _outcome(
-    plan: Plan, report: dict[str, Any], failed: list[Manifest], problem: BaseException | None
+    plan: Plan,
+    report: dict[str, Any],
+    failed: list[Manifest],
+    problem: BaseException | None,
+    traced: bool,
 ) -> tuple[int, str]:
+    out = plan.spec.output.path
+    where = f"the first traceback of each kind is in {out}/{ERRORS}; " if traced else ""
     splits, rows, rejects = report["splits"], report["rows"], report["rejects"]
     progress = f"{splits['done']:,} of {splits['total']:,} splits are committed"
     again = "the same command resumes from here"
     if isinstance(problem, KeyboardInterrupt):
         return INTERRUPTED, f"Interrupted: {progress}; {again}."
     if problem is not None:
-        return SOME_FAILED, f"Stopped: {problem} ({progress}; {again})"
+        return SOME_FAILED, f"Stopped: {problem} ({progress}; {where}{again})"
     if failed:
         return (
             SOME_FAILED,
-            f"{count(len(failed), 'split')} failed, the first: {failed[0].error} ({progress}; {again})",
+            f"{count(len(failed), 'split')} failed, the first: {failed[0].error} ({progress}; {where}{again})",
         )
     if rejects["fraction"] > plan.spec.rejects.max_fraction:
         return TOO_MANY_REJECTS, (
             f"{rows['rejected']:,} of {rows['in']:,} rows were rejected, more than "
             f"rejects.max_fraction={plan.spec.rejects.max_fraction:g} allows; all rows are written, _SUCCESS is not. "
-            f"The rows are in {plan.spec.output.path}/{REJECTS}; "
+            f"The rows are in {out}/{REJECTS}; {where}"
             f"to accept them, add --set rejects.max_fraction={_share_above(rejects['fraction'])}"
         )
     begun = "Done" if splits["this_run"] else "Nothing was left to do"
     done = f"{count(rows['out'], 'row')} in {count(splits['total'], 'part')}, {count(rows['rejected'], 'reject')}"
-    return DONE, f"{begun}: {done}.{_left_out(report['unplanned'])}"
+    traces = f" {where[0].upper()}{where[1:].rstrip('; ')}." if traced else ""
+    return DONE, f"{begun}: {done}.{traces}{_left_out(report['unplanned'])}"
 
 
 def _left_out(unplanned: dict[str, int]) -> str:

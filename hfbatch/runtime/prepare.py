@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,10 +99,7 @@ def postprocess(
 
 def reject(position: int, stage: str, error: Exception) -> Reject:
     """Builds the reject of a row from its error."""
-    trace = redact_text("".join(traceback.format_exception(error)))
-    return Reject(
-        position, stage, type(error).__name__, redact_text(str(error) or repr(error)), traceback=trace
-    )
+    return Reject(position, stage, type(error).__name__, redact_text(str(error) or repr(error)), cause=error)
 
 
 def _stored(columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:

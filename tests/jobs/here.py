@@ -54,9 +54,12 @@ def _split_here(plan: Plan, runner: Runner, split: Split) -> Manifest:
     job, manifest = plan.stage_job(), Manifest(split.part, started=time.time())
     row: dict[str, Any] = {"split": json.dumps(split.to_dict()), "rejects": "[]"}
     try:
+        stage = "preprocess"
         row = stages._read(row, manifest, job)
+        stage = "forward"
         row, _ = stages.forward(row, manifest, runner.predict)
+        stage = "write"
         stages._write(row, manifest, job)
     except Exception as error:  # noqa: BLE001 - as a stage does, which never raises
-        manifest.error = f"{type(error).__name__}: {error}"
+        stages.record_failure(manifest, stage, error)
     return manifest

@@ -17,6 +17,7 @@ import torch
 import hfbatch
 from hfbatch import SpecError
 from hfbatch.data import textschema
+from hfbatch.output.layout import ERRORS
 from hfbatch.pages.report import build_report, render_html
 from hfbatch.predict.describe import sample_lengths
 from hfbatch.predict.plan import make_plan
@@ -252,8 +253,15 @@ def test_a_file_that_vanishes_mid_job_fails_alone(tmp_path: Path, encoder: str) 
     assert result.exit_code == 1
     assert last.name in result.message
     assert len(read_output(tmp_path / "out")) == 220
+    errors = tmp_path / "out" / ERRORS
+    assert f"the first traceback of each kind is in {errors}; the same command" in result.message
+    (found,) = errors.iterdir()
+    assert found.name == "split-preprocess-SplitError.txt"
+    assert found.read_text().startswith("split: preprocess: SplitError, first in part-shard-00000-011-")
+    assert "Traceback (most recent call last)" in found.read_text()
     aside.rename(last)
     assert job_here(spec).exit_code == 0
+    assert not any(errors.iterdir())
     assert len(read_output(tmp_path / "out")) == 240
 
 
@@ -276,6 +284,13 @@ def test_a_row_that_the_model_raises_on_is_rejected_alone(tmp_path: Path) -> Non
         (12, "forward", "the model does not take this word"),
     ]
     assert read_output(tmp_path / "out")["id"].to_pylist() == [k for k in range(40) if k not in (11, 12)]
+    errors = tmp_path / "out" / ERRORS
+    assert result.message.endswith(f"The first traceback of each kind is in {errors}.")
+    (found,) = errors.iterdir()
+    assert found.read_text().count("Traceback (most recent call last)") == 1
+    assert found.read_text().endswith("the model does not take this word\n")
+    job_here(spec)
+    assert found.exists()  # its rows are still rejected
 
 
 @pytest.mark.timeout(300)

@@ -28,8 +28,8 @@ from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, part_stamps, read_output, read_rejects
 from tests.output.test_lock import leave
 
-EARLIER = Path(__file__).parent / "fixtures" / "output-0.1.0"
-"""Input and output of a job, made by version 0.1.0, which kept all but the rows in `_hfbatch`."""
+EARLIER = Path(__file__).parent / "fixtures" / "earlier-output"
+"""Input and output of a job, made by the version before, which kept all but the rows in `_hfbatch`."""
 
 
 def ids(column: Iterable[int]) -> list[int]:

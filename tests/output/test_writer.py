@@ -20,7 +20,14 @@ from hfbatch.errors import SplitError
 from hfbatch.output.layout import rejects_of
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.manifest import Manifest
-from hfbatch.output.rejects import Reject, reject_schema, rejects_table
+from hfbatch.output.rejects import (
+    Reject,
+    dump_rejects,
+    first_traces,
+    load_rejects,
+    reject_schema,
+    rejects_table,
+)
 from hfbatch.output.sinks.parquet import PartWriter
 from hfbatch.output.writer import part_table_bytes, write_file
 
@@ -196,3 +203,21 @@ def test_unpacking_copies_nothing():
     assert pa.total_allocated_bytes() - before < 10_000
     values = table["x"].chunk(0).buffers()[1]
     assert stream.address <= values.address < stream.address + stream.size
+
+
+def test_the_first_traceback_of_each_kind_travels_with_rejects():
+    def failing(position: int, stage: str = "forward") -> Reject:
+        try:
+            raise ValueError("http://user:secret@host/ row " + str(position))
+        except ValueError as error:
+            return Reject(position, stage, "ValueError", "m", cause=error)
+
+    null = Reject(0, "preprocess", "ValueError", "null")  # of a kind that others raise
+    again = load_rejects(dump_rejects([null, *map(failing, range(1, 4)), failing(4, "preprocess")]))
+    assert [bool(one.traceback) for one in again] == [False, True, False, False, True]
+    assert "row 1" in again[1].traceback
+    assert "secret" not in again[1].traceback
+    assert {kind: trace[-6:-1] for kind, trace in first_traces(again).items()} == {
+        "forward: ValueError": "row 1",
+        "preprocess: ValueError": "row 4",
+    }
