@@ -136,7 +136,7 @@ def test_what_auto_chose_belongs_to_the_identity(
     first = planned("auto")
     first.choice = RuntimeChoice(8, "bfloat16", "cuda (NVIDIA H200)")
     leave(first, 1, RESULTS_VERSION)
-    path = tmp_path / "out" / "_hfbatch" / "job.json"
+    path = tmp_path / "out" / "__hfbatch" / "job.json"
     job = json.loads(path.read_text())
     assert job["settled"]["engine"] == "torch"
     del job["settled"]["engine"]  # as an older version left it

@@ -207,7 +207,7 @@ def test_an_output_of_a_version_without_engines_is_continued(
     with monkeypatch.context() as patch:  # as the version before computed it
         patch.setattr(plan, "job_identity", lambda *given: {**job_identity(*given), "engine": "torch"})
         assert job_here(alias).exit_code == 0
-    path = out / "_hfbatch" / "job.json"
+    path = out / "__hfbatch" / "job.json"
     old = json.loads(path.read_text())
     del old["spec"]["engine"], old["settled"]["engine"]
     path.write_text(json.dumps(old))
