@@ -1,4 +1,4 @@
-"""Run any Hugging Face model over a Parquet dataset on a Ray cluster, exactly once.
+"""Run Hugging Face models over large datasets on a Ray cluster, each row exactly once.
 
 >>> import hfbatch
 >>> spec = hfbatch.JobSpec.load("jobs/embed.yaml")

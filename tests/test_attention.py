@@ -108,5 +108,7 @@ def test_what_cannot_be_drawn_is_reported(tmp_path: Path, bert: str) -> None:
     ]
     with pytest.raises(SpecError, match="takes 1 to 64"):
         attention_of(TEXT * 20, bert)
-    with pytest.raises(SpecError, match="cannot do feature-extraction; it can do: image-classification"):
+    with pytest.raises(
+        SpecError, match="does not support feature-extraction; it supports: image-classification"
+    ):
         attention_of(TEXT, tiny_vision(tmp_path, "ViTForImageClassification"))

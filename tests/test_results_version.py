@@ -74,7 +74,7 @@ def test_work_left_of_older_results_is_refused_with_what_changed(plan: Plan, ver
 
 def test_work_left_of_newer_results_is_refused(plan: Plan) -> None:
     leave(plan, 1, RESULTS_VERSION + 1)
-    with pytest.raises(SpecError, match="begun by a newer hfbatch"):
+    with pytest.raises(SpecError, match="created by a newer hfbatch"):
         make_plan(plan.spec)
 
 

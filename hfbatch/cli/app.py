@@ -9,7 +9,7 @@ from hfbatch.cli import finetune, outputs, predict, tools
 from hfbatch.cli.terminal import App
 
 app = App(
-    help="Run any Hugging Face model over a Parquet dataset on a Ray cluster, exactly once.",
+    help="Run Hugging Face models over large datasets on a Ray cluster, each row exactly once.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -23,6 +23,7 @@ from ray.util import metrics
 
 from hfbatch.cluster.stage_job import StageJob
 from hfbatch.cluster.tracker import ANSWER_S, LOAD, MAX_ATTEMPTS
+from hfbatch.data.columns import arrays_of
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Split
@@ -91,7 +92,7 @@ def _read(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, A
     manifest.seconds["read"] = time.perf_counter() - begun
     begun = time.perf_counter()
     runner = runner_of(job.runner)
-    prepared = runner.preprocess(_inputs(rows.table, job), rows.places, unreadable(rows))
+    prepared = runner.preprocess(arrays_of(rows.table, job.inputs), rows.places, unreadable(rows))
     manifest.rows_truncated = int(prepared.cut.sum())
     if len(prepared.features):
         lengths = np.minimum(runner.task.lengths(prepared.features), LENGTH_EDGES[-1])
@@ -226,7 +227,7 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     table, outputs = deserialize(row["rows"]), deserialize(row["features"])
     places = deserialize(row["places"])
     fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
-    positions, columns, failures = runner.postprocess(outputs, _inputs(table, job), fields)
+    positions, columns, failures = runner.postprocess(outputs, arrays_of(table, job.inputs), fields)
     rejects = sorted([*load_rejects(row["rejects"]), *failures], key=lambda reject: reject.position)
     kept = table.select(list(job.keep)).take(pa.array(positions))
     flags = [places[CUT].take(pa.array(positions))] if job.truncated else []
@@ -266,7 +267,10 @@ def _guarded(stage: str, table: pa.Table, job: StageJob, work: Callable[..., dic
         attempt = ray.get(tracker.attempt.remote(stage, manifest.part, rows), timeout=ANSWER_S)
         try:
             if attempt > MAX_ATTEMPTS:
-                raise SplitError(f"its rows killed the process of the {stage} stage {MAX_ATTEMPTS} times")
+                raise SplitError(
+                    f"its process died {MAX_ATTEMPTS} times in the {stage} stage: memory may have run out, or a library "
+                    "crashed on a row; lower input.split_rows in a job of its own to find the row"
+                )
             with beating(lambda: tracker.beat.remote(stage, manifest.part)):
                 row = work(row, manifest, job)
         except Exception as error:  # noqa: BLE001 - see the module's docstring
@@ -293,14 +297,6 @@ def record_failure(manifest: Manifest, stage: str, error: Exception) -> None:
 
 def _rows_to_read(row: dict[str, Any]) -> int:
     return Split.from_dict(json.loads(row["split"])).rows
-
-
-def _inputs(table: pa.Table, job: StageJob) -> dict[str, pa.Array]:
-    columns = {name: table[column].combine_chunks() for name, column in job.inputs.items()}
-    return {
-        name: pa.concat_arrays(c.chunks) if isinstance(c, pa.ChunkedArray) else c
-        for name, c in columns.items()
-    }
 
 
 def share_of_node(cpus: float) -> float:

@@ -14,6 +14,7 @@ from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
 from hfbatch.cluster.stage_job import StageJob
 from hfbatch.cluster.stages import share_of_node
+from hfbatch.data.columns import arrays_of
 from hfbatch.data.reader import read_split
 from hfbatch.data.splits import Split
 from hfbatch.errors import WorkerError
@@ -84,7 +85,7 @@ def _sample(runner: Runner, split: Split, job: StageJob) -> pa.Table:
     """Returns the features of some rows of a split; empty if no row can be used."""
     rows = read_split(split, job.read)
     some = pa.array(range(0, len(rows.table), max(len(rows.table) // ROWS, 1)), pa.int64())
-    columns = {name: rows.table[column].take(some).combine_chunks() for name, column in job.inputs.items()}
+    columns = {name: array.take(some) for name, array in arrays_of(rows.table, job.inputs).items()}
     return runner.preprocess(columns, rows.places.take(some)).features
 
 

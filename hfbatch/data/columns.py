@@ -7,7 +7,7 @@ values a meaning; computations use their storage, such as bytes or text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -294,3 +294,16 @@ def _is_list(kind: pa.DataType) -> bool:
         or types.is_list_view(kind)
         or types.is_large_list_view(kind)
     )
+
+
+def arrays_of(table: pa.Table, names: Mapping[str, str]) -> dict[str, pa.Array]:
+    """Returns columns of a table, each as one array.
+
+    :param names: maps the names in the result to columns.
+    :raises pa.ArrowInvalid: for a column of more than 2 GiB of text or bytes.
+    """
+    columns = {name: table[column].combine_chunks() for name, column in names.items()}
+    return {
+        name: pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+        for name, column in columns.items()
+    }

@@ -19,6 +19,8 @@ from hfbatch.errors import HfbatchError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
+    from hfbatch.spec.job import Section
+
 Forward = Callable[[Any, dict[str, Any]], dict[str, Any]]
 """Maps (model, batch of tensors on the device) to tensors of the same first dimension."""
 
@@ -40,8 +42,35 @@ class Capability(Enum):
     """Any attribute or method of a transformers model, such as its hooks or `get_text_features`."""
 
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine loads, and how."""
+
+    folder: str
+    """The model's files, safetensors weights among them."""
+    auto_class: str
+    """The transformers AutoClass that loads the model."""
+    dtype: str
+    threads: int = 1
+    """CPU threads."""
+    trust_remote_code: bool = False
+    concurrent: bool = True
+    """Whether batches may run concurrently."""
+    vocabulary: int | None = None
+    """Number of tokens that need an embedding, if it may exceed the model's."""
+    seed: int = 0
+    """Seed of the embeddings of added tokens."""
+    unused: tuple[str, ...] = ("pooler",)
+    """Names of layers whose weights may be missing."""
+    options: Section | None = None
+    """The engine's section of the spec."""
+
+
 class Engine(ABC):
-    """A loaded model."""
+    """A loaded model. Subclasses are built from an EngineConfig alone, and load the model when they are built.
+
+    :raises Exception: if the model cannot be loaded; the job then ends with the message.
+    """
 
     name: ClassVar[str]
     device: str

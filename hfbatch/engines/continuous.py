@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from hfbatch.engines.base import Completion, Request, RowEngine
+from hfbatch.engines.base import Completion, EngineConfig, Request, RowEngine
 from hfbatch.errors import HfbatchError, NonFiniteOutput
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class ContinuousEngine(RowEngine):
     name = "continuous"
     rows = 32
 
-    def __init__(self, *settings: Any, **named: Any) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         from hfbatch.engines.torch import TorchEngine
 
-        self._torch = TorchEngine(*settings, **named)
+        self._torch = TorchEngine(config)
         self.model = self._torch.model
         self.device, self.dtype = self._torch.device, self._torch.dtype
 
@@ -69,7 +69,7 @@ class ContinuousEngine(RowEngine):
         if asked:
             shown = ", ".join(f"{name}={value!r}" for name, value in asked.items())
             faults.append(
-                f"engine continuous cannot do {shown} (of params or the model's generation_config); "
+                f"engine continuous does not support {shown} (of params or the model's generation_config); "
                 "set the option to null, 1 or 0, or use engine torch"
             )
         kinds = {*(getattr(model.get_text_config(), "layer_types", None) or ())} - {*ATTENTIONS}

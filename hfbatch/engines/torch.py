@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfbatch.engines.base import BatchEngine, DeviceLostError, Forward
+from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
 from hfbatch.errors import WorkerError
 
 
@@ -31,68 +31,54 @@ class TorchEngine(BatchEngine):
 
     On a GPU, each batch is copied from pinned memory on a separate stream while the previous one computes, and
     its results are copied back on a third stream, so that the compute stream never waits for the host.
-
-    :param folder: the model's files, safetensors weights among them.
-    :param threads: CPU threads.
-    :param concurrent: whether batches may run concurrently.
-    :param vocabulary: number of tokens that need an embedding, if it may exceed the model's.
-    :param seed: seed of the embeddings of added tokens.
-    :param unused: names of layers whose weights may be missing.
     """
 
     name = "torch"
 
-    def __init__(
-        self,
-        folder: str,
-        auto_class: str,
-        dtype: str,
-        threads: int = 1,
-        trust_remote_code: bool = False,
-        concurrent: bool = True,
-        vocabulary: int | None = None,
-        seed: int = 0,
-        unused: tuple[str, ...] = ("pooler",),
-    ) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         import transformers
 
         keep_freed_memory()
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.dtype = dtype
+        self.dtype = config.dtype
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
-        loader = getattr(transformers, auto_class)
+        loader = getattr(transformers, config.auto_class)
         self.model, loading = loader.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
+            config.folder,
+            dtype=getattr(torch, config.dtype),
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
-        missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
+        missing = sorted(
+            name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
+        )
         if missing:
             # transformers only warns, and initializes such layers at random.
-            raise WorkerError(f"the weights lack {len(missing)} layers of {auto_class}, such as {missing[0]}")
-        if vocabulary is not None:
-            grow_vocabulary(self.model, vocabulary, seed)
+            raise WorkerError(
+                f"the weights lack {len(missing)} layers of {config.auto_class}, such as {missing[0]}"
+            )
+        if config.vocabulary is not None:
+            grow_vocabulary(self.model, config.vocabulary, config.seed)
         self.model.eval().requires_grad_(False).to(self._torch_device)
         if self._torch_device.type == "cuda":
             self.depth, self.pad_multiple = 3, 8
             self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None
             self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
-        elif dtype == "bfloat16":
+        elif config.dtype == "bfloat16":
             # For the CPU's matrix units: at 300 tokens, attention took a third longer than at 304.
             self.pad_multiple = 16
-        self._threads = self._threads_each = threads
+        self._threads = self._threads_each = config.threads
         self._lanes: ThreadPoolExecutor | None = None
         if (
             self._torch_device.type == "cpu"
-            and concurrent
-            and not trust_remote_code
+            and config.concurrent
+            and not config.trust_remote_code
             and is_stateless(self.model)
         ):
-            self._lanes, self.depth = ThreadPoolExecutor(threads), 2 * threads
+            self._lanes, self.depth = ThreadPoolExecutor(config.threads), 2 * config.threads
 
     def expect(self, batches: int) -> None:
         """Divides the threads among the concurrent batches."""

@@ -288,7 +288,7 @@ def hold(out: str, say: Callable[[str], None]) -> Iterator[Lock]:
             _move_earlier(out, say)
         except (OSError, NotImplementedError) as error:
             raise HfbatchError(
-                f"output {redact(out)} cannot be locked: {one_line(error)}; make room or give access, then run again"
+                f"output {redact(out)} cannot be locked: {one_line(error)}; free disk space or fix the permissions, then run again"
             ) from error
         yield lock
     finally:

@@ -44,7 +44,7 @@ def version_fault(output: str, job: Mapping[str, Any]) -> str | None:
     by, other = job.get("hfbatch", "unknown"), "replace the output with --overwrite, or choose another one"
     if there > RESULTS_VERSION:
         return (
-            f"output {output} was begun by a newer hfbatch ({by}; results version {there}, here {RESULTS_VERSION}); "
+            f"output {output} was created by a newer hfbatch ({by}; results version {there}, here {RESULTS_VERSION}); "
             f"continue with that one, {other}"
         )
     changes = "; ".join(

@@ -164,7 +164,7 @@ def _output_schema(
         fields.append(column.with_name(name))
     flag = spec.output.truncated_column
     if flag in [field.name for field in fields]:
-        faults.append(f"output.truncated: there is a column {flag!r} already; give another name")
+        faults.append(f"output.truncated: column {flag!r} exists already; give another name")
     return pa.schema([*fields, *([pa.field(flag, pa.bool_())] if flag else [])])
 
 

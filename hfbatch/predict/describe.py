@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from hfbatch.console.display import add, facts, show
+from hfbatch.data.columns import arrays_of
 from hfbatch.data.reader import read_split
 from hfbatch.errors import SplitError
 from hfbatch.output.ledger import types_of
@@ -67,8 +68,8 @@ def sample_lengths(plan: Plan) -> dict[str, float] | None:
         rows = read_split(plan.todo[0], plan.read)
     except SplitError:
         return None
-    table, places = rows.table.slice(0, SAMPLE_ROWS).combine_chunks(), rows.places.slice(0, SAMPLE_ROWS)
-    columns = {name: table[column].combine_chunks() for name, column in plan.inputs.items()}
+    table, places = rows.table.slice(0, SAMPLE_ROWS), rows.places.slice(0, SAMPLE_ROWS)
+    columns = arrays_of(table, plan.inputs)
     prepared = preprocess(plan.task, columns, places)
     if not len(prepared.features):
         return None

@@ -33,7 +33,7 @@ def job_identity(
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
-        "engine": spec.engine.name,
+        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {
@@ -81,7 +81,7 @@ def earlier(
     unknown = job["settled"].keys() - {one.name for one in fields(RuntimeChoice)}
     if unknown:
         raise SpecError(
-            f"output {shown} was begun by a newer hfbatch, which chose {', '.join(sorted(unknown))} too; "
+            f"output {shown} was created by a newer hfbatch, which also chose {', '.join(sorted(unknown))}; "
             "use that version, choose another output, or replace it with --overwrite"
         )
     choice = RuntimeChoice(**{**job["settled"], "engine": spec.engine.name})
@@ -92,15 +92,16 @@ def earlier(
 def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the identity of an earlier job as this version writes it.
 
-    Older versions did not write the engine: it is continuous if the spec has `batch.continuous`, else torch. A dtype
-    that was chosen by `auto` is the same as its name in the spec.
+    Older versions wrote the engine `torch` in the identity of every job; which one it was follows from the spec: its
+    `engine` or, if an older version wrote it, `batch.continuous`. A dtype that `auto` chose is the same as its name.
 
     :param job: content of job.json.
     :param identity: of the job that is to continue it.
     """
     spec, old, settled = job["spec"], job["identity"], job["settled"] or {}
     alias = "continuous" if spec.get("batch", {}).get("continuous") else "torch"
-    engine = settled.get("engine") or spec.get("engine", {}).get("name") or alias
+    written = spec.get("engine") or {"name": alias}
+    engine = old["engine"] if isinstance(old["engine"], dict) else written
     model, asked = old.get("model", {}), identity["model"]["dtype"]
     if model.get("dtype") == "auto" and settled.get("dtype") == asked:
         model = {**model, "dtype": asked}

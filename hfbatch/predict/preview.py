@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.splits import Split
@@ -59,7 +60,7 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
 
     begun = time.perf_counter()
     rows = _first_rows(bound, count)
-    columns = {name: rows.table[column].combine_chunks() for name, column in bound.inputs.items()}
+    columns = arrays_of(rows.table, bound.inputs)
     seconds["read"] = time.perf_counter() - begun
 
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))

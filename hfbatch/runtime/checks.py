@@ -61,8 +61,8 @@ def check_task(
         notes += label_notes(task)
         if task.vocabulary is not None:
             notes.append(
-                f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are new, near the mean of "
-                "the others, and no training has touched them"
+                f"tokens added to the tokenizer: {task.added_tokens}; their embeddings are untrained, "
+                "initialised near the mean of the others"
             )
     return task
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.engines import ENGINES
-from hfbatch.engines.base import BatchEngine, Engine, RowEngine
+from hfbatch.engines.base import BatchEngine, Engine, EngineConfig, RowEngine
 from hfbatch.engines.precision import native_dtype
 from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
@@ -112,7 +112,7 @@ class Runner:
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
         make = ENGINES[self.config.engine.name].load()
-        self.engine = made = make(
+        config = EngineConfig(
             model.folder,
             self.task.auto_class,
             best if dtype == "auto" else dtype,
@@ -122,7 +122,9 @@ class Runner:
             self.task.vocabulary,
             self.task.seed,
             self.task.unused,
+            self.config.engine,
         )
+        self.engine = made = make(config)
         return made
 
     def propose(self, features: pa.Table) -> RuntimeChoice:

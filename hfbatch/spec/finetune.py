@@ -47,7 +47,7 @@ class TrainBatchSpec(Section):
     per_device: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Rows of one forward pass; auto: a worker's share of the step, at most 32. Gradients are accumulated over a step."""
     max_length: int | None = Field(default=None, ge=1)
-    """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
+    """Maximum number of tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     by_length: bool = True
     """Batch rows of similar length, to reduce padding; the order of the batches stays random."""
 
@@ -156,7 +156,7 @@ class FinetuneSpec(Spec):
     push_to_hub: str | None = None
     """Hub repository to upload the finished model to; needs HF_TOKEN."""
     seed: int = Field(default=0, ge=0)
-    """Seed of everything random."""
+    """Random seed."""
 
     @model_validator(mode="after")
     def _go_together(self) -> FinetuneSpec:

@@ -75,23 +75,23 @@ Names = Annotated[
 
 
 class FilesSpec(Section):
-    """Which files the rows may name besides those below the input's folder, and how large these may be."""
+    """Which files the rows may refer to besides those below the input's folder, and how large these may be."""
 
     roots: Annotated[
         tuple[Location, ...],
         BeforeValidator(_one_or_more, json_schema_input_type=tuple[Location, ...] | Location),
     ] = ()
-    """More folders and bucket prefixes with files that rows may name, such as [/data/images, s3://lake/images]."""
+    """More folders and bucket prefixes with files that rows may refer to, such as [/data/images, s3://lake/images]."""
     hosts: Names = ()
-    """Hosts of http(s) URLs that rows may name: names, *.names, addresses, networks; private addresses count by address."""
+    """Hosts of http(s) URLs that rows may refer to: names, *.names, addresses, networks; private addresses count by address."""
     schemes: Names = ()
-    """Schemes of URLs that rows may name wherever they are: [https] for all public hosts, [s3] for all buckets."""
+    """Schemes of URLs that rows may refer to wherever they are: [https] for all public hosts, [s3] for all buckets."""
     max_bytes: int = Field(default=1 << 30, ge=1)
-    """Most bytes of a file that a row names."""
+    """Maximum size in bytes of a file that a row refers to."""
     timeout: float = Field(default=60, gt=0, allow_inf_nan=False)
     """Seconds that a download may take, from the look-up of the host to the last byte."""
     max_pixels: int | None = Field(default=None, ge=1, le=178_956_970)
-    """Most pixels of an image or a frame, and a quarter of those of a video's frames together; null: 89,478,485."""
+    """Maximum number of pixels of an image or a frame, and a quarter of the maximum of a video's frames together; null: 89,478,485."""
     max_seconds: float = Field(default=7200, gt=0, allow_inf_nan=False)
     """Longest recording; one of more than 96,000 samples a second, those of all channels, counts as longer."""
 
@@ -127,7 +127,7 @@ class InputSpec(Section):
     limit: int | None = Field(default=None, ge=1)
     """Read only the first N rows of the input (counted before the filter)."""
     split_rows: int | None = Field(default=None, ge=1)
-    """Most rows in a split, the unit of work and of commit; the default depends on the task."""
+    """Maximum number of rows in a split, the unit of work and of commit; the default depends on the task."""
     files: FilesSpec = FilesSpec()
     """Images, audio and videos that rows name by path or URL; those below the input's folder are always read."""
 
@@ -177,9 +177,9 @@ class BatchSpec(Section):
     size: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Rows in a batch; auto tries a few sizes on real rows and keeps the fastest that fits."""
     max_length: int | None = Field(default=None, ge=1)
-    """Most tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
+    """Maximum number of tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of a batch with its padding, a limit besides size. Default: if size is auto, 4096 for texts that a
+    """Maximum number of tokens of a batch with its padding, in addition to size. Default: if size is auto, 4096 for texts that a
     CPU encodes; else no limit."""
     continuous: bool | None = None
     """The same as `engine: continuous` if true; kept for older specs."""
@@ -276,7 +276,7 @@ class JobSpec(Spec):
     rejects: RejectsSpec = RejectsSpec()
     """How many rows may fail."""
     seed: int = Field(default=0, ge=0)
-    """Seed of everything random."""
+    """Random seed."""
 
     @model_validator(mode="before")
     @classmethod

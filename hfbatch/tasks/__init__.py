@@ -4,6 +4,7 @@ A new task is one new file in the folder of its kind: `some_task.py` for `some-t
 `name` is "some-task". Base classes that tasks share are in the same folders.
 """
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -23,7 +24,9 @@ def _modules() -> dict[str, str]:
     for kind in KINDS:
         for path in (Path(__file__).parent / kind).glob("*.py"):
             name = path.stem.replace("_", "-")
-            if f'\n    name = "{name}"\n' in path.read_text(encoding="utf8"):
+            if re.search(
+                rf"""^    name(: .+)? = ["']{name}["']""", path.read_text(encoding="utf8"), re.MULTILINE
+            ):
                 found[name] = f"{__name__}.{kind}.{path.stem}"
     return dict(sorted(found.items()))
 

@@ -40,7 +40,7 @@ def misfits(task: Task) -> list[str]:
     """Returns an error that lists the supported tasks if the model does not support this one."""
     if fits(task):
         return []
-    return [f"model {_shown(task)} cannot do {task.name}; {_choice(tasks_of(task.model))}"]
+    return [f"model {_shown(task)} does not support {task.name}; {_choice(tasks_of(task.model))}"]
 
 
 def tasks_of(model: Model) -> list[str]:
@@ -172,7 +172,9 @@ def _task_named(name: str) -> str | None:
 
 def _choice(able: list[str]) -> str:
     return (
-        f"it can do: {', '.join(able)}" if able else "it can do none of the tasks that `hfbatch tasks` lists"
+        f"it supports: {', '.join(able)}"
+        if able
+        else "it supports none of the tasks that `hfbatch tasks` lists"
     )
 
 

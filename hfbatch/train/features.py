@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
+from hfbatch.data.columns import arrays_of
 from hfbatch.data.filesystem import one_line, open_filesystem
 from hfbatch.data.media import NO_FILES
 from hfbatch.data.media_files import RowFiles
@@ -22,7 +23,6 @@ from hfbatch.errors import SplitError, WorkerError
 from hfbatch.hub.models import Model
 from hfbatch.output.writer import part_table_bytes, write_file
 from hfbatch.spec.finetune import FinetuneSpec
-from hfbatch.tasks.tokens import flatten
 from hfbatch.train.data.held_out import compared, is_aside, row_hashes
 from hfbatch.train.data.rows import LENGTH, ROW
 from hfbatch.train.loop.worker_config import build_recipe
@@ -152,7 +152,7 @@ def read_rows(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table]:
 
 def columns_of(table: pa.Table, part: Part) -> dict[str, pa.Array]:
     """Returns the recipe's columns of a table."""
-    return {name: flatten(table[column]) for name, column in part.columns.items()}
+    return arrays_of(table, part.columns)
 
 
 def _read(split: Split, part: Part) -> tuple[dict[str, pa.Array], pa.Table, list[str]]:

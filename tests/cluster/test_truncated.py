@@ -62,5 +62,5 @@ def test_without_being_asked_there_is_no_such_column(tmp_path: Path, classifier:
 def test_a_name_that_is_taken_is_a_fault(tmp_path: Path, classifier: str, name: str) -> None:
     source = write_shards(tmp_path / "in", sentences(3))
     spec = make_spec("text-classification", classifier, source, tmp_path / "out", output={"truncated": name})
-    with pytest.raises(SpecError, match=f"output.truncated: there is a column '{name}' already"):
+    with pytest.raises(SpecError, match=f"output.truncated: column '{name}' exists already"):
         make_plan(spec)

@@ -49,7 +49,10 @@ def test_a_task_that_the_model_cannot_do_is_one_fault_among_all(
     with pytest.raises(SpecError) as caught:
         make_plan(spec)
     fit, keep = sorted(caught.value.faults)[::-1]
-    assert "(BertForSequenceClassification) cannot do text-generation; it can do: text-class" in keep + fit
+    assert (
+        "(BertForSequenceClassification) does not support text-generation; it supports: text-class"
+        in keep + fit
+    )
     assert "output.keep: column 'ident' not in input" in keep + fit
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfbatch.data.finite import non_finite
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.runtime.predictor import Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, postprocess, preprocess
@@ -29,7 +30,7 @@ GOOD = [k for k in range(len(TEXTS)) if k not in BAD]
 
 
 def engine_of(task: Task) -> TorchEngine:
-    return TorchEngine(task.model.folder, task.auto_class, "float32", unused=task.unused)
+    return TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32", unused=task.unused))
 
 
 def predict(task: Task, engine: TorchEngine, columns: dict[str, Any], size: int = 4) -> Prediction:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.precision import native_dtype
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
@@ -38,7 +39,7 @@ class SmallMemory(Embedding):
 
 @pytest.fixture(scope="module")
 def engine(encoder: str) -> TorchEngine:
-    return TorchEngine(encoder, "AutoModel", "float32")
+    return TorchEngine(EngineConfig(encoder, "AutoModel", "float32"))
 
 
 def features_of(task: Embedding, count: int) -> pa.Table:
@@ -83,7 +84,9 @@ def test_rows_that_raise_are_distinguished_while_batches_run_beside_each_other(
     task = make(Poisoned, encoder)
     features = features_of(task, 200)
     bad = np.flatnonzero(task.lengths(features) == 20).tolist()
-    found = Predictor(task, TorchEngine(encoder, "AutoModel", "float32", threads), 8).predict(features)
+    found = Predictor(task, TorchEngine(EngineConfig(encoder, "AutoModel", "float32", threads)), 8).predict(
+        features
+    )
     assert bad
     assert sorted(row for row, _ in found.failures) == bad
     assert found.kept.tolist() == [row for row in range(200) if row not in bad]
@@ -92,7 +95,7 @@ def test_rows_that_raise_are_distinguished_while_batches_run_beside_each_other(
 def test_batches_beside_each_other_give_the_bits_of_one_after_the_other(encoder: str) -> None:
     task = make(Embedding, encoder)
     features = features_of(task, 200)
-    engines = [TorchEngine(encoder, "AutoModel", "float32", threads) for threads in (1, 4)]
+    engines = [TorchEngine(EngineConfig(encoder, "AutoModel", "float32", threads)) for threads in (1, 4)]
     one, four = (Predictor(task, engine, 8).predict(features).outputs for engine in engines)
     assert one.equals(four)
 
@@ -100,9 +103,12 @@ def test_batches_beside_each_other_give_the_bits_of_one_after_the_other(encoder:
 def test_threads_share_a_batch_where_batches_must_not_run_beside_each_other(tmp_path: Path) -> None:
     stateful = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     folder = tiny_llama(tmp_path, rope_parameters=stateful)
-    assert TorchEngine(folder, "AutoModel", "float32", 4).depth == 1
-    assert TorchEngine(tiny_llama(tmp_path), "AutoModel", "float32", 4).depth > 4
-    assert TorchEngine(tiny_llama(tmp_path), "AutoModel", "float32", 4, concurrent=False).depth == 1
+    assert TorchEngine(EngineConfig(folder, "AutoModel", "float32", 4)).depth == 1
+    assert TorchEngine(EngineConfig(tiny_llama(tmp_path), "AutoModel", "float32", 4)).depth > 4
+    assert (
+        TorchEngine(EngineConfig(tiny_llama(tmp_path), "AutoModel", "float32", 4, concurrent=False)).depth
+        == 1
+    )
 
 
 def test_a_budget_of_tokens_bounds_every_batch(encoder: str, engine: TorchEngine) -> None:
@@ -151,7 +157,7 @@ def test_slow_rows_are_not_spent_on_choosing_a_batch_size(encoder: str, engine: 
 
 def test_weights_that_lack_layers_are_refused(encoder: str) -> None:
     with pytest.raises(WorkerError, match="the weights lack"):
-        TorchEngine(encoder, "AutoModelForSequenceClassification", "float32")
+        TorchEngine(EngineConfig(encoder, "AutoModelForSequenceClassification", "float32"))
 
 
 def test_the_native_precision_is_one_that_the_spec_knows() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.predictor import Predictor
@@ -62,7 +63,7 @@ def prompts(task: TextGeneration, **columns: Any) -> list[str]:
 
 def answers(task: TextGeneration, size: int, **columns: Any) -> list[Any]:
     """Answers of every row, in batches of size rows."""
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32", concurrent=False)
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32", concurrent=False))
     outputs = Predictor(task, engine, size).predict(features_of(task, columns).table).outputs
     return task.postprocess(outputs, {name: pa.array(values) for name, values in columns.items()})[
         0

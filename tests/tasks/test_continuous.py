@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hfbatch.engines.base import Request
+from hfbatch.engines.base import EngineConfig, Request
 from hfbatch.engines.continuous import ContinuousEngine
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
@@ -137,7 +137,7 @@ def test_a_row_that_fails_is_alone_rejected_with_its_error(tmp_path: Path) -> No
     ("params", "message"),
     [
         ({"do_sample": True}, "random state shared by all rows"),
-        ({"num_beams": 2}, "cannot do num_beams=2"),
+        ({"num_beams": 2}, "does not support num_beams=2"),
         (
             {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
             "repetition_penalty=1.2, no_repeat_ngram_size=2",
@@ -195,7 +195,10 @@ def test_the_engine_is_part_of_the_identity(llama: str, tmp_path: Path) -> None:
     engines = [{}, {"engine": "torch"}, {"engine": "continuous"}, {"batch": {"continuous": True}}]
     torch_, same, continuous, alias = (make_plan(JobSpec.build({**values, **one})) for one in engines)
     assert torch_.fingerprint == same.fingerprint != continuous.fingerprint == alias.fingerprint
-    assert [torch_.identity["engine"], alias.identity["engine"]] == ["torch", "continuous"]
+    assert [torch_.identity["engine"], alias.identity["engine"]] == [
+        {"name": "torch"},
+        {"name": "continuous"},
+    ]
 
 
 @pytest.mark.parametrize("form", [{"engine": "continuous"}, {"batch": {"continuous": True}}])
@@ -214,7 +217,7 @@ def test_an_output_of_a_version_without_engines_is_continued(
     before = {part.name: part.stat().st_mtime_ns for part in out.glob("part-*")}
 
     pq.write_table(pa.table({"text": TEXTS[6:9]}), tmp_path / "in" / "b.parquet")
-    with pytest.raises(SpecError, match=r"differs in engine \(there: 'continuous', now: 'torch'\)"):
+    with pytest.raises(SpecError, match=r"differs in engine.name \(there: 'continuous', now: 'torch'\)"):
         make_plan(JobSpec.build(values))
     spec = JobSpec.build({**values, **form})
     for _ in range(2):
@@ -230,7 +233,7 @@ def test_an_output_of_a_version_without_engines_is_continued(
 
 
 def test_each_request_has_its_own_maximum_of_new_tokens(llama: str) -> None:
-    engine = ContinuousEngine(llama, "AutoModelForCausalLM", "float32")
+    engine = ContinuousEngine(EngineConfig(llama, "AutoModelForCausalLM", "float32"))
     decoding = Runner(RunnerConfig.of(spec_of(llama, {}), pin(ModelSpec(name=llama)))).task.decoding
     decoding.eos_token_id = -1
     requests = [Request([5, 6, 7], most) for most in (12, 2, 7, None)]

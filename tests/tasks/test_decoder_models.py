@@ -24,6 +24,7 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.tasks.generation.text_generation import TextGeneration
@@ -93,7 +94,7 @@ def test_models_that_see_padding_get_none(name: str, tmp_path: Path) -> None:
     task = make(TextGeneration, folder, max_new_tokens=6, return_full_text=False, do_sample=False)
     assert task.check() == []
     features = features_of(task, {"text": TEXTS}).table
-    engine = TorchEngine(folder, task.auto_class, "float32")
+    engine = TorchEngine(EngineConfig(folder, task.auto_class, "float32"))
     together = Predictor(task, engine, 8).predict(features)
     assert together.failures == []
     assert together.batches == len({len(row) for row in features["input_ids"].to_pylist()})

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.hub.models import pin
 from hfbatch.runtime.checks import check_task
@@ -61,7 +62,7 @@ def test_padding_costs_no_row_and_a_token_beyond_the_embeddings_its_own(
     (reject,) = prepared.rejects
     assert (reject.position, reject.stage, reject.error) == (6, "preprocess", "NoEmbedding")
     assert "token '<extra>' has id" in reject.message
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32", unused=task.unused)
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32", unused=task.unused))
     found = Predictor(task, engine, 4).predict(prepared.features.drop_columns([POSITION]))
     assert (found.failures, found.kept.tolist()) == ([], list(range(6)))
     assert found.batches == 2, "a batch had to be halved"

@@ -83,7 +83,9 @@ def test_a_model_that_cannot_do_the_task_is_reported_with_what_it_can_do(tmp_pat
     task = task_class("fill-mask")
     model = model_of(tmp_path, "Bert", "BertForSequenceClassification")
     (fault,) = misfits(task(TaskConfig(model, task.Params())))
-    assert fault.startswith("model 'm' (BertForSequenceClassification) cannot do fill-mask; it can do: ")
+    assert fault.startswith(
+        "model 'm' (BertForSequenceClassification) does not support fill-mask; it supports: "
+    )
     assert fault.index("text-classification") < fault.index("embedding")
     assert not misfits(task(TaskConfig(model_of(tmp_path, "Bert", "BertForMaskedLM"), task.Params())))
 
@@ -107,7 +109,7 @@ def test_a_class_unknown_to_transformers_and_none_at_all_are_let_through(tmp_pat
     cls = task_class("fill-mask")
     for architectures in (["BertForSomethingNew"], []):
         assert fits(cls(TaskConfig(model_of(tmp_path, "Bert", *architectures), cls.Params())))
-    with pytest.raises(SpecError, match=r"do not name a single task; it can do: .*fill-mask"):
+    with pytest.raises(SpecError, match=r"do not name a single task; it supports: .*fill-mask"):
         infer(model_of(tmp_path, "Bert"))
 
 

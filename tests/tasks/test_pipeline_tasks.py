@@ -215,7 +215,7 @@ def test_a_model_that_cannot_do_the_task_is_refused(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification")
     for name in ("zero-shot-classification", "zero-shot-image-classification"):
         (fault,) = misfits(make(task_class(name), folder, candidate_labels=["a"]))
-        assert f"cannot do {name}" in fault
+        assert f"does not support {name}" in fault
 
 
 def test_the_number_of_the_report(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, pipeline
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.predictor import BatchStats, Predictor
@@ -74,7 +75,7 @@ def long_contexts(folder: Path) -> tuple[Poisoned, pa.Table]:
 def test_a_window_that_fails_rejects_its_row_and_no_other(tmp_path: Path, size: int) -> None:
     task, features = long_contexts(tmp_path)
     stats: list[BatchStats] = []
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32"))
     found = Predictor(task, engine, size, on_batch=stats.append).predict(features)
     assert [(row, str(error)) for row, error in sorted(found.failures)] == [(3, "poison"), (11, "poison")]
     assert found.kept.tolist() == [row for row in range(30) if row not in (3, 11)]
@@ -98,7 +99,7 @@ def test_models_that_see_padding_get_none(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForTokenClassification")(config)
     task = make(task_class("token-classification"), save(tmp_path, model, tokenizer))
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32"))
     engine.pad_multiple = 8  # as on a GPU
     found = Predictor(task, engine, 8).predict(features_of(task, {"text": TEXTS}).table)
     assert found.batches < len(TEXTS)
@@ -111,7 +112,7 @@ def test_models_that_see_padding_get_none(tmp_path: Path, kind: str) -> None:
 def test_batches_of_windows_are_chosen_and_ordered_freely(tmp_path: Path) -> None:
     task, features = long_contexts(tmp_path)
     task.token = -1
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32"))
     assert choose_batch_size(task, engine, features) in engine.batch_sizes
     columns = {"question": ["who reads?"] * 9, "context": [" ".join(CORPUS[k : 2 * k + 1]) for k in range(9)]}
     windows = len(unfold(task, features_of(task, columns).table).table)
@@ -152,7 +153,7 @@ def test_rows_that_cannot_be_read_are_rejected_and_the_others_keep_their_place(
     arrays = {column: pa.array(texts) for column in columns}
     places = pa.table({"file": ["a"] * 7, "row": range(7)})
     prepared = preprocess(task, arrays, places)
-    engine = TorchEngine(task.model.folder, task.auto_class, "float32")
+    engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32"))
     features = prepared.features.drop_columns([POSITION])
     found = Predictor(task, engine, 4).predict(features)
     positions = prepared.features[POSITION].to_numpy()[found.kept]

@@ -200,7 +200,7 @@ class PartWriter:
             yield
         except OSError as error:
             raise SplitError(
-                f"{redact(self.out)}: {name} cannot be written: {one_line(error)}; make room or give access, then run "
+                f"{redact(self.out)}: {name} cannot be written: {one_line(error)}; free disk space or fix the permissions, then run "
                 "again"
             ) from error
 

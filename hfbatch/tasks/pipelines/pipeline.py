@@ -169,7 +169,7 @@ class PipelineTask(Task):
             _ = self.skeleton
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             cause = one_line(error)
-            return [f"model {self.model.name!r} cannot do {self.name} with these params: {cause}"]
+            return [f"model {self.model.name!r} does not support {self.name} with these params: {cause}"]
         return []
 
     def preprocess(self, columns: Mapping[str, pa.Array], places: pa.Table) -> Features:

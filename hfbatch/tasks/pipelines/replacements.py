@@ -39,7 +39,7 @@ def architecture_faults(task: Task, fits: Collection[str], instead: str) -> list
     if remote or any(name in fits for name in classes):
         return []
     return [
-        f"model {task.model.name!r} is a {', '.join(classes)}, which cannot do {task.name}; use {instead}"
+        f"model {task.model.name!r} is a {', '.join(classes)}, which does not support {task.name}; use {instead}"
     ]
 
 
