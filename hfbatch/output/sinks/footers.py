@@ -47,15 +47,15 @@ class Footer:
 
     def fault(self, part: str, fingerprint: str) -> str | None:
         """Checks that the part is that of this split and job, and complete; returns the fault or None."""
-        told = self.manifest
+        footer = self.manifest
         if self.fingerprint != fingerprint:
             return f"{part} is of another job: its fingerprint is {self.fingerprint}, not {fingerprint}"
-        if told.part != part:
-            return f"{part} is a copy of {told.part}, which has other rows"
-        if self.rows != told.rows_out or told.rows_in != told.rows_out + told.rows_rejected:
+        if footer.part != part:
+            return f"{part} is a copy of {footer.part}, which has other rows"
+        if self.rows != footer.rows_out or footer.rows_in != footer.rows_out + footer.rows_rejected:
             return (
-                f"{part} does not hold what its footer says: {self.rows:,} rows; {told.rows_in:,} came in, "
-                f"{told.rows_out:,} went out, {told.rows_rejected:,} were rejected"
+                f"{part} does not hold what its footer says: {self.rows:,} rows; {footer.rows_in:,} came in, "
+                f"{footer.rows_out:,} went out, {footer.rows_rejected:,} were rejected"
             )
         return None
 
@@ -87,10 +87,10 @@ class Footers:
 
         A manifest is used if its part and counts are those of the footer.
         """
-        for told in manifests:
-            _, footer = self._known.get(told.part, (None, None))
-            if footer is not None and _counts(footer.manifest) == _counts(told):
-                footer.manifest = told
+        for reported in manifests:
+            _, footer = self._known.get(reported.part, (None, None))
+            if footer is not None and _counts(footer.manifest) == _counts(reported):
+                footer.manifest = reported
 
     def load(self, data: bytes) -> None:
         """Loads the result of `dump`; ignores data that cannot be read or has an earlier format."""

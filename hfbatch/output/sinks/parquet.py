@@ -206,11 +206,11 @@ class PartWriter:
 
     def _check(self, split: Split, table: pa.Table, rejected: int, manifest: Manifest) -> None:
         counts = (split.rows, table.num_rows, rejected)
-        told = (manifest.rows_read, manifest.rows_out, manifest.rows_rejected)
-        if counts != told or manifest.rows_in != table.num_rows + rejected or manifest.rows_in > split.rows:
+        stated = (manifest.rows_read, manifest.rows_out, manifest.rows_rejected)
+        if counts != stated or manifest.rows_in != table.num_rows + rejected or manifest.rows_in > split.rows:
             raise SplitError(
                 f"{split.part}: rows are not conserved: split {counts[0]}, output {counts[1]}, "
-                f"rejects {counts[2]}; manifest: read {told[0]}, in {manifest.rows_in}, out {told[1]}, rejected {told[2]}"
+                f"rejects {counts[2]}; manifest: read {stated[0]}, in {manifest.rows_in}, out {stated[1]}, rejected {stated[2]}"
             )
         if not table.schema.equals(self.schema, check_metadata=False):
             raise SplitError(

@@ -33,7 +33,7 @@ GENERATION = (*WHISPER_ONLY, "max_new_tokens", "num_beams", "length_penalty", "n
 """Params for models that generate token by token; a CTC model has one token per frame."""
 PROMPT_TOKENS = 4
 """Maximum tokens of Whisper's prompt: start, language, task and timestamps."""
-PROBE_TOKENS = 8
+TRIAL_TOKENS = 8
 
 
 class SpeechRecognitionParams(Params):
@@ -202,7 +202,7 @@ class SpeechRecognition(AudioTask):
     @cached_property
     def _brief(self) -> SpeechRecognition:
         """The same task with a limit of a few tokens."""
-        params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
+        params = self.params.model_copy(update={"max_new_tokens": TRIAL_TOKENS})
         return type(self)(replace(self.settings, params=params))
 
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

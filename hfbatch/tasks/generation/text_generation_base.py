@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hfbatch.tasks.generation.decoder import Decoder
 
-PROBE_TOKENS = 8
+TRIAL_TOKENS = 8
 """New tokens per row in batch size trials."""
 DETAILS: Mapping[str, pa.DataType] = {
     "finish_reason": pa.string(),
@@ -115,7 +115,7 @@ class GeneratingTask(Task):
 
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Generates the first few tokens."""
-        return self.decoder(model, batch, PROBE_TOKENS)
+        return self.decoder(model, batch, TRIAL_TOKENS)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Returns the number of new tokens per row, averaged over its texts."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from hfbatch.data.media import to_image
 from hfbatch.tasks.base import Example
-from hfbatch.tasks.multimodal.multimodal_generation import WritingTask
+from hfbatch.tasks.multimodal.multimodal_generation import MultimodalGenerationTask
 from hfbatch.tasks.vision.vision import IMAGE
 
 CAPTIONERS = (
@@ -19,7 +19,7 @@ CAPTIONERS = (
 """Model classes that generate text without a prompt."""
 
 
-class ImageToText(WritingTask):
+class ImageToText(MultimodalGenerationTask):
     """Returns a caption of each image, or the text in it, from a model that takes no prompt."""
 
     name = "image-to-text"

@@ -37,19 +37,19 @@ MESSAGES = InputColumn(
 )
 
 
-PROBE_TOKENS = 8
+TRIAL_TOKENS = 8
 """New tokens per row in batch size trials."""
 
 
-class BrieflyProbed(PipelineTask):
+class BriefTrialTask(PipelineTask):
     """Base class of tasks with possibly long outputs, which are shortened in batch size trials."""
 
     params: Any
 
     @cached_property
-    def brief(self) -> BrieflyProbed:
+    def brief(self) -> BriefTrialTask:
         """The same task with a lower limit of new tokens."""
-        params = self.params.model_copy(update={"max_new_tokens": PROBE_TOKENS})
+        params = self.params.model_copy(update={"max_new_tokens": TRIAL_TOKENS})
         return type(self)(replace(self.settings, params=params))
 
     def trial_forward(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class BrieflyProbed(PipelineTask):
         return self.brief.forward(model, batch)
 
 
-class WritingTask(BrieflyProbed):
+class MultimodalGenerationTask(BriefTrialTask):
     """Base class of tasks that generate a text for each row, with a pipeline that takes a seed per row."""
 
     Params: ClassVar[type[base.Params]] = DecodingParams
@@ -132,7 +132,7 @@ class WritingTask(BrieflyProbed):
         return np.array([len(text) for text in columns[0].to_pylist()])
 
 
-class PromptedTask(WritingTask):
+class PromptedTask(MultimodalGenerationTask):
     """Base class of tasks that continue a prompt in `text` or answer a chat in `messages`, with media."""
 
     inputs: ClassVar[tuple[InputColumn, ...]] = (IMAGES, text_column("text", required=False), MESSAGES)
