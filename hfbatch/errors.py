@@ -28,6 +28,12 @@ def redact_text(text: str) -> str:
     return _URL_IN_TEXT.sub(lambda found: redact(found.group()), text) if "://" in text else text
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an exception's message, or else its type: one line of at most 300 characters, without secrets."""
+    text = redact_text(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
 class HfbatchError(Exception):
     """Base of every error that is reported as a message, without a traceback and without secrets of URLs."""
 

@@ -23,7 +23,7 @@ from ray.util import metrics
 
 from hfbatch.cluster.stage_job import StageJob
 from hfbatch.cluster.tracker import ANSWER_S, LOAD, MAX_ATTEMPTS
-from hfbatch.data.columns import arrays_of
+from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Split

@@ -14,7 +14,7 @@ from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
 from hfbatch.cluster.stage_job import StageJob
 from hfbatch.cluster.stages import share_of_node
-from hfbatch.data.columns import arrays_of
+from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.reader import read_split
 from hfbatch.data.splits import Split
 from hfbatch.errors import WorkerError

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.errors import SpecError, redact_text
+from hfbatch.data.formats.base import READ_ERRORS as READ_ERRORS
+from hfbatch.data.formats.base import SourceFile as SourceFile
+from hfbatch.errors import SpecError
+from hfbatch.errors import one_line as one_line
 from hfbatch.errors import redact as redact
 from hfbatch.spec.location import Location
 
@@ -41,18 +42,6 @@ _IDENTITY_KEYS = (
     "updated",
     "created",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file in a listing."""
-
-    path: str
-    """Path relative to the listed folder."""
-    size: int
-    """Bytes."""
-    mtime_ns: int
-    """Modification time; else a number that changes with the etag; 0 if neither is known."""
 
 
 def is_url(path: str) -> bool:
@@ -269,16 +258,6 @@ def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
         return None if entry.is_dir() else (found.st_size, found.st_mtime_ns)
     except FileNotFoundError:  # deleted since the listing began
         return None
-
-
-def one_line(error: BaseException) -> str:
-    """Returns an exception's message, or else its type: one line of at most 300 characters, without secrets."""
-    text = redact_text(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
-READ_ERRORS = (OSError, ValueError, pa.ArrowException)
-"""Exceptions of pyarrow and fsspec for a file that is absent, forbidden, truncated or not of its format."""
 
 
 def identity(info: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.data.columns import fields_of, storage_type
+from hfbatch.data.formats.columns import fields_of, storage_type
 from hfbatch.errors import SplitError
 
 _POSITION, _ROWS = "hfbatch_position", "hfbatch_rows"

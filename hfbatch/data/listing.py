@@ -28,24 +28,16 @@ from hfbatch.data.filesystem import (
     split_options,
     stat_file,
 )
+from hfbatch.data.formats import FORMATS
+from hfbatch.data.formats.base import THREADS
 from hfbatch.data.formats.texttypes import fits, found_type, texts_note
 from hfbatch.data.globs import MARKS, Glob
 from hfbatch.data.walk import Listing, list_files
 from hfbatch.errors import SpecError
 from hfbatch.spec.job import InputSpec
 
-THREADS = 16
 PACKED = ("gz", "bz2", "xz", "zst", "lz4", "zip")
-ENDINGS = {
-    ".parquet": "parquet",
-    ".parq": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
+ENDINGS = {ending: name for name, kind in FORMATS.items() for ending in kind.endings}
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 OTHER_FORMAT = "of another format"
 UNKNOWN_FORMAT = "of no format that is read, by their names"
@@ -196,7 +188,7 @@ def describe_left_out(left_out: Mapping[str, str]) -> list[str]:
 def choose_format(spec: InputSpec, found: Found) -> tuple[str, list[SourceFile]]:
     """Returns the format to read and the files of that format; adds the other files to `listing.left_out`.
 
-    A file without an ending, as written by Hive, is Parquet if it begins with Parquet's magic bytes.
+    A file without an ending, as Hive writes Parquet, has the format whose magic bytes it begins with.
 
     :raises SpecError: if there are no files, or their format is unknown or ambiguous.
     """
@@ -207,8 +199,11 @@ def choose_format(spec: InputSpec, found: Found) -> tuple[str, list[SourceFile]]
             f"{_without(listing.left_out)}"
         )
     formats = {file.path: _format_of(file.path) for file in listing.files}
-    if spec.format in ("auto", "parquet"):
-        formats |= dict.fromkeys(_nameless_parquet(found), "parquet")
+    magic = {
+        start: name for name, kind in FORMATS.items() if spec.format in ("auto", name) for start in kind.magic
+    }
+    if magic:
+        formats |= _formats_of_nameless(found, magic)
     file_format = _one_format(shown, formats) if spec.format == "auto" else spec.format
     chosen = [file for file in listing.files if formats[file.path] == file_format]
     if not chosen:  # the spec gives the format of files with unknown endings
@@ -241,23 +236,31 @@ def _one_format(shown: Location, formats: dict[str, str | None]) -> str:
     return file_format
 
 
-def _nameless_parquet(found: Found) -> list[str]:
-    """Returns files without an ending that begin as Parquet; includes unreadable ones, so that they are reported."""
+def _formats_of_nameless(found: Found, magic: Mapping[bytes, str]) -> dict[str, str]:
+    """Returns the formats of files without an ending by their first bytes.
+
+    An unreadable file gets the first of the formats, so that it is reported.
+
+    :param magic: formats by what their files begin with.
+    """
     nameless = [
         file.path for file in found.listing.files if _NO_ENDING.fullmatch(file.path.rpartition("/")[2])
     ]
+    any_format, longest = next(iter(magic.values())), max(map(len, magic))
 
-    def is_parquet(path: str) -> bool:
+    def format_of(path: str) -> str | None:
         if path in found.listing.unreadable:
-            return True
+            return any_format
         try:
             with found.fs.open_input_stream(f"{found.root}/{path}") as stream:
-                return stream.read(4) in (b"PAR1", b"PARE")
+                first = stream.read(longest)
         except READ_ERRORS:
-            return True
+            return any_format
+        return next((name for start, name in magic.items() if first.startswith(start)), None)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [path for path, yes in zip(nameless, pool.map(is_parquet, nameless), strict=True) if yes]
+        formats = dict(zip(nameless, pool.map(format_of, nameless), strict=True))
+    return {path: name for path, name in formats.items() if name is not None}
 
 
 def _is_packed(path: str) -> bool:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data.columns import convert, empty_table, open_parquet
 from hfbatch.data.filesystem import READ_ERRORS, one_line, open_filesystem, redact, stat_file
 from hfbatch.data.filter import filter_columns, filter_faults, matching_rows
-from hfbatch.data.formats import textfiles
-from hfbatch.data.formats.lines import BadRow, Parsed, Wanted, misfit
+from hfbatch.data.formats import FORMATS
+from hfbatch.data.formats.base import BadRow, Parsed, Piece, Wanted
+from hfbatch.data.formats.columns import convert, empty_table
+from hfbatch.data.formats.lines import misfit
+from hfbatch.data.formats.rowgroups import MOST_BYTES
 from hfbatch.data.formats.texttypes import convert as convert_text
 from hfbatch.data.formats.texttypes import fits
 from hfbatch.data.listing import partition_keys
-from hfbatch.data.rowgroups import MOST_BYTES, read_rows
-from hfbatch.data.splits import Piece, Split
+from hfbatch.data.splits import Split
 from hfbatch.errors import SplitError
 
 __all__ = ["PLACES", "ReadPlan", "Rows", "filter_columns", "filter_faults", "read_split"]
@@ -35,6 +35,7 @@ class ReadPlan:
     path: str
     """The folder of the relative file names, as a URL or absolute path."""
     format: str
+    """Its name in FORMATS."""
     columns: tuple[str, ...]
     """Columns to read, including those of the filter."""
     schema: pa.Schema
@@ -112,10 +113,10 @@ def _read_piece(fs: pafs.FileSystem, root: str, piece: Piece, plan: ReadPlan, mo
     count = piece.stop - piece.start
     try:
         _check_unchanged(fs, path, piece, plan)
-        if plan.format == "parquet":
-            found = Parsed(_read_parquet(fs, path, piece, plan, most))
-        else:
-            found = _read_text(fs, path, piece, plan)
+        names = [name for name in plan.columns if name not in plan.hive]
+        schema = pa.schema([plan.schema.field(name) for name in names])
+        wanted = Wanted(schema, plan.given & set(names), plan.whole, plan.section)
+        found = FORMATS[plan.format].load().read(fs, path, piece, wanted, most)
         keys = partition_keys(piece.file)
         columns = [_column(name, found.table, keys, count, plan) for name in plan.columns]
         bad = _bad_partitions(keys, count, plan) or found.bad
@@ -146,43 +147,6 @@ def _check_unchanged(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPla
     # Some filesystems give the time only in a listing: 0 is unknown.
     if size != piece.size or (mtime_ns and piece.mtime_ns and mtime_ns != piece.mtime_ns):
         raise SplitError(f"{piece.file} changed while the job ran; run again")
-
-
-def _read_parquet(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan, most: int) -> pa.Table:
-    """Reads the piece's rows, at most `most` bytes together; only columns that the file has."""
-    again = partial(open_parquet, fs, path)
-    with again(pre_buffer=True) as file:
-        metadata = file.metadata
-        counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
-        ends = np.cumsum(counts, dtype=np.int64)
-        if piece.stop > (int(ends[-1]) if len(ends) else 0):
-            raise SplitError(
-                f"{piece.file} has {metadata.num_rows} rows, not {piece.stop} or more; run again"
-            )
-        names = [name for name in plan.columns if name in file.schema_arrow.names and name not in plan.hive]
-        first = int(np.searchsorted(ends, piece.start, "right"))
-        last = int(np.searchsorted(ends, piece.stop, "left"))
-        groups = list(range(first, last + 1)) if piece.stop > piece.start else []
-        skipped = piece.start - (int(ends[first - 1]) if first else 0) if groups else 0
-        wanted = pa.schema([plan.schema.field(name) for name in names])
-        table = read_rows(file, again, groups, skipped, piece.stop - piece.start, wanted, most)
-    if names and table.num_rows != piece.stop - piece.start:
-        raise SplitError(f"{piece.file} gave {table.num_rows} rows for {piece.start}-{piece.stop}; run again")
-    return table
-
-
-def _read_text(fs: pafs.FileSystem, path: str, piece: Piece, plan: ReadPlan) -> Parsed:
-    span = piece.bytes_range or (0, piece.size)
-    names = [name for name in plan.columns if name not in plan.hive]
-    schema = pa.schema([plan.schema.field(name) for name in names])
-    wanted = Wanted(schema, plan.given & set(names), plan.whole, plan.section)
-    found = textfiles.read_range(fs, path, plan.format, span, wanted)
-    if names and len(found.table) != piece.stop - piece.start:
-        raise SplitError(
-            f"{piece.file} has {len(found.table)} rows in bytes {span[0]}-{span[1]}, "
-            f"but {piece.stop - piece.start} were counted there; run again"
-        )
-    return found
 
 
 def _column(

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data.columns import common_type, open_parquet, plain_type
-from hfbatch.data.filesystem import READ_ERRORS, Location, SourceFile, absolute, one_line
-from hfbatch.data.formats import textfiles
+from hfbatch.data.filesystem import Location, absolute
+from hfbatch.data.formats import FORMATS
+from hfbatch.data.formats.base import READ_ERRORS, THREADS, Footer, Format, Piece, SourceFile, Types
+from hfbatch.data.formats.columns import common_type, plain_type
 from hfbatch.data.formats.texttypes import KNOWN, name_of, type_of
 from hfbatch.data.listing import choose_format, describe_left_out, find_files, partition_keys, partition_types
-from hfbatch.data.splits import SPLIT_BYTES, Piece, Split, cut_groups, first_rows, pack
-from hfbatch.data.textschema import TextSchemas, Types, csv_schemas, jsonl_schemas
-from hfbatch.errors import SpecError
+from hfbatch.data.splits import Split, first_rows, pack
+from hfbatch.errors import SpecError, one_line
 from hfbatch.spec.job import InputSpec
-
-THREADS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """The metadata of a file that planning uses."""
-
-    schema: pa.Schema
-    rows: np.ndarray
-    """Rows of each row group, int64; empty for text files."""
-    sizes: np.ndarray
-    """Uncompressed bytes of each row group, int64."""
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Class names by column."""
 
 
 @dataclass
@@ -53,6 +37,7 @@ class Source:
     files: list[SourceFile]
     """Sorted by path."""
     format: str
+    """Its name in FORMATS."""
     schema: pa.Schema
     """The columns of all files, partition columns last, with types by `columns.plain_type` and `common_type`."""
     hive: dict[str, pa.DataType]
@@ -77,7 +62,7 @@ class Source:
     @property
     def types(self) -> dict[str, Any]:
         """Types that a later run keeps, as plain values: those of text files' columns and of partitions."""
-        names = self.hive if self.format == "parquet" else self.schema.names
+        names = self.hive if FORMATS[self.format].load().typed else self.schema.names
         return {name: name_of(self.schema.field(name).type) for name in names}
 
     def classes_of(self, column: str) -> tuple[str, ...] | None:
@@ -109,13 +94,15 @@ class Source:
         :param limit: number of first rows, in order of files; Parquet splits are the same as without a limit,
             except the last.
         """
-        if self.format == "parquet":
-            pieces: Iterator[tuple[list[Piece], int]] = map(self._parquet_pieces(split_rows), self.files)
+        file_format = FORMATS[self.format].load()
+        cut = partial(self._pieces, file_format, split_rows)
+        if not file_format.scans:
+            pieces: Iterator[tuple[list[Piece], int]] = map(cut, self.files)
         elif limit is None:
             with ThreadPoolExecutor(THREADS) as pool:
-                pieces = iter(list(pool.map(lambda file: self._text_pieces(file, split_rows), self.files)))
+                pieces = iter(list(pool.map(cut, self.files)))
         else:
-            pieces = self._text_pieces_until(split_rows, limit)
+            pieces = self._pieces_until(cut, limit)
         splits = [self._with_fault(split) for split in self._packed(pieces, split_rows)]
         return splits if limit is None else first_rows(splits, limit)
 
@@ -139,38 +126,26 @@ class Source:
             else Split(split.pieces, f"{split.pieces[0].file} cannot be read: {reason}")
         )
 
-    def _parquet_pieces(self, split_rows: int) -> Callable[[SourceFile], tuple[list[Piece], int]]:
-        def pieces(file: SourceFile) -> tuple[list[Piece], int]:
-            if file.path in self.broken:
-                return [Piece(file.path, 0, 0, file.size, file.mtime_ns)], 0
-            footer = self.footers[file.path]
-            ranges = cut_groups(footer.rows.tolist(), footer.sizes.tolist(), split_rows)
-            cuts = [Piece(file.path, start, stop, file.size, file.mtime_ns) for start, stop, _ in ranges]
-            return cuts, sum(size for _, _, size in ranges)
-
-        return pieces
-
-    def _text_pieces(
-        self, file: SourceFile, split_rows: int, limit: int | None = None
+    def _pieces(
+        self, file_format: Format, split_rows: int, file: SourceFile, limit: int | None = None
     ) -> tuple[list[Piece], int]:
+        """Returns the pieces of a file and its bytes; for a broken file, one without rows."""
         if file.path not in self.broken:
-            path = f"{self.root}/{file.path}"
+            path, footer = f"{self.root}/{file.path}", self.footers.get(file.path)
             try:
-                runs = textfiles.scan(self.fs, path, self.format, split_rows, SPLIT_BYTES, limit)
-                return [
-                    Piece(file.path, r.start, r.stop, file.size, file.mtime_ns, (r.first_byte, r.end_byte))
-                    for r in runs
-                ], file.size
+                return file_format.cut(self.fs, path, file, footer, split_rows, limit)
             except READ_ERRORS as error:
                 self.broken[file.path] = one_line(error)
         return [Piece(file.path, 0, 0, file.size, file.mtime_ns)], 0
 
-    def _text_pieces_until(self, split_rows: int, limit: int) -> Iterator[tuple[list[Piece], int]]:
+    def _pieces_until(
+        self, cut: Callable[..., tuple[list[Piece], int]], limit: int
+    ) -> Iterator[tuple[list[Piece], int]]:
         """Scans one file after the other, since a scan reads the file; files beyond the limit are not read."""
         for file in self.files:
             if limit <= 0:
                 return
-            pieces, size = self._text_pieces(file, split_rows, limit)
+            pieces, size = cut(file, limit)
             yield pieces, size
             limit -= sum(piece.stop - piece.start for piece in pieces)
 
@@ -185,7 +160,8 @@ def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Sourc
     types = Types(_types_given(spec), {name: type_of(value) for name, value in (kept or {}).items()})
     found = find_files(spec.path)
     listing = found.listing
-    file_format, files = choose_format(spec, found)
+    name, files = choose_format(spec, found)
+    file_format = FORMATS[name].load()
     unreadable = {
         file.path: listing.unreadable[file.path] for file in files if file.path in listing.unreadable
     }
@@ -195,8 +171,9 @@ def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Sourc
     footers: dict[str, Footer] = {}
     broken = unreadable
     if readable:
-        footers, more = _read_footers(found.fs, found.root, readable, file_format, types.without(hive), notes)
-        broken = broken | more
+        made = file_format.schemas(found.fs, found.root, readable, types.without(hive))
+        footers, broken = made.footers, broken | made.broken
+        notes += made.notes
     if not footers:
         first, reason = next(iter(broken.items()))
         raise SpecError(f"none of the {len(files)} input files can be read; {first}: {reason}")
@@ -206,7 +183,7 @@ def open_source(spec: InputSpec, kept: Mapping[str, Any] | None = None) -> Sourc
     schema = pa.schema([*columns, *hive.items()])
     _check_given(spec, file_format, schema, hive)
     return Source(
-        absolute(spec.path), found.root_url, found.fs, found.root, files, file_format, schema, hive, broken, footers,
+        absolute(spec.path), found.root_url, found.fs, found.root, files, name, schema, hive, broken, footers,
         conflicts, describe_left_out(listing.left_out), frozenset(spec.types), notes,
     )  # fmt: skip
 
@@ -224,88 +201,26 @@ def _types_given(spec: InputSpec) -> dict[str, pa.DataType]:
     return found
 
 
-def _check_given(spec: InputSpec, file_format: str, schema: pa.Schema, hive: dict[str, pa.DataType]) -> None:
+def _check_given(
+    spec: InputSpec, file_format: Format, schema: pa.Schema, hive: dict[str, pa.DataType]
+) -> None:
     """:raises SpecError: for columns that cannot have the type given in the spec."""
     faults = []
     for name in spec.types:
         if name not in schema.names:
             faults.append(f"input.types: column {name!r} not in input (has: {', '.join(schema.names)})")
-        elif name not in hive and file_format == "parquet":
+        elif name not in hive and file_format.typed:
+            untyped = [one.title for one in (kind.load() for kind in FORMATS.values()) if not one.typed]
             faults.append(
-                f"input.types: column {name!r} has its type in the Parquet files; types can be given only "
-                "for JSONL, CSV and key=value folders"
+                f"input.types: column {name!r} has its type in the {file_format.title} files; types can be given "
+                f"only for {', '.join(untyped)} and key=value folders"
             )
-        elif pa.types.is_nested(schema.field(name).type) and (file_format == "csv" or name in hive):
+        elif pa.types.is_nested(schema.field(name).type) and (not file_format.nested or name in hive):
             faults.append(
                 f"input.types: column {name!r} cannot be {schema.field(name).type}, since its values are plain texts; use string"
             )
     if faults:
         raise SpecError(faults)
-
-
-def _read_footers(
-    fs: pafs.FileSystem, root: str, files: list[SourceFile], file_format: str, types: Types, notes: list[str]
-) -> tuple[dict[str, Footer], dict[str, str]]:
-    """Reads the footers of the files; returns them and the faults of unreadable files, and adds to `notes`."""
-
-    def read(file: SourceFile) -> Footer | str:
-        try:
-            return _parquet_footer(fs, f"{root}/{file.path}", file.size)
-        except READ_ERRORS as error:
-            return one_line(error)
-
-    if file_format != "parquet":
-        made = (jsonl_schemas if file_format == "jsonl" else csv_schemas)(fs, root, files, types)
-        notes += made.notes
-        return _text_footers(made)
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = list(pool.map(read, files))
-    pairs = [(file.path, result) for file, result in zip(files, results, strict=True)]
-    return (
-        {path: result for path, result in pairs if isinstance(result, Footer)},
-        {path: result for path, result in pairs if isinstance(result, str)},
-    )
-
-
-def _parquet_footer(fs: pafs.FileSystem, path: str, size: int) -> Footer:
-    if size == 0:
-        raise ValueError("the file is empty (0 bytes), which is not Parquet")
-    with open_parquet(fs, path) as file:
-        metadata, schema = file.metadata, file.schema_arrow
-    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
-    rows = np.fromiter((group.num_rows for group in groups), np.int64, len(groups))
-    sizes = np.fromiter((group.total_byte_size for group in groups), np.int64, len(groups))
-    return Footer(schema.remove_metadata(), rows, sizes, class_names(schema))
-
-
-def class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """Returns class names that `datasets` stored in a Parquet file: of ClassLabels and lists of these.
-
-    Source: `Features.arrow_schema` in datasets' features.py.
-    """
-    try:
-        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):  # written by another library
-        return {}
-    named = {name: _class_label(feature) for name, feature in features.items()}
-    return {name: names for name, names in named.items() if names}
-
-
-def _class_label(feature: Any) -> tuple[str, ...]:
-    """Returns the names of a ClassLabel or a list of these; older versions write lists as Python lists."""
-    while (isinstance(feature, list) and feature) or (isinstance(feature, dict) and "feature" in feature):
-        feature = feature[0] if isinstance(feature, list) else feature["feature"]
-    is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    return tuple(feature.get("names", ())) if is_label else ()
-
-
-_NO_GROUPS = np.zeros(0, np.int64)
-
-
-def _text_footers(schemas: TextSchemas) -> tuple[dict[str, Footer], dict[str, str]]:
-    """Converts the schemas of text files to footers."""
-    footers = {path: Footer(schema, _NO_GROUPS, _NO_GROUPS) for path, schema in schemas.schemas.items()}
-    return footers, schemas.broken
 
 
 @dataclass

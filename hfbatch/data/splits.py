@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-SPLIT_BYTES = 64 << 20
-"""Most bytes of a split, uncompressed for Parquet; a larger row group or row is still one split."""
-MOST_SLICES = 16
-"""Most splits of one row group."""
+from hfbatch.data.formats.base import SPLIT_BYTES
+from hfbatch.data.formats.base import Piece as Piece
+
 SMALL_SHARE = 8
 """A file with fewer than split_rows / SMALL_SHARE rows shares a split with its neighbours."""
 PACK_EVERY = 16
@@ -23,22 +22,6 @@ _SET_NAMES = re.compile(
     r"(?<![A-Za-z])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![A-Za-z])"
 )
 """The words by which `datasets` sorts files into sets of rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of rows of one input file."""
-
-    file: str
-    """Path relative to the input's root."""
-    start: int
-    stop: int
-    """Row numbers in the file, stop excluded."""
-    size: int
-    mtime_ns: int
-    """Size in bytes and modification time of the file, which detect a change."""
-    bytes_range: tuple[int, int] | None = None
-    """Byte range of the rows in a JSONL or CSV file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,33 +84,6 @@ def _tuples(piece: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(values: object) -> str:
     return hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
-
-
-def cut_groups(rows: Sequence[int], sizes: Sequence[int], split_rows: int) -> list[tuple[int, int, int]]:
-    """Cuts a Parquet file into row ranges (start, stop) with their bytes; at least one, which may be empty.
-
-    Row groups are joined up to split_rows rows and SPLIT_BYTES. A larger row group is cut into at most MOST_SLICES
-    slices: every slice reads the whole group again, so that the reading cost of more slices would exceed the gain of
-    smaller splits.
-
-    :param rows: rows of each row group.
-    :param sizes: uncompressed bytes of each row group.
-    """
-    ranges: list[tuple[int, int, int]] = []
-    start = stop = held = 0
-    for count, size in zip(rows, sizes, strict=True):
-        if stop > start and (stop - start + count > split_rows or held + size > SPLIT_BYTES):
-            ranges.append((start, stop, held))
-            start, held = stop, 0
-        stop, held = stop + count, held + size
-        if count > split_rows:
-            slices = min(MOST_SLICES, -(-count // split_rows))
-            step = -(-count // slices)
-            ranges += [(at, min(at + step, stop), size // slices) for at in range(start, stop, step)]
-            start, held = stop, 0
-    if stop > start or not ranges:
-        ranges.append((start, stop, held))
-    return ranges
 
 
 def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hfbatch.data.columns import empty_table
 from hfbatch.data.filesystem import (
     Location,
     absent_folders,
@@ -27,6 +26,7 @@ from hfbatch.data.filesystem import (
     redact,
     stat_file,
 )
+from hfbatch.data.formats.columns import empty_table
 from hfbatch.data.splits import part_name
 from hfbatch.errors import SplitError
 from hfbatch.output.jobfile import is_training, read_job

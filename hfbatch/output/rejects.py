@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.data.columns import convert
+from hfbatch.data.formats.columns import convert
 from hfbatch.data.reader import Rows
 from hfbatch.errors import redact_text
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from hfbatch.data.columns import empty_table
 from hfbatch.data.filesystem import fsspec_of, is_local
+from hfbatch.data.formats.columns import empty_table
 from hfbatch.output.layout import TEMPORARY_END
 
 FOOTER_KEY = "hfbatch"

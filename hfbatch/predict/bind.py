@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import printable
+from hfbatch.data.formats.columns import storage_type
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError

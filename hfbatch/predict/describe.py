@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from hfbatch.console.display import add, facts, show
-from hfbatch.data.columns import arrays_of
+from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.reader import read_split
 from hfbatch.errors import SplitError
 from hfbatch.output.ledger import types_of

@@ -13,6 +13,7 @@ import pyarrow as pa
 from hfbatch._version import __version__
 from hfbatch.cluster.stage_job import StageJob
 from hfbatch.data.filesystem import absolute, lies_in, one_line, real_path
+from hfbatch.data.formats import FORMATS
 from hfbatch.data.listing import reads
 from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import ReadPlan
@@ -103,7 +104,7 @@ class Plan:
     @property
     def rejects_schema(self) -> pa.Schema:
         """Schema of the reject files."""
-        return reject_schema(self.read.schema, lines=self.read.format != "parquet")
+        return reject_schema(self.read.schema, lines=FORMATS[self.read.format].load().lines)
 
     def stage_job(self) -> StageJob:
         """Returns the description of the job for the stages on the cluster."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.data.columns import arrays_of
+from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.splits import Split

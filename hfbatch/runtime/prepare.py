@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hfbatch.data.columns import convert, storage_type
+from hfbatch.data.formats.columns import convert, storage_type
 from hfbatch.errors import redact_text
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.isolate import isolate

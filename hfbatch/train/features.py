@@ -13,8 +13,8 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
-from hfbatch.data.columns import arrays_of
 from hfbatch.data.filesystem import one_line, open_filesystem
+from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media import NO_FILES
 from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, read_split

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from hfbatch._version import __version__
-from hfbatch.data.columns import storage_type
 from hfbatch.data.filesystem import absolute, join, kind_of, lies_in, one_line, real_path
+from hfbatch.data.formats.columns import storage_type
 from hfbatch.data.listing import reads
 from hfbatch.data.media_files import RowFiles, with_absolute_paths
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults

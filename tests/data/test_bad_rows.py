@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfbatch.data import textschema
-from hfbatch.data.formats import jsonl
-from hfbatch.data.formats.lines import Wanted
+from hfbatch.data.formats import jsonl, sampling
+from hfbatch.data.formats.base import Wanted
 from hfbatch.data.reader import Rows
 from hfbatch.data.source import open_source
 from hfbatch.errors import SpecError
@@ -238,8 +237,8 @@ def test_whole_numbers_are_read_exactly_or_not_at_all(tmp_path):
 @pytest.fixture
 def small_sample(monkeypatch):
     """A plan that looks at a few hundred bytes."""
-    monkeypatch.setattr(textschema, "FIRST_BYTES", 200)
-    monkeypatch.setattr(textschema, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(sampling, "FIRST_BYTES", 200)
+    monkeypatch.setattr(sampling, "BLOCK_BYTES", 100)
 
 
 @pytest.mark.usefixtures("small_sample")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfbatch.data.columns import common_type, convert, plain_type, storage_type
+from hfbatch.data.formats.columns import common_type, convert, plain_type, storage_type
 from hfbatch.data.serialization import deserialize, serialize
 from hfbatch.data.splits import Piece, Split
 from hfbatch.output.layout import rejects_of

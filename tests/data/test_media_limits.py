@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hfbatch.data import rowgroups
+from hfbatch.data.formats import rowgroups
 from hfbatch.data.media import to_audio, to_image
 from hfbatch.data.media_files import RowFiles
 from hfbatch.data.reader import ReadPlan, read_split

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfbatch.data.splits import MOST_SLICES, SPLIT_BYTES, Split, cut_groups
+from hfbatch.data.formats.base import SPLIT_BYTES
+from hfbatch.data.formats.parquetfiles import MOST_SLICES, cut_groups
+from hfbatch.data.splits import Split
 from tests.data.inputs import read_all, source_of, write_groups
 
 layouts = st.lists(st.lists(st.integers(0, 40), max_size=5), min_size=1, max_size=6)

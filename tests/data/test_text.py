@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfbatch.data.formats import textfiles
+from hfbatch.data.formats.jsonlfiles import JsonlFormat
 from hfbatch.errors import SpecError
 from tests.data.inputs import read_all, source_of
 
@@ -84,7 +85,7 @@ def test_a_text_of_several_mib_is_one_row(tmp_path):
 
 def test_splits_of_text_keep_to_their_bytes(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"t": "x" * 90}) + "\n" for _ in range(100)))
-    runs = textfiles.scan(pafs.LocalFileSystem(), str(tmp_path / "a.jsonl"), "jsonl", 1000, 1000)
+    runs = JsonlFormat().scan(pafs.LocalFileSystem(), str(tmp_path / "a.jsonl"), 1000, 1000)
     assert 8 <= len(runs) <= 12
     assert [run.stop for run in runs[:-1]] == [run.start for run in runs[1:]]
     assert runs[-1].stop == 100

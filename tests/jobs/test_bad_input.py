@@ -16,7 +16,7 @@ import torch
 
 import hfbatch
 from hfbatch import SpecError
-from hfbatch.data import textschema
+from hfbatch.data.formats import sampling
 from hfbatch.output.layout import ERRORS
 from hfbatch.pages.report import build_report, render_html
 from hfbatch.predict.describe import sample_lengths
@@ -55,8 +55,8 @@ def test_null_empty_a_megabyte_and_lines_that_cannot_be_read(
     ]
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(textschema, "FIRST_BYTES", 100)
-    monkeypatch.setattr(textschema, "BLOCKS", 0)
+    monkeypatch.setattr(sampling, "FIRST_BYTES", 100)
+    monkeypatch.setattr(sampling, "BLOCKS", 0)
     spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.5})
     result = job_here(spec)
     assert result.exit_code == 0

@@ -10,29 +10,43 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs as pafs
 
+from hfbatch.data.formats import sampling
+from hfbatch.data.formats.base import (
+    READ_ERRORS,
+    THREADS,
+    BadRow,
+    Footer,
+    Parsed,
+    Schemas,
+    SourceFile,
+    Types,
+    Wanted,
+)
 from hfbatch.data.formats.lines import (
     BOM,
     MOST_ROW_BYTES,
     NEWLINE,
     QUOTE,
     RETURN,
-    BadRow,
-    Parsed,
-    Wanted,
     misfit,
     newlines,
     refuse_repeated,
     refuse_utf16,
     shown,
 )
-from hfbatch.data.formats.texttypes import convert
+from hfbatch.data.formats.sampling import Inferred
+from hfbatch.data.formats.textfiles import TextFormat
+from hfbatch.data.formats.texttypes import convert, found_type, texts_note
+from hfbatch.errors import one_line
 
 MOST_OPEN_BYTES = 128 << 20
 """Bytes after which a row with an open quote ends with its first line; twice the limit of a split."""
@@ -270,3 +284,90 @@ def _converted(found: Parsed, lines: _Lines, wanted: Wanted) -> Parsed:
         columns.append(column)
     table = pa.Table.from_arrays(columns, schema=wanted.schema)
     return Parsed(table, sorted(found.bad, key=lambda row: row.position))
+
+
+class CsvFormat(TextFormat):
+    """Fields between commas or tabs, below a header; an empty line is no row."""
+
+    title = "CSV"
+    nested = False
+    header_rows = 1
+
+    def schemas(self, fs: pafs.FileSystem, root: str, files: list[SourceFile], types: Types) -> Schemas:
+        """Finds the columns of each file from its header, and types from the first rows of a few files."""
+        made = Schemas()
+
+        def names(file: SourceFile) -> list[str] | str:
+            try:
+                with fs.open_input_file(f"{root}/{file.path}") as stream:
+                    return header(stream, file.path)
+            except READ_ERRORS as error:
+                return one_line(error)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            headers = dict(zip((file.path for file in files), pool.map(names, files), strict=True))
+        made.broken = {path: found for path, found in headers.items() if isinstance(found, str)}
+        known = {path: found for path, found in headers.items() if found and not isinstance(found, str)}
+        if not known and not made.broken:
+            made.broken[files[0].path] = "no file has a header, so that the columns are unknown"
+        found = _types(fs, root, list(known), types, made)
+        for path, columns in known.items():
+            if path not in made.broken:
+                made.footers[path] = Footer(
+                    pa.schema([(name, found.get(name, pa.string())) for name in columns])
+                )
+        return made
+
+    def ends_of_rows(self, view: np.ndarray, path: str, final: bool) -> np.ndarray:
+        """Returns the line feeds outside of quotes."""
+        return ends_of_rows(view, delimiter_of(path), final)
+
+    def starts_of_rows(self, view: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Returns the starts of lines that are not empty."""
+        return starts_of_rows(view, ends)
+
+    def names(self, file: Any, path: str) -> list[str]:
+        """Returns the names in the header."""
+        return header(file, path)
+
+    def parse(self, data: bytes, path: str, names: list[str], wanted: Wanted) -> Parsed:
+        """Parses the rows, without the header."""
+        return parse(data, path, names, wanted)
+
+
+def _types(
+    fs: pafs.FileSystem, root: str, paths: list[str], types: Types, made: Schemas
+) -> dict[str, pa.DataType]:
+    """Finds types of columns from the first file and some others; adds warnings to `made`."""
+    places = np.linspace(0, len(paths) - 1, min(len(paths), sampling.BLOCKS + 1)).astype(int)
+    some = [paths[at] for at in np.unique(places)]
+
+    def first_sample(path: str) -> Any:
+        try:
+            with fs.open_input_file(f"{root}/{path}") as stream:
+                return sample(
+                    stream, path, sampling.FIRST_BYTES if path == paths[0] else sampling.BLOCK_BYTES
+                )
+        except READ_ERRORS as error:
+            return one_line(error)
+
+    values: dict[str, list[pa.Array]] = {}
+    sampled: list[tuple[str, Inferred]] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, found in zip(some, pool.map(first_sample, some), strict=True):
+            if isinstance(found, str):
+                made.broken[path] = found
+                continue
+            first = found.bad[0].message if found.bad else ""
+            sampled.append((path, Inferred(found.table.schema, len(found.table), len(found.bad), first)))
+            for name in found.table.column_names:
+                values.setdefault(name, []).extend(found.table[name].drop_null().chunks)
+    made.notes += sampling.bad_rows(sampled)
+    known = types.known
+    stayed = []
+    for name, chunks in values.items():
+        if name not in known:
+            known[name], why = found_type(pa.concat_arrays([pa.array([], pa.string()), *chunks]))
+            stayed += [f"{name} ({why})"] if why else []
+    made.notes += texts_note(stayed)
+    return known

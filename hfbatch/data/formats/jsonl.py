@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from hfbatch.data.formats.base import BadRow, Parsed, Wanted
 from hfbatch.data.formats.lines import (
     BOM,
     RETURN,
     SPACE,
     TAB,
-    BadRow,
-    Parsed,
-    Wanted,
     misfit,
     newlines,
     shown,

@@ -5,33 +5,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from hfbatch.data.formats.jsonl import BadLineError, Object, load, misfit_of, split_lines
 from hfbatch.data.formats.lines import BOM, misfit
+from hfbatch.data.formats.sampling import Inferred
 
 USUAL_SHARE = 0.9
 """Smallest share of a column's values that are of one JSON kind: text, number, boolean, list or object."""
 _PLAIN = {"text": pa.string(), "boolean": pa.bool_()}
-
-
-@dataclass
-class Inferred:
-    """The columns inferred from some lines."""
-
-    schema: pa.Schema
-    rows: int
-    bad: int = 0
-    first: str = ""
-    """The fault of the first bad row."""
-
-    def note(self, reason: str) -> None:
-        """Counts a row that cannot be read with these columns."""
-        self.bad += 1
-        self.first = self.first or reason
 
 
 def infer(data: bytes, known: Mapping[str, pa.DataType], given: Collection[str], section: str) -> Inferred:

@@ -1,9 +1,8 @@
-"""Common parts of the JSONL and CSV parsers: line ends, the columns to read, and bad rows."""
+"""Common parts of the JSONL and CSV parsers: line ends, and the texts of bad rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -13,45 +12,6 @@ NEWLINE, QUOTE, RETURN, TAB, SPACE = 10, 34, 13, 9, 32
 MOST_ROW_BYTES = 1 << 30
 LINE_CHARACTERS = 10_000
 """Most characters of its line that a reject holds."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The columns to read from a text file."""
-
-    schema: pa.Schema
-    """The columns and their types."""
-    given: frozenset[str] = frozenset()
-    """Columns whose type the spec gives: their values are converted; those of others have to fit as written."""
-    whole: bool = False
-    """Whether to report other columns in the rows."""
-    section: str = "input"
-    """The section of the spec with the file, for messages."""
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read."""
-
-    position: int
-    """Position among the rows that were read together, from 0."""
-    error: str
-    """The kind of fault, in one word."""
-    message: str
-    line: str | None = None
-    """The raw row, truncated to LINE_CHARACTERS; bytes that are not UTF-8 are written as \\xff."""
-
-
-@dataclass
-class Parsed:
-    """The rows parsed from some bytes."""
-
-    table: pa.Table
-    """All rows, including bad ones; values that cannot be read are null."""
-    bad: list[BadRow] = field(default_factory=list)
-    """Bad rows in order of their positions."""
-    unplanned: dict[str, int] = field(default_factory=dict)
-    """Other columns, with the number of rows in which they hold a value; only if `Wanted.whole` is set."""
 
 
 def newlines(view: np.ndarray) -> np.ndarray:

@@ -1,20 +1,18 @@
-"""Finds the rows of JSONL and CSV files, and reads a byte range of them.
-
-A row of JSONL is a line that is not blank. A row of CSV is a line that is not empty and not the header; line feeds
-in quotes do not end it.
-"""
+"""Formats whose rows are lines of text: finds where rows begin, and reads a byte range of them."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.fs as pafs
 
-from hfbatch.data.formats import csvfiles, jsonl
-from hfbatch.data.formats.lines import BOM, MOST_ROW_BYTES, Parsed, Wanted, newlines
+from hfbatch.data.formats.base import SPLIT_BYTES, Footer, Format, Parsed, Piece, SourceFile, Wanted
+from hfbatch.data.formats.lines import BOM, MOST_ROW_BYTES
+from hfbatch.errors import SplitError
 
 CHUNK_BYTES = 16 << 20
 
@@ -29,43 +27,6 @@ class Run:
     end_byte: int
 
 
-def scan(
-    fs: pafs.FileSystem,
-    path: str,
-    file_format: str,
-    split_rows: int,
-    split_bytes: int,
-    limit: int | None = None,
-) -> list[Run]:
-    """Cuts a file into runs of at most split_rows rows and about split_bytes bytes; at least one run.
-
-    :param limit: number of rows after which to stop.
-    """
-    runs: list[Run] = []
-    row = first_row = 0
-    first_byte = -1
-    with fs.open_input_stream(path) as stream:
-        end, chunks = _row_starts(stream, path, file_format)
-        for starts in chunks:
-            if first_byte < 0:
-                first_byte = int(starts[0])
-            while True:
-                by_rows = first_row + split_rows - row
-                by_bytes = int(np.searchsorted(starts, first_byte + split_bytes, "right"))
-                by_limit = limit - row if limit is not None else len(starts)
-                at = min(by_rows, by_bytes, by_limit)
-                if at >= len(starts):
-                    break
-                runs.append(Run(first_row, row + at, first_byte, int(starts[at])))
-                if at == by_limit:
-                    return runs
-                first_row, first_byte = row + at, int(starts[at])
-            row += len(starts)
-    if row > first_row or not runs:
-        runs.append(Run(first_row, row, max(first_byte, 0), end.bytes if first_byte >= 0 else 0))
-    return runs
-
-
 @dataclass
 class _End:
     """The number of bytes read from a stream."""
@@ -73,60 +34,124 @@ class _End:
     bytes: int = 0
 
 
-def _row_starts(stream: Any, path: str, file_format: str) -> tuple[_End, Iterator[np.ndarray]]:
-    """Returns a running end of file, and the byte offsets of rows: one array, never empty, per chunk."""
-    end = _End()
-    return end, _without_header(_line_starts(stream, path, file_format, end), file_format)
+class TextFormat(Format):
+    """A format whose rows are lines of text, or several lines in quotes."""
 
+    lines = True
+    typed = False
+    scans = True
+    header_rows: ClassVar[int] = 0
+    """Rows at the beginning of a file that are no rows of data. Without them, a byte order mark is skipped."""
 
-def _without_header(chunks: Iterator[np.ndarray], file_format: str) -> Iterator[np.ndarray]:
-    header = 1 if file_format == "csv" else 0
-    for starts in chunks:
-        if len(starts) > header:
-            yield starts[header:]
-        header -= min(header, len(starts))
+    @abstractmethod
+    def ends_of_rows(self, view: np.ndarray, path: str, final: bool) -> np.ndarray:
+        """Returns the positions of the line feeds that end a row, int64.
 
+        :param view: uint8 bytes that begin with a row.
+        :param final: whether no more bytes follow.
+        """
 
-def _line_starts(stream: Any, path: str, file_format: str, end: _End) -> Iterator[np.ndarray]:
-    tail, base = b"", 0
-    while chunk := stream.read(max(CHUNK_BYTES, len(BOM))):
-        if not end.bytes and file_format == "jsonl" and chunk.startswith(BOM):
-            end.bytes = base = len(BOM)
-            chunk = chunk[base:]
-        end.bytes += len(chunk)
-        data = tail + chunk
-        view = np.frombuffer(data, np.uint8)
-        ends = _ends(view, path, file_format, final=False)
-        if not len(ends):
-            if len(data) > MOST_ROW_BYTES:
-                raise ValueError(f"the row at byte {base} is longer than 1 GiB; is a quote left open there?")
-            tail = data
-            continue
-        yield base + _starts(view, ends, file_format)
-        cut = int(ends[-1]) + 1
-        tail, base = data[cut:], base + cut
-    if tail:
-        view = np.frombuffer(tail + b"\n", np.uint8)
-        yield base + _starts(view, _ends(view, path, file_format, final=True), file_format)
+    @abstractmethod
+    def starts_of_rows(self, view: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Returns the starts of rows that are not blank, int64. :param ends: the result of `ends_of_rows`."""
 
+    def names(self, file: Any, path: str) -> list[str]:
+        """Returns the names in a file's header; none if files have no header."""
+        return []
 
-def _ends(view: np.ndarray, path: str, file_format: str, final: bool) -> np.ndarray:
-    if file_format == "csv":
-        return csvfiles.ends_of_rows(view, csvfiles.delimiter_of(path), final)
-    return newlines(view)
+    @abstractmethod
+    def parse(self, data: bytes, path: str, names: list[str], wanted: Wanted) -> Parsed:
+        """Parses the rows in some bytes; columns that the file lacks are null. :param names: the names of its header."""
 
+    def cut(
+        self,
+        fs: pafs.FileSystem,
+        path: str,
+        file: SourceFile,
+        footer: Footer | None,
+        split_rows: int,
+        limit: int | None,
+    ) -> tuple[list[Piece], int]:
+        """Cuts a file where rows begin."""
+        runs = self.scan(fs, path, split_rows, SPLIT_BYTES, limit)
+        return [
+            Piece(file.path, r.start, r.stop, file.size, file.mtime_ns, (r.first_byte, r.end_byte))
+            for r in runs
+        ], file.size
 
-def _starts(view: np.ndarray, ends: np.ndarray, file_format: str) -> np.ndarray:
-    return (csvfiles if file_format == "csv" else jsonl).starts_of_rows(view, ends)
+    def scan(
+        self, fs: pafs.FileSystem, path: str, split_rows: int, split_bytes: int, limit: int | None = None
+    ) -> list[Run]:
+        """Cuts a file into runs of at most split_rows rows and about split_bytes bytes; at least one run.
 
+        :param limit: number of rows after which to stop.
+        """
+        runs: list[Run] = []
+        row = first_row = 0
+        first_byte = -1
+        with fs.open_input_stream(path) as stream:
+            end = _End()
+            for starts in self._without_header(self._line_starts(stream, path, end)):
+                if first_byte < 0:
+                    first_byte = int(starts[0])
+                while True:
+                    by_rows = first_row + split_rows - row
+                    by_bytes = int(np.searchsorted(starts, first_byte + split_bytes, "right"))
+                    by_limit = limit - row if limit is not None else len(starts)
+                    at = min(by_rows, by_bytes, by_limit)
+                    if at >= len(starts):
+                        break
+                    runs.append(Run(first_row, row + at, first_byte, int(starts[at])))
+                    if at == by_limit:
+                        return runs
+                    first_row, first_byte = row + at, int(starts[at])
+                row += len(starts)
+        if row > first_row or not runs:
+            runs.append(Run(first_row, row, max(first_byte, 0), end.bytes if first_byte >= 0 else 0))
+        return runs
 
-def read_range(
-    fs: pafs.FileSystem, path: str, file_format: str, span: tuple[int, int], wanted: Wanted
-) -> Parsed:
-    """Reads the rows in a byte range of a file; columns that the file lacks are null."""
-    with fs.open_input_file(path) as file:
-        names = csvfiles.header(file, path) if file_format == "csv" else []
-        data = file.read_at(span[1] - span[0], span[0])
-    if file_format == "csv":
-        return csvfiles.parse(data, path, names, wanted)
-    return jsonl.parse(data, wanted)
+    def _without_header(self, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        header = self.header_rows
+        for starts in chunks:
+            if len(starts) > header:
+                yield starts[header:]
+            header -= min(header, len(starts))
+
+    def _line_starts(self, stream: Any, path: str, end: _End) -> Iterator[np.ndarray]:
+        """Yields the byte offsets of rows, one array per chunk, and counts the bytes read."""
+        tail, base = b"", 0
+        while chunk := stream.read(max(CHUNK_BYTES, len(BOM))):
+            if not end.bytes and not self.header_rows and chunk.startswith(BOM):
+                end.bytes = base = len(BOM)
+                chunk = chunk[base:]
+            end.bytes += len(chunk)
+            data = tail + chunk
+            view = np.frombuffer(data, np.uint8)
+            ends = self.ends_of_rows(view, path, final=False)
+            if not len(ends):
+                if len(data) > MOST_ROW_BYTES:
+                    raise ValueError(
+                        f"the row at byte {base} is longer than 1 GiB; is a quote left open there?"
+                    )
+                tail = data
+                continue
+            yield base + self.starts_of_rows(view, ends)
+            cut = int(ends[-1]) + 1
+            tail, base = data[cut:], base + cut
+        if tail:
+            view = np.frombuffer(tail + b"\n", np.uint8)
+            yield base + self.starts_of_rows(view, self.ends_of_rows(view, path, final=True))
+
+    def read(self, fs: pafs.FileSystem, path: str, piece: Piece, wanted: Wanted, most: int) -> Parsed:
+        """Reads the bytes of a piece and parses them."""
+        span = piece.bytes_range or (0, piece.size)
+        with fs.open_input_file(path) as file:
+            names = self.names(file, path)
+            data = file.read_at(span[1] - span[0], span[0])
+        found = self.parse(data, path, names, wanted)
+        if wanted.schema.names and len(found.table) != piece.stop - piece.start:
+            raise SplitError(
+                f"{piece.file} has {len(found.table)} rows in bytes {span[0]}-{span[1]}, "
+                f"but {piece.stop - piece.start} were counted there; run again"
+            )
+        return found

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfbatch.data.columns import conform
 from hfbatch.data.filesystem import one_line, open_filesystem, redact
+from hfbatch.data.formats.columns import conform
 from hfbatch.data.splits import Split
 from hfbatch.errors import SplitError
 from hfbatch.output.jobfile import read_file

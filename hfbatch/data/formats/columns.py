@@ -13,21 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 _INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 _FLOAT_BITS = {16: 11, 32: 24, 64: 53}
 """Bits of the integers that a float holds exactly, by its width."""
-
-
-def open_parquet(fs: pafs.FileSystem, path: str, **options: Any) -> pq.ParquetFile:
-    """Opens a Parquet file of the input. :param options: options of pq.ParquetFile.
-
-    INT96 times, which Spark and Hive write, are read as microseconds: nanoseconds only reach from 1677 to 2262, and
-    times beyond would be read with a wrong year.
-    """
-    return pq.ParquetFile(path, filesystem=fs, coerce_int96_timestamp_unit="us", **options)
 
 
 def fields_of(kind: pa.DataType) -> list[pa.Field]:

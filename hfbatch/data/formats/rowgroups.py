@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hfbatch.data.columns import convert
+from hfbatch.data.formats.columns import convert
 
 MOST_BYTES = 2 << 30
 """Most decoded bytes of the rows of a split. One column of Arrow's plain strings or bytes cannot hold more."""
