@@ -150,7 +150,7 @@ def test_what_auto_chose_belongs_to_the_identity(
         planned("float32")
 
     path.write_text(json.dumps({**job, "settled": {**job["settled"], "quantisation": "int8"}}))
-    with pytest.raises(SpecError, match="newer hfbatch, which chose quantisation too; use that version"):
+    with pytest.raises(SpecError, match="newer hfbatch, which also chose quantisation; use that version"):
         planned("auto")
 
     monkeypatch.setattr(runner, "native_dtype", lambda: ("cpu", "float32"))

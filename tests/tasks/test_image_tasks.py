@@ -17,6 +17,7 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import Model
@@ -185,10 +186,10 @@ def test_a_model_without_such_vectors_is_refused(
 def test_a_pooler_without_weights_is_an_error_where_it_is_used(name: str, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification")
     uses, does_not = ({}, {"pooling": "cls"}) if name == "embedding" else ({"pool": True}, {})
-    make_engine = partial(TorchEngine, folder, "AutoModel", "float32", unused=())
+    config = partial(EngineConfig, folder, "AutoModel", "float32")
     with pytest.raises(WorkerError, match="lack 2 layers of AutoModel, such as pooler"):
-        make_engine(unused=make(task_class(name), folder, **uses).unused)
-    make_engine(unused=make(task_class(name), folder, **does_not).unused)
+        TorchEngine(config(unused=make(task_class(name), folder, **uses).unused))
+    TorchEngine(config(unused=make(task_class(name), folder, **does_not).unused))
 
 
 @pytest.mark.parametrize("size", [1, 8])
