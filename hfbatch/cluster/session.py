@@ -107,10 +107,10 @@ class Ahead:
 
         :raises Exception: the error of the start.
         """
-        self._taken = True
         self._ready.wait()
         if self._error is not None:
             raise self._error
+        self._taken = True
         return self._node, self._ends
 
     def close(self) -> None:

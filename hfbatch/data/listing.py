@@ -249,6 +249,7 @@ def _formats_of_nameless(found: Found, magic: Mapping[bytes, str]) -> dict[str, 
     any_format, longest = next(iter(magic.values())), max(map(len, magic))
 
     def format_of(path: str) -> str | None:
+        """Returns the format of a file; None if its first bytes are of no format."""
         if path in found.listing.unreadable:
             return any_format
         try:
