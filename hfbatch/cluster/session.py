@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import ray
-import ray.data
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
@@ -123,6 +122,8 @@ class Ahead:
     def _start(self) -> None:
         try:
             self._node = self._ends.enter_context(begin("local"))
+            import ray.data
+
             # A job's first dataset waits for an actor of Ray Data to start, which takes seconds.
             ray.data.range(1)
         except BaseException as error:  # noqa: BLE001 - raised where the cluster is needed

@@ -64,7 +64,7 @@ class TorchEngine(BatchEngine):
             grow_vocabulary(self.model, config.vocabulary, config.seed)
         self.model.eval().requires_grad_(False).to(self._torch_device)
         if self._torch_device.type == "cuda":
-            self.depth, self.pad_multiple = 3, 8
+            self.depth, self.parallel, self.pad_multiple = 3, 3, 8
             self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None
             self._copy_in, self._copy_out = torch.cuda.Stream(), torch.cuda.Stream()
         elif config.dtype == "bfloat16":
@@ -78,7 +78,8 @@ class TorchEngine(BatchEngine):
             and not config.trust_remote_code
             and is_stateless(self.model)
         ):
-            self._lanes, self.depth = ThreadPoolExecutor(config.threads), 2 * config.threads
+            self._lanes = ThreadPoolExecutor(config.threads)
+            self.depth, self.parallel = 2 * config.threads, config.threads
 
     def expect(self, batches: int) -> None:
         """Divides the threads among the concurrent batches."""

@@ -14,8 +14,9 @@ from hfbatch.runtime.batching import alignment, by_length, cut, padded_width
 from hfbatch.runtime.windows import unfold
 from hfbatch.tasks.base import Task
 
-SAMPLE_ROWS = 96
-"""Rows that each size is timed on; at least two batches and as many as the engine has in flight."""
+SAMPLE_ROWS = 32
+"""Rows that each size is timed on; at least two batches and as many as the engine runs at the same time."""
+WARM_UP_ROWS = 2
 TRIES = 2
 """Trials of each size, of which the fastest counts: other load on the machine can only slow a trial down."""
 GAIN = 1.08
@@ -61,7 +62,7 @@ def _affordable(
 
     :param rows: rows of that batch.
     """
-    _run(task, engine, features, [rows])  # warm-up, not timed
+    _run(task, engine, features, [rows[:WARM_UP_ROWS]])
     begun = time.perf_counter()
     _run(task, engine, features, [rows])
     seconds = (time.perf_counter() - begun) / len(rows)
@@ -71,7 +72,7 @@ def _affordable(
 
 def _batches(engine: BatchEngine, size: int) -> int:
     """Returns the number of batches in a trial."""
-    return max(SAMPLE_ROWS // size, engine.depth, 2)
+    return max(SAMPLE_ROWS // size, engine.parallel, 2)
 
 
 def _rate(task: Task, engine: BatchEngine, features: pa.Table, order: np.ndarray, size: int) -> float:
