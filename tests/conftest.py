@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
+from tests.forked_workers import forked_workers
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads cost tiny models more than they bring
 
 S3_ENV = {
@@ -87,7 +89,14 @@ def minilm() -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: str) -> Iterator[str]:
+def forked() -> Iterator[None]:
+    """Clusters that tests and their programs start fork their workers."""
+    with forked_workers():
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: str, forked: None) -> Iterator[str]:
     """One Ray cluster for all tests, whose processes know the S3 server; its address. It has two CPUs, wherever it runs:
     enough for two workers, and few processes that import the same libraries."""
     import logging

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(400)
 COMMAND = """
 import hfbatch.cluster.pipeline
 from hfbatch.cli.app import app
+from tests.forked_workers import use_forked_workers
+use_forked_workers()
 hfbatch.cluster.pipeline.TRACKER_TIMEOUT_S = 3
 app()
 """
@@ -54,7 +56,9 @@ def message_of_a_job_that_loses(
     return report["message"] if "message" in report else report["faults"][0]
 
 
-def test_a_job_whose_cluster_loses_its_head_ends_with_words(tmp_path: Path, encoder: str) -> None:
+def test_a_job_whose_cluster_loses_its_head_ends_with_words(
+    tmp_path: Path, encoder: str, forked: None
+) -> None:
     told = message_of_a_job_that_loses("gcs_server", signal.SIGKILL, "local", tmp_path, encoder)
     assert "its process gcs_server has died" in told
 

@@ -109,11 +109,13 @@ NODE_LOSS = """
 import sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
+from tests.forked_workers import use_forked_workers
 import ray, hfbatch
 
 spec, out = hfbatch.JobSpec.load(sys.argv[1]), Path(sys.argv[2])
 # A node that is gone is missed after three seconds, one that is slow to answer after thirty.
 missed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+use_forked_workers()
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": missed})
 node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -133,7 +135,7 @@ sys.exit(result.exit_code)
 """
 
 
-def test_losing_a_node_of_two_changes_nothing(uninterrupted: Path) -> None:
+def test_losing_a_node_of_two_changes_nothing(uninterrupted: Path, forked: None) -> None:
     spec, out = slow_spec(uninterrupted, "slow", "node", workers=2), uninterrupted / "node"
     spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"cpus": 0.75})})
     path = uninterrupted / "node.yaml"

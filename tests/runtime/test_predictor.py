@@ -16,7 +16,7 @@ from hfbatch.engines.precision import native_dtype
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
-from hfbatch.runtime.autotune import choose_batch_size
+from hfbatch.runtime.autotune import WARM_UP_ROWS, choose_batch_size
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.spec.job import ModelSpec
 from hfbatch.tasks.base import TaskConfig
@@ -143,16 +143,16 @@ def test_slow_rows_are_not_spent_on_choosing_a_batch_size(encoder: str, engine: 
     calls: list[int] = []
 
     class Slow(Embedding):
-        """Takes a twentieth of a second for each row."""
+        """Takes a tenth of a second for each row."""
 
         def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             calls.append(len(batch["input_ids"]))
-            time.sleep(0.05 * len(batch["input_ids"]))
+            time.sleep(0.1 * len(batch["input_ids"]))
             return super().forward(model, batch)
 
     task = make(Slow, encoder)
     assert choose_batch_size(task, engine, features_of(task, 300)) == engine.batch_sizes[0]
-    assert calls == [engine.batch_sizes[0]] * 2
+    assert calls == [WARM_UP_ROWS, engine.batch_sizes[0]]
 
 
 def test_weights_that_lack_layers_are_refused(encoder: str) -> None:

@@ -114,6 +114,7 @@ NODE_LOSS = """
 import os, sys, threading, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
+from tests.forked_workers import use_forked_workers
 import ray
 from hfbatch.train.run import finetune
 from hfbatch.spec.finetune import FinetuneSpec
@@ -123,6 +124,7 @@ spec = FinetuneSpec.load(sys.argv[1])
 # node to start on are given up after ten.
 missed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
+use_forked_workers()
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": missed})
 node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -140,7 +142,9 @@ cluster.shutdown()
 """
 
 
-def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(data: Path, encoder: str, tmp_path: Path) -> None:
+def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(
+    data: Path, encoder: str, tmp_path: Path, forked: None
+) -> None:
     workers = {"count": 2, "at_least": 1, "cpus": 1}
     long = {"epochs": 10, "learning_rate": 1e-3}
     spec = spec_of(data, encoder, tmp_path / "out", workers=workers, schedule=long)
