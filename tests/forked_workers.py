@@ -57,9 +57,8 @@ def forked_workers() -> Iterator[None]:
         try:
             deadline = time.monotonic() + START_S
             while not os.path.exists(path):
-                assert forker.poll() is None and time.monotonic() < deadline, (
-                    "the forking process did not start"
-                )
+                assert forker.poll() is None, "the forking process has ended"
+                assert time.monotonic() < deadline, "the forking process did not start"
                 time.sleep(0.05)
             os.environ[VARIABLE] = path
             use_forked_workers()

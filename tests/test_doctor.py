@@ -1,4 +1,4 @@
-"""The doctor tells what is there and what to do about what is not, and never a secret."""
+"""The doctor reports what is installed and how to install what is missing, and never shows a secret."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The specs and the cluster file that are shipped are right, and each tells how it is used."""
+"""The specs and the cluster file that are shipped are right, and each says how it is used."""
 
 from pathlib import Path
 

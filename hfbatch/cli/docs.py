@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent / "docs"
 REFERENCES = {"spec": "job", "finetune-spec": "finetune"}
 """Topics that end with the generated reference of a spec, and the kind of the spec."""
-SMALLEST_TASK = FOLDER.parent / "tasks/generation/text2text_generation.py"
-"""The file that the topic `extending` ends with."""
+EXAMPLES = {
+    "The smallest task": "generation/text2text_generation.py",
+    "A task with steps of its own": "text/text_classification.py",
+}
+"""The files of `hfbatch/tasks` that the topic `extending` ends with."""
 
 
 def list_topics() -> list[dict[str, str]]:
@@ -37,8 +40,9 @@ def read_topic(name: str) -> str:
 
         text += "\n" + spec_reference(REFERENCES[name])
     if name == "extending":
-        source = SMALLEST_TASK.read_text(encoding="utf8")
-        text += f"\n## The smallest task\n\n```py\n{source}```\n"
+        for title, path in EXAMPLES.items():
+            source = (FOLDER.parent / "tasks" / path).read_text(encoding="utf8")
+            text += f"\n## {title}\n\n```py\n{source}```\n"
     return text
 
 

@@ -18,7 +18,7 @@ from hfbatch.data.formats.base import READ_ERRORS, THREADS, Footer, Format, Piec
 from hfbatch.data.formats.columns import common_type, plain_type
 from hfbatch.data.formats.texttypes import KNOWN, name_of, type_of
 from hfbatch.data.listing import choose_format, describe_left_out, find_files, partition_keys, partition_types
-from hfbatch.data.splits import Split, first_rows, pack
+from hfbatch.data.splits import Split, first_rows, group_pieces
 from hfbatch.errors import SpecError, one_line
 from hfbatch.spec.job import InputSpec
 
@@ -107,16 +107,16 @@ class Source:
         return splits if limit is None else first_rows(splits, limit)
 
     def _packed(self, pieces: Iterator[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
-        """Packs pieces file by file; broken files become separate splits."""
+        """Groups pieces file by file; broken files become separate splits."""
         healthy: list[tuple[list[Piece], int]] = []
         for item in pieces:
             if item[0][0].file in self.broken:
-                yield from pack(healthy, split_rows)
+                yield from group_pieces(healthy, split_rows)
                 yield Split(tuple(item[0]))
                 healthy = []
             else:
                 healthy.append(item)
-        yield from pack(healthy, split_rows)
+        yield from group_pieces(healthy, split_rows)
 
     def _with_fault(self, split: Split) -> Split:
         reason = self.broken.get(split.pieces[0].file)

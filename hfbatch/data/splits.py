@@ -14,7 +14,7 @@ from hfbatch.data.formats.base import Piece as Piece
 
 SMALL_SHARE = 8
 """A file with fewer than split_rows / SMALL_SHARE rows shares a split with its neighbours."""
-PACK_EVERY = 16
+GROUP_EVERY = 16
 """On average, one in this many small files always starts a split."""
 
 
@@ -86,10 +86,10 @@ def _digest(values: object) -> str:
     return hashlib.blake2b(repr(values).encode(), digest_size=6).hexdigest()
 
 
-def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
-    """Packs the pieces of files into splits: one split per piece, but small files of one folder share a split.
+def group_pieces(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
+    """Groups the pieces of files into splits: one split per piece, but small files of one folder share a split.
 
-    A file whose path hashes to 0 mod PACK_EVERY always starts a split. So an added or removed file changes the
+    A file whose path hashes to 0 mod GROUP_EVERY always starts a split. So an added or removed file changes the
     splits only up to the next such file, and all other parts stay valid.
 
     :param files: the pieces and the bytes of each file, in order.
@@ -106,7 +106,7 @@ def pack(files: Iterable[tuple[list[Piece], int]], split_rows: int) -> Iterator[
             and _folder(run[-1].file) == _folder(first.file)
             and rows + count <= split_rows
             and held + size <= SPLIT_BYTES
-            and zlib.crc32(first.file.encode()) % PACK_EVERY != 0
+            and zlib.crc32(first.file.encode()) % GROUP_EVERY != 0
         )
         if run and not joins:
             yield Split(tuple(run))

@@ -38,7 +38,7 @@ class ContinuousError(HfbatchError):
 class ContinuousEngine(RowEngine):
     """Generates the most probable continuations with the model of a TorchEngine.
 
-    :param settings: arguments of TorchEngine.
+    :param config: what it loads.
     """
 
     name = "continuous"

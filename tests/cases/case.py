@@ -32,8 +32,6 @@ class Case:
     """A value of the first input that ends as a reject; where any text will do, there is none."""
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Arrow types of inputs, where their values do not tell."""
-    constant: bool = False
-    """Whether the answers may all be alike: only where the oracle cannot be made to vary."""
 
 
 def near(got: Any, expected: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 from tests.models.text import wordpiece_tokenizer
@@ -71,3 +73,15 @@ def poison_model(folder: Path, raises: str = "", kills: str = "", pause: float =
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def slow_model(folder: Path, pause: float = 0.15) -> tuple[str, str]:
+    """Writes a model that takes its time for each batch, so that a job can be killed in its midst.
+
+    :returns: its folder, and that of a model with the same weights that does not.
+    """
+    slow, fast = Path(poison_model(folder / "slow", pause=pause)), folder / "fast"
+    shutil.copytree(slow, fast)
+    config = json.loads((slow / "config.json").read_text())
+    (fast / "config.json").write_text(json.dumps({**config, "pause": 0.0}))
+    return str(slow), str(fast)

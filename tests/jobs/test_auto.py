@@ -1,4 +1,4 @@
-"""`task: auto` and tasks that a model cannot do, as the plan tells them."""
+"""`task: auto` and tasks that a model cannot do, as the plan reports them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_auto_without_a_model_speaks_of_the_model_alone(tmp_path: Path, source: 
     assert "/no/model" in fault
 
 
-def test_params_that_lack_are_told_once(tmp_path: Path, source: Path, classifier: str) -> None:
+def test_params_that_lack_are_reported_once(tmp_path: Path, source: Path, classifier: str) -> None:
     with pytest.raises(SpecError) as caught:
         make_plan(make_spec("zero-shot-image-classification", classifier, source, tmp_path / "out"))
     (fault,) = caught.value.faults

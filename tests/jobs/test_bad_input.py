@@ -116,7 +116,7 @@ def test_wrong_type_and_missing_columns_are_faults_before_work(tmp_path: Path, e
     assert not (tmp_path / "out").exists()
 
 
-def test_every_fault_is_told_at_once(tmp_path: Path, encoder: str) -> None:
+def test_every_fault_is_reported_at_once(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", ["a"])
     faults = faults_of(
         "embedding", encoder, tmp_path / "in", tmp_path / "out",
@@ -321,7 +321,7 @@ sys.exit(result.exit_code)
 """
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path, encoder: str) -> None:
+def test_a_full_disk_is_reported_and_nothing_half_written_stays(tmp_path: Path, encoder: str) -> None:
     """A tmpfs of 400 KiB, in a mount namespace of its own, holds about half of the parts."""
     write_shards(tmp_path / "in", [f"{text} {k}" for k, text in enumerate(sentences(4000, most=1))], shards=8)
     out = tmp_path / "out"

@@ -90,7 +90,7 @@ def test_columns_to_keep_are_repeated_or_separated_by_commas(job: dict[str, Any]
         assert list(json.loads(done.stdout)["output"]["schema"]) == ["id", "text", "embedding"]
 
 
-def test_plan_foretells_rate_and_time(job: dict[str, Any], tmp_path: Path) -> None:
+def test_plan_estimates_rate_and_time(job: dict[str, Any], tmp_path: Path) -> None:
     done = call("plan", "embedding", job["source"], str(tmp_path / "out"), *job["flags"], "--json")
     assert done.exit_code == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -113,7 +113,7 @@ def test_status_verify_and_report_speak_of_the_output(job: dict[str, Any]) -> No
     assert call("status", "/nowhere").exit_code == 2
 
 
-def test_faults_end_with_code_2_and_all_of_them_told(
+def test_faults_end_with_code_2_and_all_of_them_reported(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = call("embed", job["source"], str(tmp_path), "-m", "/no/model", "--column", "text=body", "--json")
@@ -126,7 +126,7 @@ def test_faults_end_with_code_2_and_all_of_them_told(
     assert "no Ray cluster answers" in absent.stderr
 
 
-def test_a_hub_out_of_reach_is_told_and_a_model_in_the_cache_does(tmp_path: Path, encoder: str) -> None:
+def test_a_hub_out_of_reach_is_reported_and_a_model_in_the_cache_does(tmp_path: Path, encoder: str) -> None:
     """In a process of its own, which reads where the Hub and its cache are when it starts."""
     home = str(tmp_path / "hf")
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
@@ -139,7 +139,7 @@ def test_a_hub_out_of_reach_is_told_and_a_model_in_the_cache_does(tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
-def test_flags_without_a_value_and_an_output_inside_the_input_are_told(job: dict[str, Any]) -> None:
+def test_flags_without_a_value_and_an_output_inside_the_input_are_reported(job: dict[str, Any]) -> None:
     done = call(
         "embed", job["source"], job["out"], "-m", job["flags"][1], "--column", "body", "--param", "pooling"
     )

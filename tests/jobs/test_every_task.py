@@ -1,4 +1,4 @@
-"""Every task gives transformers' own answer for each row, as a job over Parquet, whatever the batches and workers.
+"""Every task gives transformers' own answer for each row, as a job over Parquet, in batches and alone, on any engine.
 
 The oracle runs each row alone: the pipeline where transformers has one, else the documented use of the class.
 """
@@ -20,8 +20,10 @@ from PIL import Image
 import hfbatch
 from hfbatch import JobSpec
 from hfbatch.data.media_files import RowFiles
+from hfbatch.engines import ENGINES
 from hfbatch.predict.run import JobResult
 from hfbatch.predict.verify import verify_output
+from hfbatch.runtime.checks import engine_faults
 from hfbatch.tasks import TASKS, task_class
 from tests.cases.case import Case, near
 from tests.cases.every import CASES
@@ -73,11 +75,12 @@ def check_job(
     run_job: Callable[[JobSpec], JobResult],
     workers: int,
     size: int,
+    engine: str = "torch",
 ) -> None:
     """Runs the case as a job and compares its rows with the oracle's."""
-    out = folder / f"out-{size}-{workers}"
+    out = folder / f"out-{engine}-{size}-{workers}"
     spec = make_spec(
-        name, model, folder / "in", out, params=dict(CASES[name].params), batch={"size": size},
+        name, model, folder / "in", out, engine=engine, params=dict(CASES[name].params), batch={"size": size},
         workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
     )  # fmt: skip
     result = run_job(spec)
@@ -95,15 +98,19 @@ def compare(found: Mapping[int, Any], expected: Mapping[int, Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
-    """In whole batches and row by row; without Ray, which carries the splits of all tasks in the same way."""
+    """In whole batches, with every engine that the task can use, and row by row; without Ray, which carries the splits of
+    all tasks in the same way."""
     model, bad, expected = set_up(name, tmp_path)
-    check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8)
     case, good = CASES[name], list(expected)
+    task = make(task_class(name), model, **case.params)
+    for engine in ENGINES:
+        if not engine_faults(engine, task):
+            check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
     columns = {
         column: pa.array([values[k] for k in good], case.types.get(column))
         for column, values in case.rows.items()
     }
-    alone = run(make(task_class(name), model, **case.params), columns, size=1).to_pylist()
+    alone = run(task, columns, size=1).to_pylist()
     compare(dict(zip(good, alone, strict=True)), expected)
 
 

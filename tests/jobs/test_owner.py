@@ -27,7 +27,7 @@ def spec(tmp_path: Path, encoder: str) -> JobSpec:
     return make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", input={"split_rows": 10})
 
 
-def test_a_part_that_is_deleted_while_the_job_runs_is_told_and_computed_again(
+def test_a_part_that_is_deleted_while_the_job_runs_is_reported_and_computed_again(
     tmp_path: Path, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, gone, split_here = tmp_path / "out", [], here._split_here

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import hfbatch
 from hfbatch import JobSpec
 from hfbatch.predict.verify import verify_output
 from tests.jobs.here import job_here
-from tests.jobs.poison import poison_model
+from tests.jobs.poison import slow_model
 from tests.jobs.tools import (
     make_spec,
     part_names,
@@ -53,10 +51,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the input `in`, models of the same weights, and the output `whole` of a job that nobody disturbed."""
     folder = tmp_path_factory.mktemp("resume")
     write_shards(folder / "in", sentences(900, most=8), shards=10)
-    slow = Path(poison_model(folder / "slow", pause=0.15))
-    fast = shutil.copytree(slow, folder / "fast")
-    config = json.loads((slow / "config.json").read_text())
-    (fast / "config.json").write_text(json.dumps({**config, "pause": 0.0}))
+    slow_model(folder)
     assert job_here(slow_spec(folder, "fast", "whole")).exit_code == 0
     return folder
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow.dataset as ds
@@ -21,12 +22,13 @@ from hfbatch.predict.plan import make_plan
 from hfbatch.predict.verify import verify_output
 from hfbatch.runtime.config import RunnerConfig
 from tests.jobs.here import job_here
+from tests.jobs.poison import slow_model
 from tests.jobs.tools import make_spec, read_output, sentences, start_job, write_shards
 
 
 @pytest.mark.timeout(300)
 def test_a_killed_job_on_s3_goes_on_where_it_stopped(
-    tmp_path: Path, minilm: str, s3: dict[str, str], ray_cluster: str
+    tmp_path: Path, s3: dict[str, str], ray_cluster: str
 ) -> None:
     """Under keys that would be others in a URL, and with a secret in the URL, which goes to the workers and nowhere else."""
     client = boto3.client("s3", endpoint_url=s3["endpoint"])
@@ -35,9 +37,10 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(
         client.upload_file(str(file), s3["bucket"], f"in #1?50%+é/{file.name}")
     bucket = f"s3://me:verysecret@{s3['bucket']}"
     out = f"{bucket}/out#2"
-    spec = make_spec(
-        "embedding", minilm, f"{bucket}/in #1?50%+é", out, input={"split_rows": 30}, batch={"size": 16}
-    )
+    slow, fast = slow_model(tmp_path / "models")
+    options: dict[str, Any] = {"input": {"split_rows": 30}, "batch": {"size": 16}}
+    code = {"model": {"trust_remote_code": True}}
+    spec = make_spec("embedding", slow, f"{bucket}/in #1?50%+é", out, **options, **code)
 
     def parts() -> dict[str, object]:
         listed = client.list_objects_v2(Bucket=s3["bucket"], Prefix="out#2/part-").get("Contents", [])
@@ -61,9 +64,7 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(
     assert verify_output(out) == []
     ledger = Ledger(out)
     table = ds.dataset(ledger.root, format="parquet", filesystem=ledger.fs).to_table()
-    local = make_spec(
-        "embedding", minilm, tmp_path / "in", tmp_path / "out", input={"split_rows": 30}, batch={"size": 16}
-    )
+    local = make_spec("embedding", fast, tmp_path / "in", tmp_path / "out", **options, **code)
     assert job_here(local).exit_code == 0
     assert table.sort_by("id").combine_chunks().equals(read_output(tmp_path / "out"))
     listed = client.list_objects_v2(Bucket=s3["bucket"])["Contents"]
@@ -74,7 +75,7 @@ def test_a_killed_job_on_s3_goes_on_where_it_stopped(
     assert not [text for text in (*stored, printed.encode(), repr(result).encode()) if b"verysecret" in text]
 
 
-def test_no_secret_of_a_url_is_told_or_stored(tmp_path: Path, encoder: str, s3: dict[str, str]) -> None:
+def test_no_secret_of_a_url_is_shown_or_stored(tmp_path: Path, encoder: str, s3: dict[str, str]) -> None:
     client = boto3.client("s3", endpoint_url=s3["endpoint"])
     write_shards(tmp_path / "in", sentences(5, most=1), shards=1)
     client.upload_file(str(tmp_path / "in" / "shard-00000-000.parquet"), s3["bucket"], "in/a.parquet")

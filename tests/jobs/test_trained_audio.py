@@ -1,4 +1,4 @@
-"""A small Wav2Vec2, fine-tuned here on recordings that are made up, tells others apart that it has not heard."""
+"""A small Wav2Vec2, fine-tuned here on recordings that are made up, distinguishes others that it was not trained with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.models.audio import tiny_wav2vec2
 from tests.tasks.audio_files import RATE, file_of
-from tests.train.tools import learn_and_run
+from tests.train.tools import train_and_predict
 
 KINDS = {0: "low tone", 1: "high tone", 2: "rising tone", 3: "noise"}
 HELD_OUT = 80
@@ -30,7 +30,7 @@ def recording(kind: int, random: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.timeout(200)
-def test_held_out_recordings_are_told_apart(tmp_path: Path) -> None:
+def test_held_out_recordings_are_distinguished(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     kinds = random.integers(0, len(KINDS), 560).tolist()
     sounds = [file_of(recording(kind, random)) for kind in kinds]
@@ -39,7 +39,7 @@ def test_held_out_recordings_are_told_apart(tmp_path: Path) -> None:
         tmp_path / "new", "Wav2Vec2ForSequenceClassification", masks=True, initializer_range=0.05,
         apply_spec_augment=False, layerdrop=0.0,
     )  # fmt: skip
-    metrics, found = learn_and_run(
+    metrics, found = train_and_predict(
         "audio-classification", {"name": model}, tmp_path, rows[HELD_OUT:], rows[:HELD_OUT],
         batch={"size": 16}, schedule={"epochs": 5, "learning_rate": 3e-3},
     )  # fmt: skip

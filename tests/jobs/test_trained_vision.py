@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTImageProcessorPil
 
-from tests.train.tools import learn_and_run
+from tests.train.tools import train_and_predict
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 HELD_OUT = 397
@@ -39,7 +39,7 @@ def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path) -> No
         image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128
     ).save_pretrained(model)  # fmt: skip
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(model)
-    metrics, found = learn_and_run(
+    metrics, found = train_and_predict(
         "image-classification", {"name": str(model), "scratch": True}, tmp_path, rows[HELD_OUT:], rows[:HELD_OUT],
         batch={"size": 64}, schedule={"epochs": 12, "learning_rate": 2e-3},
     )  # fmt: skip

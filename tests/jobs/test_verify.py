@@ -183,7 +183,7 @@ def test_rejects_of_no_part(copy: Path) -> None:
     assert "belong to no part" in check(copy)
 
 
-def test_a_rerun_tells_a_part_that_cannot_be_read_and_then_mends_it(
+def test_a_rerun_reports_a_part_that_cannot_be_read_and_then_mends_it(
     finished: Path, tmp_path: Path, encoder: str
 ) -> None:
     shutil.copytree(finished / "out", tmp_path / "out")

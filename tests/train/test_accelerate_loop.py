@@ -14,10 +14,10 @@ from tests.train.tools import (
     TRAIN_ROWS,
     Stopped,
     assert_same_weights,
-    order_of,
     run_both,
     run_here,
     spec_of,
+    worker_config_of,
     write_rows,
 )
 
@@ -37,7 +37,7 @@ def order_for(
     data: Path, model: str, out: Path, loop: str = "accelerate", **changes: Any
 ) -> TrainWorkerConfig:
     """Steps of several passes, measured in the middle of epochs too."""
-    return order_of(spec_of(data, model, out, loop=loop, **{**STEPS_OF_BOTH, **changes}))
+    return worker_config_of(spec_of(data, model, out, loop=loop, **{**STEPS_OF_BOTH, **changes}))
 
 
 def train(data: Path, model: str, folder: Path, loop: str, **changes: Any) -> dict[str, Any]:

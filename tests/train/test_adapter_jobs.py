@@ -78,7 +78,7 @@ def test_from_rows_to_a_merged_model_that_predicts(
     assert right.mean() == pytest.approx(merged["accuracy"])
 
 
-def test_a_merge_that_changes_the_loss_is_told() -> None:
+def test_a_merge_that_changes_the_loss_is_reported() -> None:
     before, near, far = ({"loss": loss, "accuracy": 0.9} for loss in (1.0, 1.005, 1.02))
     assert compare(before, near) == {
         "merged": near,

@@ -19,7 +19,7 @@ from hfbatch.train.loop.worker_config import shares
 from hfbatch.train.plan import make_finetune_plan
 from tests.models.text import CORPUS, tiny_bert_encoder
 from tests.train.drive import Bench
-from tests.train.tools import finetune_here, order_of, predicted, run_here
+from tests.train.tools import finetune_here, predicted, run_here, worker_config_of
 
 ANCHORS, POSITIVES, NEGATIVES = CORPUS[0:24:3], CORPUS[1:25:3], CORPUS[30:54:3]
 ROWS = {
@@ -284,7 +284,7 @@ def test_two_workers_train_as_one_does_and_the_folder_gives_the_vectors_of_sente
     spec = spec_of(data, still, tmp_path / "two", workers={"count": 2, "cpus": 1})
     two = finetune_here(spec)
     assert two.metrics["before"]["mrr_at_10"] < two.metrics["best"]["mrr_at_10"]
-    alone = run_here(order_of(spec_of(data, still, tmp_path / "one")), tmp_path)[0]["log"]
+    alone = run_here(worker_config_of(spec_of(data, still, tmp_path / "one")), tmp_path)[0]["log"]
     measured = [entry for entry in alone if "eval_loss" in entry]
     for mine, theirs in zip(two.metrics["evaluations"], measured, strict=True):
         assert mine["loss"] == pytest.approx(theirs["eval_loss"], rel=1e-3)

@@ -18,7 +18,7 @@ from hfbatch.train.recipes import RECIPES
 from tests.cases.every import CASES
 from tests.models.text import CORPUS
 from tests.tasks.audio_files import chirp, file_of, tone
-from tests.train.tools import order_of, predicted, run_here
+from tests.train.tools import predicted, run_here, worker_config_of
 
 
 def grey(level: int, number: int) -> bytes:
@@ -86,7 +86,7 @@ def test_the_loss_falls_and_the_model_answers(name: str, method: str, tmp_path: 
             "batch": {"size": 16}, "compute": {"dtype": "float32"}, "report_to": [],
         }
     )  # fmt: skip
-    order = order_of(spec)
+    order = worker_config_of(spec)
     news, _ = run_here(order, tmp_path)
     losses = [entry["eval_loss"] for entry in news["log"] if "eval_loss" in entry]
     assert losses[-1] < losses[0]

@@ -18,10 +18,10 @@ from hfbatch.train.run import FinetuneResult, finetune
 from tests.train.tools import (
     assert_same_weights,
     killed_after_checkpoint,
-    order_of,
     predicted,
     run_here,
     spec_of,
+    worker_config_of,
     write_rows,
 )
 
@@ -48,7 +48,7 @@ def trained(
 def undisturbed(encoder: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The model of the same training that nobody disturbed, without Ray, and its evaluations."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    news, _ = run_here(order_of(spec_of(data, encoder, folder / "out")), folder)
+    news, _ = run_here(worker_config_of(spec_of(data, encoder, folder / "out")), folder)
     return folder / "out" / "model", [entry for entry in news["log"] if "eval_loss" in entry]
 
 
@@ -102,7 +102,7 @@ def test_a_rerun_of_a_finished_training_does_nothing_and_another_spec_is_refused
     assert "is the output of a training, not of a job" in fault
 
 
-def test_faulty_rows_are_told_together_before_training(
+def test_faulty_rows_are_reported_together_before_training(
     ray_cluster: str, encoder: str, tmp_path: Path
 ) -> None:
     rows = {"train": (["fine", None, "bad"], ["yes", "no", None]), "dev": (["fine"], ["maybe"])}

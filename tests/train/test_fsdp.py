@@ -30,7 +30,7 @@ from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.worker_group import choose_worker_group
 from tests.cases.every import CASES
 from tests.train.test_every_recipe import PARAMS, ROWS
-from tests.train.tools import Stopped, assert_same_weights, order_of, run_both, spec_of, write_rows
+from tests.train.tools import Stopped, assert_same_weights, run_both, spec_of, worker_config_of, write_rows
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -88,7 +88,7 @@ def of_task(name: str, model: str, folder: Path, **changes: Any) -> TrainWorkerC
     config = AutoConfig.from_pretrained(model)
     still = {field: value for field, value in STILL.items() if hasattr(config, field)}
     pq.write_table(pa.table(dict(ROWS[name])), folder / "rows.parquet")
-    return order_of(
+    return worker_config_of(
         FinetuneSpec.build(
             {
                 "task": name, "model": {"name": model, "overrides": still}, "train": str(folder / "rows.parquet"),
@@ -135,13 +135,14 @@ def test_a_shared_training_that_stops_goes_on(
     encoder: str, data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     changes |= {"schedule": {"epochs": 2, "learning_rate": 5e-3}}
-    order = order_of(spec_of(data, encoder, tmp_path / "stopped", **SHARED, **changes))
+    order = worker_config_of(spec_of(data, encoder, tmp_path / "stopped", **SHARED, **changes))
     with pytest.raises(Exception, match=Stopped.__name__):
         run_shared(order, tmp_path / "first", stop=10)
     run_shared(order, tmp_path / "second")
     for how, workers in (("shared", SHARED), ("apart", APART)):
         run_shared(
-            order_of(spec_of(data, encoder, tmp_path / how, **workers, **changes)), tmp_path / f"run-{how}"
+            worker_config_of(spec_of(data, encoder, tmp_path / how, **workers, **changes)),
+            tmp_path / f"run-{how}",
         )
     assert_same_weights(str(tmp_path / "stopped" / "model"), str(tmp_path / "shared" / "model"))
     assert_near(tmp_path / "shared", tmp_path / "apart")

@@ -20,9 +20,9 @@ from tests.jobs.tools import start_job
 from tests.train.tools import (
     assert_same_weights,
     killed_after_checkpoint,
-    order_of,
     run_here,
     spec_of,
+    worker_config_of,
     write_rows,
 )
 
@@ -76,7 +76,7 @@ def test_on_s3_a_killed_driver_with_all_its_ray_loses_no_checkpoint(
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["resumed_at"] >= 8
     assert [entry["step"] for entry in metrics["evaluations"]] == [0, 8, 16, 24]
-    run_here(order_of(spec_of(data, encoder, tmp_path / "whole")), tmp_path)
+    run_here(worker_config_of(spec_of(data, encoder, tmp_path / "whole")), tmp_path)
     assert_same_weights(str(tmp_path), str(tmp_path / "whole" / "model"))
 
 
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
-def test_a_failure_beyond_those_allowed_is_told_in_one_sentence(
+def test_a_failure_beyond_those_allowed_is_reported_in_one_sentence(
     ray_cluster: str, data: Path, encoder: str, tmp_path: Path
 ) -> None:
     workers = {"count": 1, "cpus": 1, "failures": 0}
@@ -156,7 +156,7 @@ def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert 8 <= metrics["resumed_at"] < 10 * 8
     found = metrics["evaluations"]
-    alone, _ = run_here(order_of(spec_of(data, encoder, tmp_path / "alone", schedule=long)), tmp_path)
+    alone, _ = run_here(worker_config_of(spec_of(data, encoder, tmp_path / "alone", schedule=long)), tmp_path)
     wanted = [entry for entry in alone["log"] if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [entry["step"] for entry in wanted]
     assert [entry["loss"] for entry in found] == pytest.approx(

@@ -31,10 +31,10 @@ from tests.train.test_every_recipe import ROWS
 from tests.train.tools import (
     Stopped,
     assert_same_weights,
-    order_of,
     run_both,
     run_here,
     spec_of,
+    worker_config_of,
     write_rows,
 )
 
@@ -53,7 +53,7 @@ def fresh(data: Path, encoder: str, out: Path, dropout: bool = False, **changes:
     """An order with checkpoints every third step, so in the middle of epochs."""
     spec = spec_of(data, encoder, out, **{**EVERY_3, **changes})
     model = spec.model if not dropout else spec.model.model_copy(update={"overrides": {}})
-    return order_of(spec.model_copy(update={"model": model}))
+    return worker_config_of(spec.model_copy(update={"model": model}))
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_models_that_are_saved_under_the_names_of_their_first_release_go_on(
             "method": {"name": method, "dropout": 0}, "schedule": {"epochs": 2, "learning_rate": 1e-3},
             "batch": {"size": 4}, **EVERY_3,
         }  # fmt: skip
-        return order_of(FinetuneSpec.build(values))
+        return worker_config_of(FinetuneSpec.build(values))
 
     undisturbed, _ = run_here(order("whole"), tmp_path)
     halved = order("halved")

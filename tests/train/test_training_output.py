@@ -16,7 +16,7 @@ from hfbatch.train.loop.worker_config import TrainWorkerConfig, check_shares
 from hfbatch.train.plan import look_again, make_finetune_plan
 from hfbatch.train.run import _clear, _tidy, finetune
 from hfbatch.train.status import read_training
-from tests.train.tools import order_of, run_here, spec_of, write_rows
+from tests.train.tools import run_here, spec_of, worker_config_of, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data"))
 
 
-def test_an_output_that_cannot_be_written_is_told_before_work(
+def test_an_output_that_cannot_be_written_is_reported_before_work(
     data: Path, encoder: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -90,7 +90,7 @@ def test_a_training_of_the_version_before_is_continued(data: Path, encoder: str,
 
 
 def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str, tmp_path: Path) -> None:
-    order = order_of(spec_of(data, encoder, tmp_path))
+    order = worker_config_of(spec_of(data, encoder, tmp_path))
     with hold(str(tmp_path), print) as lock:
         lost = replace(order, claim=replace(lock.claim, token="another"))
         with pytest.raises(LockLostError, match="this run writes nothing more"):
@@ -106,7 +106,7 @@ def test_a_training_that_lost_the_output_saves_nothing(data: Path, encoder: str,
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
     data: Path, encoder: str, tmp_path: Path
 ) -> None:
-    order = order_of(spec_of(data, encoder, tmp_path))
+    order = worker_config_of(spec_of(data, encoder, tmp_path))
     (tmp_path / "__hfbatch" / "checkpoints").mkdir()
     (tmp_path / "__hfbatch" / "checkpoints" / "step-00000008").write_text("in the way")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves: a page, a model card, logs; none of them runs what rows hold or tells a secret."""
+"""What a fine-tuning leaves: a page, a model card, logs; none of them runs code from rows or shows a secret."""
 
 from __future__ import annotations
 

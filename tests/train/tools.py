@@ -76,7 +76,7 @@ def spec_of(data: Path, model: str, out: Path, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.build({**values, **changes})
 
 
-def order_of(spec: FinetuneSpec) -> TrainWorkerConfig:
+def worker_config_of(spec: FinetuneSpec) -> TrainWorkerConfig:
     """What training processes are told, the features written: as `finetune` does it, without Ray."""
     plan = make_finetune_plan(spec)
     recipe, features = plan.recipe, Path(state_folder(plan.spec)) / "features-here"
@@ -141,7 +141,7 @@ def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
         return finetune(spec, quiet=True)
 
 
-def learn_and_run(
+def train_and_predict(
     task: str, model: Mapping[str, Any], folder: Path, rows: pa.Table, held_out: pa.Table, **options: Any
 ) -> tuple[dict[str, Any], pa.Table]:
     """Fine-tunes a model in this process and has it predict.

@@ -68,8 +68,8 @@ class Decoder:
             logits_processor=processors,
             stopping_criteria=[self.stop] if self.stop else None,
         )
-        packed = self.pack(model, batch, made, width)
-        return {**packed, FINITE: finite.until(packed["lengths"])}
+        joined = self.join_texts(model, batch, made, width)
+        return {**joined, FINITE: finite.until(joined["lengths"])}
 
     def _config(self, limit: int | None) -> GenerationConfig:
         """Returns the config for `generate`: greedy even when sampling, which noise and warpers do as processors."""
@@ -108,7 +108,7 @@ class Decoder:
             found += [*warpers(self.config, seeds.device), GumbelNoise(each, width)]
         return LogitsProcessorList(found)
 
-    def pack(
+    def join_texts(
         self, model: Any, batch: dict[str, torch.Tensor], made: torch.Tensor, width: int
     ) -> dict[str, torch.Tensor]:
         """Truncates each text at its end and joins the texts of a row.
@@ -123,15 +123,15 @@ class Decoder:
         inside, stopped = self._ends(made, width)
         new = made[:, width:]
         lengths = inside.sum(dim=1).reshape(-1, self.count)
-        packed = {"tokens": new.to(torch.int32)}
+        joined = {"tokens": new.to(torch.int32)}
         if self.log_probs:
-            packed["log_probs"] = log_probs(model, batch, made, width, lengths)
+            joined["log_probs"] = log_probs(model, batch, made, width, lengths)
         order = inside.reshape(len(lengths), -1).int().argsort(dim=1, descending=True, stable=True)
-        packed = {name: part.reshape(len(lengths), -1).gather(1, order) for name, part in packed.items()}
+        joined = {name: part.reshape(len(lengths), -1).gather(1, order) for name, part in joined.items()}
         mask = batch.get("attention_mask")
         read = mask.sum(dim=1) if mask is not None else torch.zeros_like(lengths[:, 0])
         return {
-            **packed,
+            **joined,
             "lengths": lengths,
             "length": lengths.sum(dim=1),
             "stopped": stopped.reshape(-1, self.count),

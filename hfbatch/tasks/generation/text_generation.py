@@ -265,7 +265,7 @@ class TextGeneration(GeneratingTask):
     def outputs_of(
         self, requests: Sequence[Request], completions: Sequence[Completion]
     ) -> dict[str, np.ndarray]:
-        """Returns the results of a row engine as `forward` returns those of a batch, see `decoder.Decoder.pack`."""
+        """Returns the results of a row engine as `forward` returns those of a batch, see `decoder.Decoder.join_texts`."""
         lengths = np.array([len(made.tokens) for made in completions], np.int64)
         inside = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
 
