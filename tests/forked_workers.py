@@ -1,11 +1,9 @@
-"""Starts the Ray workers of tests as forks of one process that has imported what they need.
+"""Starts the Ray workers of tests as forks of one process that has imported their libraries.
 
-Ray starts a Python interpreter for each worker. There, the imports of Ray, torch and transformers take five to eight
-seconds of a core, longer than the work of most tests. Everything else is Ray's own: `worker` passes the command line,
-the environment and the streams that the raylet gave it to a forked process, which runs Ray's program.
-
-As a program, `python -m tests.forked_workers SOCKET` is the process that forks; the raylet runs a small script, which
-sends it the worker.
+Ray starts a Python interpreter for each worker, where the imports of torch and transformers take five to eight seconds of
+a core, longer than the work of most tests. Here, the raylet starts this file instead of Ray's `setup_worker.py`: it passes
+the command line, the environment and the streams that the raylet gave it to a process that forks, and the fork runs Ray's
+own program for workers. Ray itself is imported by the fork, since it reads the environment when it is imported.
 """
 
 from __future__ import annotations
@@ -23,74 +21,58 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 PRELOADED = [
     "hfbatch.runtime.runner", "hfbatch.data.reader", "hfbatch.output.sinks.parquet", "hfbatch.train.loop.loop",
-    "hfbatch.train.loop.trainer", "transformers.modeling_utils", "pandas",
-    "transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", "hfbatch.engines.torch",
-    "sklearn.metrics", "torch.utils.tensorboard", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "hfbatch.train.loop.trainer", "hfbatch.engines.torch", "transformers.modeling_utils", "pandas",
+    "transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", "sklearn.metrics",
+    "torch.utils.tensorboard", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
 ]  # fmt: skip
 START_S = 120
-VARIABLE = "HFBATCH_TESTS_FORK_SOCKET"
-"""For programs that tests start, and that start clusters."""
-
-CLIENT = """
-import json, os, socket, sys
-if any(one.startswith("--serialized-runtime-env-context") for one in sys.argv):
-    os.execv(sys.executable, [sys.executable, {ray!r}, *sys.argv[1:]])
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect({path!r})
-    told = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
-    socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2])
-    server.sendall(told)
-    server.recv(1)
-"""
+SOCKET = "HFBATCH_TESTS_FORK_SOCKET"
+"""Name of the variable with the address of the process that forks."""
+CONTEXT = "--serialized-runtime-env-context="
+SIZE = 8
+"""Bytes of a message's length."""
 
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """Within it, clusters that this process starts, and programs that it starts, fork their workers."""
+    """Within it, clusters that this process starts fork their workers, and those of programs that call
+    `use_forked_workers`."""
     with tempfile.TemporaryDirectory(prefix="fork-") as folder:
         path = os.path.join(folder, "socket")
-        forker = subprocess.Popen([sys.executable, "-m", "tests.forked_workers", path])
+        forker = subprocess.Popen([sys.executable, "-m", "tests.forked_workers", "serve", path])
         try:
             deadline = time.monotonic() + START_S
             while not os.path.exists(path):
                 assert forker.poll() is None, "the forking process has ended"
                 assert time.monotonic() < deadline, "the forking process did not start"
                 time.sleep(0.05)
-            os.environ[VARIABLE] = path
+            os.environ[SOCKET] = path
             use_forked_workers()
             yield
         finally:
-            os.environ.pop(VARIABLE, None)
+            os.environ.pop(SOCKET, None)
             forker.terminate()
             forker.wait()
 
 
 def use_forked_workers() -> None:
-    """Has clusters that this process starts from now on fork their workers, if VARIABLE is set."""
+    """Has clusters that this process starts from now on fork their workers, if SOCKET is set."""
     from ray._private.parameter import RayParams
 
-    begin = RayParams.update_if_absent
+    set_defaults = RayParams.update_if_absent
 
-    def update_if_absent(params: RayParams, **values: object) -> None:
-        path = os.environ.get(VARIABLE)
-        if path and "setup_worker_path" in values:
-            values["setup_worker_path"] = str(_client(path, str(values["setup_worker_path"])))
-        begin(params, **values)
+    def with_this_file(params: RayParams, **values: object) -> None:
+        if "setup_worker_path" in values and SOCKET in os.environ:
+            values["setup_worker_path"] = __file__
+        set_defaults(params, **values)
 
-    if begin.__name__ != "forked":
-        update_if_absent.__name__ = "forked"
-        RayParams.update_if_absent = update_if_absent
-
-
-def _client(path: str, setup: str) -> Path:
-    script = Path(path).with_name("worker.py")
-    if not script.exists():
-        script.write_text(CLIENT.format(path=path, ray=setup))
-    return script
+    if set_defaults.__name__ != with_this_file.__name__:
+        RayParams.update_if_absent = with_this_file
 
 
 def serve(path: str) -> None:
@@ -105,23 +87,22 @@ def serve(path: str) -> None:
         while True:
             client, _ = server.accept()
             with client:
-                size, streams, _, _ = socket.recv_fds(client, 8, 3)
-                told = b""
-                while len(told) < int.from_bytes(size, "big"):
-                    told += client.recv(1 << 20)
+                size, streams, _, _ = socket.recv_fds(client, SIZE, 3)
+                message = b""
+                while len(message) < int.from_bytes(size):
+                    message += client.recv(1 << 20)
                 if os.fork() == 0:
                     server.close()
                     client.close()
-                    _work(streams, *json.loads(told))
-                client.sendall(b"1")
+                    _work(streams, *json.loads(message))
                 for stream in streams:
                     os.close(stream)
 
 
 def _work(streams: list[int], arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """Becomes the worker."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Runs a worker to its end."""
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -131,12 +112,10 @@ def _work(streams: list[int], arguments: list[str], environment: dict[str, str],
     with suppress(OSError):
         os.chdir(folder)
     random.seed()
-    sys.argv = [
-        one for one in arguments if not one.startswith("--language=")
-    ]  # it is for Ray's setup_worker.py
+    sys.argv = arguments
     code = 1
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(arguments[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -145,5 +124,28 @@ def _work(streams: list[int], arguments: list[str], environment: dict[str, str],
         os._exit(code)
 
 
+def start(arguments: list[str]) -> None:
+    """Starts a worker as a fork, in place of Ray's program `setup_worker.py`, which it runs if more is asked of the
+    worker's environment than variables."""
+    context = next(
+        (json.loads(one.removeprefix(CONTEXT)) for one in arguments if one.startswith(CONTEXT)), {}
+    )
+    variables = context.pop("env_vars", {})
+    if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
+        ray = Path(find_spec("ray").origin).parent  # type: ignore[union-attr, arg-type]
+        os.execv(sys.executable, [sys.executable, str(ray / "_private/workers/setup_worker.py"), *arguments])
+    environment = {**os.environ, **{name: os.path.expandvars(value) for name, value in variables.items()}}
+    command = [one for one in arguments if not one.startswith((CONTEXT, "--language="))]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.environ[SOCKET])
+        message = json.dumps([command, environment, os.getcwd()]).encode()
+        socket.send_fds(server, [len(message).to_bytes(SIZE)], [0, 1, 2])
+        server.sendall(message)
+        server.recv(1)
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        start(sys.argv[1:])
