@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -37,6 +38,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (groups[item] != "cluster", item.get_closest_marker("timeout") is None))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what the tests have imported out of every later garbage collection: each took a quarter of a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Ends that."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

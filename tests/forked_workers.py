@@ -8,6 +8,7 @@ own program for workers. Ray itself is imported by the fork, since it reads the 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -79,6 +80,8 @@ def serve(path: str) -> None:
     """Forks a worker for each connection, until it is terminated."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path + ".new")

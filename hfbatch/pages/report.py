@@ -10,8 +10,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -23,6 +24,9 @@ from hfbatch.errors import HfbatchError
 from hfbatch.output.layout import REJECTS, REPORT, REPORT_PAGE
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest, unplanned_columns
 from hfbatch.pages import charts
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PHASES = {
     "plan": "plan: check everything, make the splits",
@@ -318,8 +322,19 @@ def render_page(template: str, figures: Mapping[str, str], **values: Any) -> str
     :param template: a file of this package.
     :param figures: SVG elements by name, `charts` in the template.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
+
+    folder = files("hfbatch.pages")
+    page = _template(template)
+    drawn = {name: Markup(svg) for name, svg in figures.items()}  # noqa: S704 - charts escape their labels
+    style = Markup(folder.joinpath("style.css.j2").read_text(encoding="utf8"))  # noqa: S704 - our own file
+    return page.render(charts=drawn, style=style, **values)
+
+
+@cache
+def _template(name: str) -> Template:
+    """Compiles a template of this package."""
+    from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -332,11 +347,7 @@ def render_page(template: str, figures: Mapping[str, str], **values: Any) -> str
         compact=compact,
         thousands="{:,}".format,
     )
-    folder = files("hfbatch.pages")
-    page = environment.from_string(folder.joinpath(template).read_text(encoding="utf8"))
-    drawn = {name: Markup(svg) for name, svg in figures.items()}  # noqa: S704 - charts escape their labels
-    style = Markup(folder.joinpath("style.css.j2").read_text(encoding="utf8"))  # noqa: S704 - our own file
-    return page.render(charts=drawn, style=style, **values)
+    return environment.from_string(files("hfbatch.pages").joinpath(name).read_text(encoding="utf8"))
 
 
 def render_html(report: Mapping[str, Any]) -> str:
