@@ -31,6 +31,7 @@ PRELOADED = [
     "transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", "sklearn.metrics",
     "torch.utils.tensorboard", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
 ]  # fmt: skip
+ROOT = Path(__file__).parent.parent
 START_S = 120
 SOCKET = "HFBATCH_TESTS_FORK_SOCKET"
 """Name of the variable with the address of the process that forks."""
@@ -43,9 +44,11 @@ SIZE = 8
 def forked_workers() -> Iterator[None]:
     """Within it, clusters that this process starts fork their workers, and those of programs that call
     `use_forked_workers`."""
-    with tempfile.TemporaryDirectory(prefix="fork-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="fork-", dir="/tmp"
+    ) as folder:  # the path of a socket has to be short
         path = os.path.join(folder, "socket")
-        forker = subprocess.Popen([sys.executable, "-m", "tests.forked_workers", "serve", path])
+        forker = subprocess.Popen([sys.executable, "-m", "tests.forked_workers", "serve", path], cwd=ROOT)
         try:
             deadline = time.monotonic() + START_S
             while not os.path.exists(path):

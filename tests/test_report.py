@@ -12,15 +12,14 @@ from hfbatch.errors import HfbatchError
 from hfbatch.output.layout import REPORT, REPORT_PAGE
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
 from hfbatch.pages import charts
+from hfbatch.pages.page import percent, seconds_in_words
 from hfbatch.pages.report import (
     MOST_LISTED,
     MOST_POINTS,
     build_report,
     headline,
-    percent,
     render_files,
     render_html,
-    seconds_in_words,
     status_of,
     summary_lines,
 )

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from hfbatch.console.display import add as _add
 from hfbatch.console.display import facts, say, show
 from hfbatch.console.display import table as _headed
-from hfbatch.pages.report import count, percent, seconds_in_words
+from hfbatch.pages.page import count, percent, seconds_in_words
 from hfbatch.pages.training import figures
 from hfbatch.predict.status import holder_line
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfbatch.pages import charts
-from hfbatch.pages.report import render_page
+from hfbatch.pages.page import render_page
 from hfbatch.spec.finetune import FinetuneSpec
 
 MOST_CELLS = 20

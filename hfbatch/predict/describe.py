@@ -13,7 +13,7 @@ from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.reader import read_split
 from hfbatch.errors import SplitError
 from hfbatch.output.ledger import types_of
-from hfbatch.pages.report import count, seconds_in_words
+from hfbatch.pages.page import count, seconds_in_words
 from hfbatch.predict.plan import Plan
 from hfbatch.runtime.batching import by_length, cut
 from hfbatch.runtime.prepare import POSITION, preprocess

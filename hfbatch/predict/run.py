@@ -20,7 +20,8 @@ from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.sink import State
-from hfbatch.pages.report import build_report, count, render_files
+from hfbatch.pages.page import count
+from hfbatch.pages.report import build_report, render_files
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.job import JobSpec
