@@ -84,7 +84,7 @@ def test_layers_are_gathered_one_by_one_but_for_tied_weights(encoder: str) -> No
 
 
 def of_task(name: str, model: str, folder: Path, **changes: Any) -> TrainWorkerConfig:
-    """An order of three steps with the rows of a task."""
+    """A training of three steps with the rows of a task, evaluated at its end."""
     config = AutoConfig.from_pretrained(model)
     still = {field: value for field, value in STILL.items() if hasattr(config, field)}
     pq.write_table(pa.table(dict(ROWS[name])), folder / "rows.parquet")
@@ -94,7 +94,7 @@ def of_task(name: str, model: str, folder: Path, **changes: Any) -> TrainWorkerC
                 "task": name, "model": {"name": model, "overrides": still}, "train": str(folder / "rows.parquet"),
                 "eval": str(folder / "rows.parquet"), "params": PARAMS.get(name, {}), "batch": {"size": 16},
                 "schedule": {"steps": 3, "learning_rate": 1e-4, "warmup": 0}, "compute": {"dtype": "float32"},
-                "report_to": [], **changes,
+                "evaluation": {"every": 3}, "report_to": [], **changes,
             }
         )
     )  # fmt: skip
@@ -155,7 +155,8 @@ def test_a_weight_that_never_has_a_gradient_does_not_keep_a_training_from_going_
     Dinov2ForImageClassification(config).save_pretrained(tmp_path / "base")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "base")
     out = str(tmp_path / "out")
-    order = of_task("image-classification", str(tmp_path / "base"), tmp_path, output=out, **SHARED)
+    changes = {"evaluation": {"every": 1}, **SHARED}
+    order = of_task("image-classification", str(tmp_path / "base"), tmp_path, output=out, **changes)
     with pytest.raises(Exception, match=Stopped.__name__):
         run_shared(order, tmp_path / "first", stop=2)
     run_shared(order, tmp_path / "second")
