@@ -43,7 +43,10 @@ SIZE = 8
 @contextmanager
 def forked_workers() -> Iterator[None]:
     """Within it, clusters that this process starts fork their workers, and those of programs that call
-    `use_forked_workers`."""
+    `use_forked_workers`. Machines with a GPU start them as Ray does: a fork cannot use CUDA if its parent has."""
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        yield
+        return
     with tempfile.TemporaryDirectory(
         prefix="fork-", dir="/tmp"
     ) as folder:  # the path of a socket has to be short

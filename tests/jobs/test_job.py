@@ -37,6 +37,7 @@ def vectors(table: pa.Table) -> np.ndarray:
     return table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
+@cluster
 def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> None:
     texts: list[str | None] = [*sentences(60), "", "word " * 400]
     texts[7] = None
