@@ -47,9 +47,8 @@ def forked_workers() -> Iterator[None]:
     if list(Path("/dev").glob("nvidia[0-9]*")):
         yield
         return
-    with tempfile.TemporaryDirectory(
-        prefix="fork-", dir="/tmp"
-    ) as folder:  # the path of a socket has to be short
+    # The path of a socket has to be short, and TMPDIR may be long.
+    with tempfile.TemporaryDirectory(prefix="fork-", dir="/tmp") as folder:
         path = os.path.join(folder, "socket")
         forker = subprocess.Popen([sys.executable, "-m", "tests.forked_workers", "serve", path], cwd=ROOT)
         try:
@@ -78,8 +77,7 @@ def use_forked_workers() -> None:
             values["setup_worker_path"] = __file__
         set_defaults(params, **values)
 
-    if set_defaults.__name__ != with_this_file.__name__:
-        RayParams.update_if_absent = with_this_file
+    RayParams.update_if_absent = with_this_file
 
 
 def serve(path: str) -> None:

@@ -103,10 +103,10 @@ class Source:
                 pieces = iter(list(pool.map(cut, self.files)))
         else:
             pieces = self._pieces_until(cut, limit)
-        splits = [self._with_fault(split) for split in self._packed(pieces, split_rows)]
+        splits = [self._with_fault(split) for split in self._grouped(pieces, split_rows)]
         return splits if limit is None else first_rows(splits, limit)
 
-    def _packed(self, pieces: Iterator[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
+    def _grouped(self, pieces: Iterator[tuple[list[Piece], int]], split_rows: int) -> Iterator[Split]:
         """Groups pieces file by file; broken files become separate splits."""
         healthy: list[tuple[list[Piece], int]] = []
         for item in pieces:

@@ -95,7 +95,7 @@ class BatchEngine(Engine):
 
     depth: int = 1
     parallel: int = 1
-    """Number of batches that are computed or copied at the same time; a trial of a batch size runs at least these."""
+    """Number of batches that are computed or copied at the same time; a trial of a batch size runs at least as many."""
     pad_multiple: int = 1
     """Padded lengths are multiples of this; of at most 8 for short batches."""
     batch_sizes: tuple[int, ...] = (16, 32)

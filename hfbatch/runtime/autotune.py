@@ -14,9 +14,10 @@ from hfbatch.runtime.batching import alignment, by_length, cut, padded_width
 from hfbatch.runtime.windows import unfold
 from hfbatch.tasks.base import Task
 
-SAMPLE_ROWS = 32
-"""Rows that each size is timed on; at least two batches and as many as the engine runs at the same time."""
 WARM_UP_ROWS = 2
+"""Rows of the first batch, which is not timed."""
+LEAST_BATCHES = 2
+"""Minimum number of batches in a trial; more if the engine runs more at the same time."""
 TRIES = 2
 """Trials of each size, of which the fastest counts: other load on the machine can only slow a trial down."""
 GAIN = 1.08
@@ -66,18 +67,18 @@ def _affordable(
     begun = time.perf_counter()
     _run(task, engine, features, [rows])
     seconds = (time.perf_counter() - begun) / len(rows)
-    costs = np.cumsum([TRIES * _batches(engine, size) * size for size in sizes]) * seconds
+    costs = np.cumsum([TRIES * _batches(engine) * size for size in sizes]) * seconds
     return [size for size, cost in zip(sizes, costs, strict=True) if cost <= MOST_SECONDS]
 
 
-def _batches(engine: BatchEngine, size: int) -> int:
+def _batches(engine: BatchEngine) -> int:
     """Returns the number of batches in a trial."""
-    return max(SAMPLE_ROWS // size, engine.parallel, 2)
+    return max(engine.parallel, LEAST_BATCHES)
 
 
 def _rate(task: Task, engine: BatchEngine, features: pa.Table, order: np.ndarray, size: int) -> float:
     """Returns tokens per second, excluding the share of padding that this size causes over all rows."""
-    batches = _batches(engine, size)
+    batches = _batches(engine)
     starts = np.linspace(0, max(len(order) - size, 0), batches + 2)[1:-1].astype(int)
     begun = time.perf_counter()
     computed = _run(task, engine, features, [order[start : start + size] for start in starts])
