@@ -21,6 +21,8 @@ class StageJob:
     inputs: dict[str, str]
     """Task input to column of the rows."""
     keep: tuple[str, ...]
+    rows: int
+    """Rows of the splits to process, before the filter."""
     out: str
     schema: pa.Schema
     """Schema of the parts: the kept columns, then the task's, then `truncated` if there is one."""

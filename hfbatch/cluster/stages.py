@@ -167,7 +167,7 @@ class ForwardStage:
             tracker = self._job.tracker
             choice = ray.get(tracker.choice.remote(), timeout=ANSWER_S)
             if choice is None:
-                tracker.propose.remote(asdict(runner.propose(features)))
+                tracker.propose.remote(asdict(runner.propose(features, self._job.rows)))
             begun = time.monotonic()
             while choice is None:  # the driver stores the first proposal before any worker uses it
                 if time.monotonic() - begun > ANSWER_S:

@@ -69,7 +69,7 @@ def _try(job: StageJob, splits: list[dict[str, Any]], cpus: float) -> dict[str, 
     features = next((sample for sample in samples if len(sample)), None)
     if features is None:
         raise WorkerError(f"none of the first {len(splits)} splits has a usable row; see --no-trial")
-    choice = replace(runner.config.choice or runner.propose(features), dtype=engine.dtype)
+    choice = replace(runner.config.choice or runner.propose(features, job.rows), dtype=engine.dtype)
     runner.apply(choice)
     begun = time.perf_counter()
     done = runner.predict(features).stats

@@ -113,6 +113,7 @@ class Plan:
             read=self.read,
             inputs=self.inputs,
             keep=tuple(self.keep),
+            rows=sum(split.rows for split in self.todo),
             out=self.spec.output.path,
             schema=self.schema,
             truncated=self.spec.output.truncated_column,

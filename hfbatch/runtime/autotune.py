@@ -25,17 +25,22 @@ GAIN = 1.08
 trials of the same size differ by as much."""
 MOST_SECONDS = 10
 """Time limit of all trials together: where rows are slow, the device time is better spent on the job."""
+MOST_SHARE = 0.05
+"""Limit of all trials together as a share of the job's estimated time on one worker."""
+LEAST_SECONDS = 0.5
+"""Trials that take less than this are made in short jobs too."""
 
 
-def choose_batch_size(task: Task, engine: BatchEngine, features: pa.Table) -> int:
+def choose_batch_size(task: Task, engine: BatchEngine, features: pa.Table, rows: int) -> int:
     """Returns the largest of `engine.batch_sizes` that fits into memory and is worthwhile.
 
     Sizes are tried from small to large on batches like those of the job, spread over the rows sorted by
-    length, until one is hardly faster, memory is full or time is up. Returns the smallest size if rows are too slow
-    to compare two sizes in time, or if a trial fails: the job itself finds invalid rows and splits batches that do
-    not fit.
+    length, until one is hardly faster, memory is full or time is up. Returns the smallest size if the job is too short
+    or its rows too slow to compare two sizes in time, or if a trial fails: the job itself finds invalid rows and splits
+    batches that do not fit.
 
     :param features: rows of one split.
+    :param rows: rows of the job.
     :raises DeviceLostError: if the process must be replaced.
     """
     features = unfold(task, features).table
@@ -43,7 +48,7 @@ def choose_batch_size(task: Task, engine: BatchEngine, features: pa.Table) -> in
     sizes = [size for size in engine.batch_sizes if size < 2 * len(order)] or [engine.batch_sizes[0]]
     chosen, best = sizes[0], 0.0
     try:
-        affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes)
+        affordable = _affordable(task, engine, features, order[len(order) // 2 :][: sizes[0]], sizes, rows)
         for size in affordable if len(affordable) > 1 else []:
             rate = max(_rate(task, engine, features, order, size) for _ in range(TRIES))
             if rate < GAIN * best:
@@ -57,18 +62,19 @@ def choose_batch_size(task: Task, engine: BatchEngine, features: pa.Table) -> in
 
 
 def _affordable(
-    task: Task, engine: BatchEngine, features: pa.Table, rows: np.ndarray, sizes: list[int]
+    task: Task, engine: BatchEngine, features: pa.Table, batch: np.ndarray, sizes: list[int], rows: int
 ) -> list[int]:
-    """Returns the sizes whose trials fit into MOST_SECONDS, estimated from the time of one batch.
+    """Returns the sizes whose trials fit into the time limits, estimated from the time of one batch.
 
-    :param rows: rows of that batch.
+    :param batch: rows of that batch.
     """
-    _run(task, engine, features, [rows[:WARM_UP_ROWS]])
+    _run(task, engine, features, [batch[:WARM_UP_ROWS]])
     begun = time.perf_counter()
-    _run(task, engine, features, [rows])
-    seconds = (time.perf_counter() - begun) / len(rows)
+    _run(task, engine, features, [batch])
+    seconds = (time.perf_counter() - begun) / len(batch)
+    limit = min(max(MOST_SHARE * seconds * rows, LEAST_SECONDS), MOST_SECONDS)
     costs = np.cumsum([TRIES * _batches(engine) * size for size in sizes]) * seconds
-    return [size for size, cost in zip(sizes, costs, strict=True) if cost <= MOST_SECONDS]
+    return [size for size, cost in zip(sizes, costs, strict=True) if cost <= limit]
 
 
 def _batches(engine: BatchEngine) -> int:

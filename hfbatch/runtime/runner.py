@@ -127,14 +127,17 @@ class Runner:
         self.engine = made = make(config)
         return made
 
-    def propose(self, features: pa.Table) -> RuntimeChoice:
-        """Batch size, dtype and device that suit this process; tries sizes on features if the spec leaves it open."""
+    def propose(self, features: pa.Table, rows: int) -> RuntimeChoice:
+        """Batch size, dtype and device that suit this process; tries sizes on features if the spec leaves it open.
+
+        :param rows: rows of the job.
+        """
         engine = self.engine or self.load()
         size = self.config.batch.size
         if size == "auto" and isinstance(engine, RowEngine):
             size = engine.rows
         elif size == "auto":
-            size = choose_batch_size(self.task, cast(BatchEngine, engine), _without_positions(features))
+            size = choose_batch_size(self.task, cast(BatchEngine, engine), _without_positions(features), rows)
         return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
 
     def apply(self, choice: RuntimeChoice) -> None:

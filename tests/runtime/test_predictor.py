@@ -25,6 +25,10 @@ from tests.jobs.tools import sentences
 from tests.models.text import tiny_llama
 
 
+MANY = 1_000_000
+"""Rows of a job that is worth trials."""
+
+
 class SmallMemory(Embedding):
     """Runs out of memory above four rows, as a GPU does. `sizes`: rows of the batches that fit."""
 
@@ -122,10 +126,10 @@ def test_a_budget_of_tokens_bounds_every_batch(encoder: str, engine: TorchEngine
 
 def test_the_chosen_batch_size_is_one_that_fits(encoder: str, engine: TorchEngine) -> None:
     task = make(Embedding, encoder)
-    assert choose_batch_size(task, engine, features_of(task, 300)) in engine.batch_sizes
+    assert choose_batch_size(task, engine, features_of(task, 300), MANY) in engine.batch_sizes
     cramped = make(SmallMemory, encoder)
     for rows in (3, 300):  # the predictor halves what does not fit
-        assert choose_batch_size(cramped, engine, features_of(cramped, rows)) == engine.batch_sizes[0]
+        assert choose_batch_size(cramped, engine, features_of(cramped, rows), MANY) == engine.batch_sizes[0]
 
 
 def test_a_row_that_raises_does_not_end_the_choice_of_a_batch_size(encoder: str, engine: TorchEngine) -> None:
@@ -136,23 +140,32 @@ def test_a_row_that_raises_does_not_end_the_choice_of_a_batch_size(encoder: str,
             raise ValueError("bad")
 
     task = make(Bad, encoder)
-    assert choose_batch_size(task, engine, features_of(task, 50)) == engine.batch_sizes[0]
+    assert choose_batch_size(task, engine, features_of(task, 50), MANY) == engine.batch_sizes[0]
 
 
-def test_slow_rows_are_not_spent_on_choosing_a_batch_size(encoder: str, engine: TorchEngine) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "rows", "tried"), [(0.1, MANY, False), (0.01, 300, False), (0.01, MANY, True)]
+)
+def test_neither_slow_rows_nor_a_short_job_are_spent_on_choosing_a_batch_size(
+    encoder: str, engine: TorchEngine, seconds: float, rows: int, tried: bool
+) -> None:
     calls: list[int] = []
 
     class Slow(Embedding):
-        """Takes a tenth of a second for each row."""
+        """Takes the same time for each row."""
 
         def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             calls.append(len(batch["input_ids"]))
-            time.sleep(0.1 * len(batch["input_ids"]))
+            time.sleep(seconds * len(batch["input_ids"]))
             return super().forward(model, batch)
 
     task = make(Slow, encoder)
-    assert choose_batch_size(task, engine, features_of(task, 300)) == engine.batch_sizes[0]
-    assert calls == [WARM_UP_ROWS, engine.batch_sizes[0]]
+    chosen = choose_batch_size(task, engine, features_of(task, 300), rows)
+    assert calls[:2] == [WARM_UP_ROWS, engine.batch_sizes[0]]
+    if tried:
+        assert set(calls[2:]) == set(engine.batch_sizes)
+    else:
+        assert (calls[2:], chosen) == ([], engine.batch_sizes[0])
 
 
 def test_weights_that_lack_layers_are_refused(encoder: str) -> None:

@@ -72,7 +72,7 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     columns = {"text": pa.array(texts)}
     places = pa.table({"file": ["a"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
     features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
-    choice = runner.propose(features)
+    choice = runner.propose(features, len(texts))
     assert choice == RuntimeChoice(
         32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device, spec.engine.name
     )

@@ -113,7 +113,7 @@ def test_batches_of_windows_are_chosen_and_ordered_freely(tmp_path: Path) -> Non
     task, features = long_contexts(tmp_path)
     task.token = -1
     engine = TorchEngine(EngineConfig(task.model.folder, task.auto_class, "float32"))
-    assert choose_batch_size(task, engine, features) in engine.batch_sizes
+    assert choose_batch_size(task, engine, features, 1_000_000) in engine.batch_sizes
     columns = {"question": ["who reads?"] * 9, "context": [" ".join(CORPUS[k : 2 * k + 1]) for k in range(9)]}
     windows = len(unfold(task, features_of(task, columns).table).table)
     straight = run(task, columns, 1).to_pylist()
