@@ -35,6 +35,8 @@ STUCK_TIMEOUT_S = 24 * 3600
 TRACKER_TIMEOUT_S = 60
 """Timeout for an answer of the tracker, a process on the driver's machine."""
 POLL_S = 0.5
+POLL_AT_START_S = 0.1
+"""Until the runtime choice is stored, the workers wait for this process."""
 BLOCKS = 4096
 """Splits are passed to Ray in at most about this many blocks, since each block costs the driver time."""
 
@@ -58,7 +60,7 @@ def process(
         blocks = _dataset(replace(job, tracker=tracker), splits, layout).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
-        with _watch(tracker, on_activity, on_choice), closing(iter(blocks)) as results:
+        with _watch(tracker, choice is not None, on_activity, on_choice), closing(iter(blocks)) as results:
             for block in results:
                 for text in block["manifest"].to_pylist():
                     yield Manifest.from_json(text)
@@ -115,10 +117,14 @@ def _quiet() -> None:
 
 @contextmanager
 def _watch(
-    tracker: Any, on_activity: Callable[[Activity], None], on_choice: Callable[[RuntimeChoice], None]
+    tracker: Any,
+    chosen: bool,
+    on_activity: Callable[[Activity], None],
+    on_choice: Callable[[RuntimeChoice], None],
 ) -> Iterator[None]:
     """Polls the tracker from a thread; a failure there interrupts the main thread.
 
+    :param chosen: whether the runtime choice has been made by an earlier run.
     :raises WorkerError: if the workers are silent, or a choice cannot be stored.
     """
     stop = threading.Event()
@@ -126,9 +132,9 @@ def _watch(
 
     def poll() -> None:
         """Reads the tracker until the block ends or a failure is found."""
-        confirmed, patience = False, WORKER_TIMEOUT_S  # it has to start first, on a machine that may be busy
+        confirmed, patience = chosen, WORKER_TIMEOUT_S  # it has to start first, on a machine that may be busy
         begun = time.time()
-        while not stop.wait(POLL_S) and not wrong:
+        while not stop.wait(POLL_S if confirmed else POLL_AT_START_S) and not wrong:
             activity: Activity = ray.get(tracker.activity.remote(), timeout=patience)
             patience = TRACKER_TIMEOUT_S
             if activity.proposal and not confirmed:

@@ -173,15 +173,21 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
 
 def _leave(node: Any | None, watch: Watch) -> None:
     """Disconnects, and ends a cluster started here. If the cluster's head is gone, Ray may wait for it forever."""
+    # Ray ends the head first, and then waits for the autoscaler's process, which wants to tell the head of its end.
+    _kill("monitor", node)
     if not watch.lost:
         ray.shutdown()
         return
     # Kills a stopped head, since Ray waits for its answer. Ray ends the raylet: killing it would end this process.
-    for info in node.all_processes.get("gcs_server", []) if node else []:
-        info.process.kill()
+    _kill("gcs_server", node)
     leaving = threading.Thread(target=ray.shutdown, name="hfbatch-leave", daemon=True)
     leaving.start()
     leaving.join(LEAVE_S)
+
+
+def _kill(kind: str, node: Any | None) -> None:
+    for info in node.all_processes.get(kind, []) if node else []:
+        info.process.kill()
 
 
 @contextmanager

@@ -19,8 +19,6 @@ from typing import NoReturn
 POLL_S = 1.0
 GRACE_S = 20.0
 """Seconds that work may take to stop after an interrupt, before it is interrupted once more."""
-EXIT_S = 30.0
-"""Seconds that a process may take to exit after `end`, before it is killed. Its exit code holds."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, also if Ray's library ends the process while it disconnects."""
@@ -69,8 +67,13 @@ def note(text: str) -> None:
 
 
 def end(code: int) -> None:
-    """Announces that all output is written and that this process exits with this code."""
+    """Ends the child with this code once all output is written; does nothing in a process that nobody waits for.
+
+    The interpreter's own end takes half a second with the libraries of a job, and those of Ray can block it.
+    """
     _send("end", str(code))
+    if _sender:
+        os._exit(code)
 
 
 def interrupt(reason: str, over: threading.Event, leaving: Callable[[], bool] = bool) -> None:
@@ -128,18 +131,13 @@ def _wait(child: int, receiver: int, last_words: Callable[[str], None]) -> NoRet
 
 def _follow(child: int, receiver: int) -> tuple[int, dict[str, str]]:
     """Returns the exit status of the child, as waitpid gives it, and its last `note` and `end`."""
-    data, deadline, status = b"", None, None
+    data, status = b"", None
     while status is None:
         if select.select([receiver], [], [], POLL_S)[0]:
             more = os.read(receiver, 65536)
             data += more
             if not more:  # the pipe is closed: the child is about to exit
-                deadline = deadline or time.monotonic() + EXIT_S
                 time.sleep(0.01)
-        if deadline is None and b"\nend " in b"\n" + data:
-            deadline = time.monotonic() + EXIT_S
-        if deadline is not None and time.monotonic() > deadline:
-            _kill(child, signal.SIGKILL)
         ended, found = os.waitpid(child, os.WNOHANG)
         status = found if ended else None
     while select.select([receiver], [], [], 0)[0] and (more := os.read(receiver, 65536)):

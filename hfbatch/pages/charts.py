@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,11 @@ MOST_CUT = 5
 """Minimum characters of a truncated label; below, labels are numbered."""
 LEAST_BINS = 8
 MOST_STEPS = 60
+
+
+def preload() -> None:
+    """Imports in a thread what draws the charts, which takes half a second."""
+    threading.Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
 
 
 def throughput(timeline: Sequence[Mapping[str, float]], start_up: float, mean: float | None) -> str:

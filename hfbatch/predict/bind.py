@@ -16,6 +16,7 @@ from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
 from hfbatch.runtime.checks import check_task, name_task
+from hfbatch.runtime.machine import collector_at_rest
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import InputColumn, Task
 
@@ -39,6 +40,7 @@ class Bound:
     notes: list[str]
 
 
+@collector_at_rest()
 def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> Bound | None:
     """Opens model and input, and binds the task to the input's columns.
 

@@ -20,6 +20,7 @@ from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import Lock, hold
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.sink import State
+from hfbatch.pages import charts
 from hfbatch.pages.page import count
 from hfbatch.pages.report import build_report, render_files
 from hfbatch.predict.plan import Plan, look_again, make_plan
@@ -166,6 +167,7 @@ def _process(
                 return cluster.or_lost(error)
             finally:
                 follower.close()
+                charts.preload()  # while Ray ends its processes
     return None
 
 

@@ -91,7 +91,7 @@ class RunnerConfig:
         :raises pydantic.ValidationError: for params that the task does not have.
         """
         cls = task_class(self.task)
-        return cls(
+        task = cls(
             TaskConfig(
                 self.model,
                 cls.Params.model_validate(self.params),
@@ -101,3 +101,5 @@ class RunnerConfig:
                 RowFiles(self.root, self.files),
             )
         )
+        _ = task.config  # imports torch while the collector is at rest
+        return task

@@ -24,7 +24,6 @@ from hfbatch.tasks.multimodal.embedding import Embedding
 from tests.jobs.tools import sentences
 from tests.models.text import tiny_llama
 
-
 MANY = 1_000_000
 """Rows of a job that is worth trials."""
 
