@@ -67,7 +67,7 @@ def note(text: str) -> None:
 
 
 def end(code: int) -> None:
-    """Ends the child with this code once all output is written; does nothing in a process that nobody waits for.
+    """Ends the child with this code once all output is written; does nothing in a process without a waiting parent.
 
     The interpreter's own end takes half a second with the libraries of a job, and those of Ray can block it.
     """
