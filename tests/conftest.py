@@ -16,6 +16,7 @@ import pytest
 
 from tests.forked_workers import forked_workers
 
+gc.disable()  # until the tests are collected: what they import stays
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads cost tiny models more than they bring
 
 S3_ENV = {
@@ -44,6 +45,7 @@ def pytest_collection_finish() -> None:
     """Leaves what the tests have imported out of every later garbage collection: each took a quarter of a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,18 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+import hfbatch.cluster.pipeline
+from tests import programs
 from tests.jobs.tools import make_spec, part_names, processes_of, sentences, write_shards
+from tests.programs import Program
 
 pytestmark = pytest.mark.timeout(400)
 
-COMMAND = """
-import hfbatch.cluster.pipeline
-from hfbatch.cli.app import app
-from tests.forked_workers import use_forked_workers
-use_forked_workers()
-hfbatch.cluster.pipeline.TRACKER_TIMEOUT_S = 3
-app()
-"""
+
+def impatient() -> None:
+    """The command, which waits three seconds for an answer of the tracker."""
+    hfbatch.cluster.pipeline.TRACKER_TIMEOUT_S = 3
+    programs.hfbatch()
 
 
 def message_of_a_job_that_loses(
@@ -36,23 +34,21 @@ def message_of_a_job_that_loses(
     write_shards(folder / "in", sentences(3000))
     spec = make_spec("embedding", encoder, folder / "in", out, input={"split_rows": 2})
     (folder / "spec.yaml").write_text(spec.to_yaml())
-    arguments = ["run", str(folder / "spec.yaml"), "--address", address, "--json"]
-    job = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    arguments = ["run", str(folder / "spec.yaml"), "--address", address, "--quiet", "--json"]
+    job = Program(impatient, *arguments)
     deadline = time.monotonic() + 300
     while len(part_names(out)) < 3:
-        assert job.poll() is None, job.communicate()[1]
+        assert job.poll() is None, job.output
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (found,) = processes_of(job.pid if address == "local" else os.getpid(), process)
     found.send_signal(number)
-    printed, errors = job.communicate(timeout=200)
+    code = job.wait(timeout=200)
     with suppress(psutil.NoSuchProcess):
         found.kill()
-    assert job.returncode == 1, errors
-    report = json.loads(printed)
-    assert "the same command" in printed
+    assert code == 1, job.output
+    report = json.loads(job.output[job.output.index("{") :])
+    assert "the same command" in job.output
     return report["message"] if "message" in report else report["faults"][0]
 
 

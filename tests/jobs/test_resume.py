@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 import hfbatch
 from hfbatch import JobSpec
+from hfbatch.predict.run import JobResult
 from hfbatch.predict.verify import verify_output
 from tests.jobs.here import job_here
 from tests.jobs.poison import slow_model
@@ -26,6 +25,7 @@ from tests.jobs.tools import (
     start_job,
     write_shards,
 )
+from tests.programs import Program, run_and_lose_a_node
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -38,10 +38,10 @@ def slow_spec(folder: Path, model: str, out: str, workers: int = 1) -> JobSpec:
     )  # fmt: skip
 
 
-def wait_for_parts(job: subprocess.Popen[str], out: Path, count: int) -> None:
+def wait_for_parts(job: Program, out: Path, count: int) -> None:
     deadline = time.monotonic() + 300
     while len(part_names(out)) < count:
-        assert job.poll() is None, job.communicate()[0]
+        assert job.poll() is None, job.output
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -64,10 +64,10 @@ def test_two_commands_at_once_a_killed_worker_a_killed_driver_and_ctrl_c_lose_an
     deadline = time.monotonic() + 300
     while all(job.poll() is None for job in jobs) and time.monotonic() < deadline:
         time.sleep(0.1)
-    ((told, loser),) = [(job.communicate()[0], job) for job in jobs if job.poll() is not None]
-    assert loser.returncode == 1, told
-    assert f"output {out} is being written by " in " ".join(told.split())
-    assert "Traceback" not in told
+    (loser,) = [job for job in jobs if job.poll() is not None]
+    assert loser.returncode == 1, loser.output
+    assert f"output {out} is being written by " in " ".join(loser.output.split())
+    assert "Traceback" not in loser.output
     (job,) = [job for job in jobs if job is not loser]
     wait_for_parts(job, out, 3)
     (worker,) = processes_of(os.getpid(), "ForwardStage")
@@ -84,11 +84,10 @@ def test_two_commands_at_once_a_killed_worker_a_killed_driver_and_ctrl_c_lose_an
 
     job = start_job(spec, uninterrupted, ray_cluster)
     wait_for_parts(job, out, len(kept) + 2)
-    job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=120)
-    assert job.returncode == 130, printed
-    assert "the same command resumes from" in " ".join(printed.split())
-    assert "Traceback" not in printed
+    job.interrupt()
+    assert job.wait(timeout=120) == 130, job.output
+    assert "the same command resumes from" in " ".join(job.output.split())
+    assert "Traceback" not in job.output
     stamps = part_stamps(out)
     assert kept.items() <= stamps.items()
 
@@ -100,34 +99,15 @@ def test_two_commands_at_once_a_killed_worker_a_killed_driver_and_ctrl_c_lose_an
     assert verify_output(str(out)) == []
 
 
-NODE_LOSS = """
-import sys, threading, time
-from pathlib import Path
-from ray.cluster_utils import Cluster
-from tests.forked_workers import use_forked_workers
-import ray, hfbatch
-
-spec, out = hfbatch.JobSpec.load(sys.argv[1]), Path(sys.argv[2])
-# A node that is gone is missed after three seconds, one that is slow to answer after thirty.
-missed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-use_forked_workers()
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": missed})
-node = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-
-def lose_a_node():
-    while len(list(out.glob("part-*.parquet"))) < 4:
-        time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
-    print("node lost with", len(list(out.glob("part-*.parquet"))), "parts")
-
-threading.Thread(target=lose_a_node, daemon=True).start()
-result = hfbatch.run(spec, quiet=True)
-print(result.message)
-ray.shutdown()
-cluster.shutdown()
-sys.exit(result.exit_code)
-"""
+def lose_a_node() -> None:
+    """Runs the job that the program's argument names, and loses a node after four parts."""
+    spec = JobSpec.load(sys.argv[1])
+    done: list[JobResult] = []
+    run_and_lose_a_node(
+        lambda: done.append(hfbatch.run(spec, quiet=True)), lambda: len(part_names(spec.output.path)) >= 4
+    )
+    print(done[0].message)
+    sys.exit(done[0].exit_code)
 
 
 def test_losing_a_node_of_two_changes_nothing(uninterrupted: Path, forked: None) -> None:
@@ -135,9 +115,8 @@ def test_losing_a_node_of_two_changes_nothing(uninterrupted: Path, forked: None)
     spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"cpus": 0.75})})
     path = uninterrupted / "node.yaml"
     path.write_text(spec.to_yaml())
-    command = [sys.executable, "-c", NODE_LOSS, str(path), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=380)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "node lost" in done.stdout
+    done = Program(lose_a_node, str(path))
+    assert done.wait(timeout=380) == 0, done.output
+    assert "node lost" in done.output
     assert read_output(out).equals(read_output(uninterrupted / "whole"))
     assert verify_output(str(out)) == []

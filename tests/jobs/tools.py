@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +18,10 @@ from typer.testing import CliRunner
 from hfbatch import JobSpec
 from hfbatch.cli.app import app
 from hfbatch.output.layout import REJECTS
+from hfbatch.spec.finetune import FinetuneSpec
+from tests import programs
 from tests.models.text import CORPUS
+from tests.programs import Program
 
 HFBATCH = [sys.executable, "-m", "hfbatch"]
 
@@ -90,11 +91,8 @@ def processes_of(started_by: int, name: str) -> list[psutil.Process]:
     return found
 
 
-def start_job(spec: JobSpec, folder: Path, address: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+def start_job(spec: JobSpec | FinetuneSpec, folder: Path, address: str) -> Program:
     """`hfbatch run` as a process of its own."""
     path = folder / "spec.yaml"
     path.write_text(spec.to_yaml(secrets=True), encoding="utf8")
-    command = [*HFBATCH, "run", str(path), "--address", address, *flags]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}
-    )
+    return Program(programs.hfbatch, "run", str(path), "--address", address)

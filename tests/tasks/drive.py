@@ -69,12 +69,13 @@ class Asked:
 def run(
     task: Task,
     columns: Mapping[str, Sequence[Any]],
-    size: int = 4,
+    size: int | None = None,
     multiple: int = 1,
     order: Sequence[int] | None = None,
 ) -> pa.Table:
-    """Output columns of every row, in input order, computed in batches of size rows taken in order.
+    """Output columns of every row, in input order.
 
+    :param size: of the batches, whose rows are taken in order; default: the first row alone, the others in eights.
     :param order: of the rows, or of their windows where the task has any.
     """
     outputs = forward(task, features_of(task, columns).table, size, multiple, order)
@@ -83,7 +84,11 @@ def run(
 
 
 def forward(
-    task: Task, features: pa.Table, size: int, multiple: int = 1, order: Sequence[int] | None = None
+    task: Task,
+    features: pa.Table,
+    size: int | None = None,
+    multiple: int = 1,
+    order: Sequence[int] | None = None,
 ) -> pa.Table:
     """What postprocess gets: outputs of each row in input order, and the features that it reads beside them."""
     model, windows = load(task), unfold(task, features)
@@ -91,8 +96,9 @@ def forward(
     rows = np.arange(len(windows.table)) if order is None else np.asarray(order)
     tables = []
     with torch.inference_mode():
-        for start in range(0, len(rows), size):
-            batch = task.collate(windows.table, rows[start : start + size], multiple)
+        starts = [0, *range(1, len(rows), 8)] if size is None else range(0, len(rows), size)
+        for places in np.split(rows, starts[1:]):
+            batch = task.collate(windows.table, places, multiple)
             outputs = task.forward(model, {name: as_tensor(value) for name, value in batch.items()})
             tables.append(to_arrow({name: as_array(value) for name, value in outputs.items()}, task.ragged))
     outputs = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(rows)))

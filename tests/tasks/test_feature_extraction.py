@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -16,13 +15,12 @@ from tests.tasks.drive import make, run
 TEXTS = [*CORPUS[:12], "", "river " * 70, *(" ".join(CORPUS[k : k + 3]) for k in range(8))]
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_layers_and_attentions(tmp_path: Path, size: int) -> None:
+def test_layers_and_attentions(tmp_path: Path) -> None:
     folder = tiny_bert_encoder(tmp_path)
     task = make(task_class("feature-extraction"), folder, layer=[-1, 0], attentions=True)
     assert task.check() == []
     assert "MB" in task.notes()[0]
-    found = run(task, {"text": TEXTS}, size, 8)
+    found = run(task, {"text": TEXTS}, multiple=8)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     for row, text in zip(found.to_pylist(), TEXTS, strict=True):

@@ -96,44 +96,39 @@ def test_processors_that_make_numbers_in_between_are_left_to_it(kind: str) -> No
     "settings",
     [{"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 100}, {"image_mean": [0.1, 0.2, 0.9]}],
 )  # fmt: skip
-@pytest.mark.parametrize("size", [1, 8])
-def test_settings_of_the_image_processor_are_followed(
-    settings: dict[str, Any], size: int, tmp_path: Path
-) -> None:
+def test_settings_of_the_image_processor_are_followed(settings: dict[str, Any], tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NAMES)
     AutoImageProcessor.from_pretrained(folder, backend="pil", **settings).save_pretrained(folder)
     task = make(task_class("image-classification"), folder)
     assert task.pixels.in_bytes
-    assert_classified(task, folder, size)
+    assert_classified(task, folder)
 
 
-def assert_classified(task: Any, folder: str, size: int, **options: Any) -> None:
+def assert_classified(task: Any, folder: str, **options: Any) -> None:
     """The task's labels and scores are the pipeline's."""
     classify = pipeline("image-classification", folder, device="cpu", **options)
     expected = [classify(image) for image in IMAGES]
     lists = [([one["label"] for one in row], [one["score"] for one in row]) for row in expected]
     assert len({tuple(labels) for labels, _ in lists}) > 1
-    assert_alike(run(task, {"image": FILES}, size), lists)
+    assert_alike(run(task, {"image": FILES}), lists)
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_classes_of_images_of_mixed_sizes(size: int, tmp_path: Path) -> None:
+def test_classes_of_images_of_mixed_sizes(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "Dinov2ForImageClassification", id2label=NAMES)
     task = make(task_class("image-classification"), folder)
     shapes = features_of(task, {"image": FILES}).table["pixel_values/shape"].to_pylist()
     assert len({tuple(shape) for shape in shapes}) > 5
-    assert_classified(task, folder, size)
+    assert_classified(task, folder)
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_classes_of_images_that_travel_as_numbers(size: int, tmp_path: Path) -> None:
+def test_classes_of_images_that_travel_as_numbers(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NAMES)
     transformers.EfficientNetImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     task = make(task_class("image-classification"), folder)
     assert (
         features_of(task, {"image": FILES}).table.schema.field("pixel_values").type.value_type == pa.float32()
     )
-    assert_classified(task, folder, size)
+    assert_classified(task, folder)
 
 
 @pytest.mark.parametrize(
@@ -141,31 +136,29 @@ def test_classes_of_images_that_travel_as_numbers(size: int, tmp_path: Path) -> 
 )
 def test_scores_are_made_as_the_pipeline_makes_them(options: dict[str, Any], tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NAMES)
-    assert_classified(make(task_class("image-classification"), folder, **options), folder, 4, **options)
+    assert_classified(make(task_class("image-classification"), folder, **options), folder, **options)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("architecture", ["ViTModel", "Dinov2Model"])
-def test_vectors_of_patches(architecture: str, size: int, tmp_path: Path) -> None:
+def test_vectors_of_patches(architecture: str, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("image-feature-extraction"), folder)
     assert task.check() == []
     oracle = pipeline("image-feature-extraction", folder, device="cpu")
-    found = run(task, {"image": FILES}, size)["features"].to_pylist()
+    found = run(task, {"image": FILES})["features"].to_pylist()
     assert (len({len(row) for row in found}) > 1) == (architecture == "Dinov2Model")
     for got, image in zip(found, IMAGES, strict=True):
         np.testing.assert_allclose(got, oracle(image)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("architecture", ["ViTModel", "Dinov2Model", "ResNetModel"])
-def test_one_vector_of_an_image(architecture: str, size: int, tmp_path: Path) -> None:
+def test_one_vector_of_an_image(architecture: str, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("image-feature-extraction"), folder, pool=True)
     assert task.check() == []
     oracle = pipeline("image-feature-extraction", folder, device="cpu", pool=True)
     expected = np.array([oracle(image)[0] for image in IMAGES], np.float32).reshape(len(IMAGES), -1)
-    assert_close(vectors(run(task, {"image": FILES}, size), "features"), expected)
+    assert_close(vectors(run(task, {"image": FILES}), "features"), expected)
     assert measured(task, {"image": FILES[:3]}).tolist() == [1, 1, 1]
 
 
@@ -192,10 +185,9 @@ def test_a_pooler_without_weights_is_an_error_where_it_is_used(name: str, tmp_pa
     TorchEngine(config(unused=make(task_class(name), folder, **does_not).unused))
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("normalize", ["auto", True])
 @pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel"])
-def test_texts_and_images_in_one_space(architecture: str, normalize: Any, size: int, tmp_path: Path) -> None:
+def test_texts_and_images_in_one_space(architecture: str, normalize: Any, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("embedding"), folder, normalize=normalize)
     assert task.check() == []
@@ -209,12 +201,11 @@ def test_texts_and_images_in_one_space(architecture: str, normalize: Any, size: 
     images = seen(folder, lambda model, inputs: model.get_image_features(**inputs).pooler_output)
     if normalize is True:
         texts, images = (found / np.linalg.norm(found, axis=1, keepdims=True) for found in (texts, images))
-    assert_close(vectors(run(task, {"text": TEXTS}, size)), texts)
-    assert_close(vectors(run(task, {"image": FILES}, size)), images)
+    assert_close(vectors(run(task, {"text": TEXTS})), texts)
+    assert_close(vectors(run(task, {"image": FILES})), images)
     assert features_of(task, {"text": TEXTS}).truncated == 1
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("architecture", ["ViTModel", "Dinov2Model"])
 @pytest.mark.parametrize(
     ("pooling", "pick"),
@@ -226,12 +217,12 @@ def test_texts_and_images_in_one_space(architecture: str, normalize: Any, size: 
     ],
 )
 def test_embeddings_by_a_model_of_images_alone(
-    pooling: str, pick: Any, architecture: str, size: int, tmp_path: Path
+    pooling: str, pick: Any, architecture: str, tmp_path: Path
 ) -> None:
     folder = tiny_vision(tmp_path, architecture)
     task = make(task_class("embedding"), folder, pooling=pooling)
     assert task.check() == []
-    assert_close(vectors(run(task, {"image": FILES}, size)), seen(folder, pick))
+    assert_close(vectors(run(task, {"image": FILES})), seen(folder, pick))
     norms = measured(task, {"image": FILES[:3]})
     np.testing.assert_allclose(norms, np.linalg.norm(seen(folder, pick)[:3], axis=1), rtol=1e-4)
 
@@ -282,9 +273,8 @@ def test_options_of_texts_are_refused_for_images(tmp_path: Path) -> None:
     assert "set params.pooling to mean or cls" in make(embedding, mae).check()[0]
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("architecture", ["CLIPModel", "SiglipModel", "CLIPSegModel"])
-def test_labels_are_scored_as_the_pipeline_scores_them(architecture: str, size: int, tmp_path: Path) -> None:
+def test_labels_are_scored_as_the_pipeline_scores_them(architecture: str, tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, architecture)
     scorer = pipeline("zero-shot-image-classification", folder, device="cpu")
     options = {"candidate_labels": LABELS, "hypothesis_template": "A picture of {}!"}
@@ -293,7 +283,7 @@ def test_labels_are_scored_as_the_pipeline_scores_them(architecture: str, size: 
     assert len({round(scores[0], 3) for _, scores in lists}) > 1
     task = make(task_class("zero-shot-image-classification"), folder, **options)
     assert task.check() == []
-    assert_alike(run(task, {"image": FILES}, size), lists)
+    assert_alike(run(task, {"image": FILES}), lists)
 
 
 def test_labels_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from transformers import pipeline
 
 from hfbatch.tasks import task_class
@@ -26,27 +25,25 @@ def assert_alike(got: list[Any], expected: list[Any]) -> None:
         assert [one["box"] for one in row] == [one["box"] for one in want]
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_a_detr_sees_images_of_mixed_sizes_as_it_sees_each_alone(tmp_path: Path, size: int) -> None:
+def test_a_detr_sees_images_of_mixed_sizes_as_it_sees_each_alone(tmp_path: Path) -> None:
     folder = tiny_detr(tmp_path, {0: "tram", 1: "tree", 2: "dog"})
     task = make(task_class("object-detection"), folder, threshold=0.4)
     assert task.check() == []
     oracle = pipeline("object-detection", folder, device="cpu", threshold=0.4)
     expected = [oracle(opened(file)) for file in FILES]
-    assert_alike(run(task, {"image": FILES}, size)["objects"].to_pylist(), expected)
+    assert_alike(run(task, {"image": FILES})["objects"].to_pylist(), expected)
 
 
 LABELS = [["a tree"], ["work", "dawn", "the river"], ["mathematics of the night", "a tree"], []]
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_every_image_may_have_labels_of_its_own(tmp_path: Path, size: int) -> None:
+def test_every_image_may_have_labels_of_its_own(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "OwlViTForObjectDetection")
     oracle = pipeline("zero-shot-object-detection", folder, device="cpu")
     options = {"threshold": 0.05, "top_k": 4}
     labels = [LABELS[k % len(LABELS)] for k in range(len(FILES))]
     task = make(task_class("zero-shot-object-detection"), folder, candidate_labels=["never"], **options)
-    found = run(task, {"image": FILES, "candidate_labels": labels}, size)["objects"].to_pylist()
+    found = run(task, {"image": FILES, "candidate_labels": labels})["objects"].to_pylist()
     expected = [
         oracle(opened(file), candidate_labels=own, **options) if own else []
         for file, own in zip(FILES, labels, strict=True)

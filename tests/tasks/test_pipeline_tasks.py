@@ -36,14 +36,13 @@ def assert_alike(table: pa.Table, expected: list[Any]) -> None:
         assert near(got, want), (got, want)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
-def test_token_classification(tmp_path: Path, strategy: str, size: int) -> None:
+def test_token_classification(tmp_path: Path, strategy: str) -> None:
     folder = tiny_bert_for(tmp_path, "TokenClassification", id2label=TAGS)
     task = make(task_class("ner"), folder, aggregation_strategy=strategy)
     oracle = pipeline("token-classification", folder, device="cpu", aggregation_strategy=strategy)
     oracle.tokenizer.model_max_length = 64
-    assert_alike(run(task, {"text": TEXTS}, size), [(oracle(text),) for text in TEXTS])
+    assert_alike(run(task, {"text": TEXTS}), [(oracle(text),) for text in TEXTS])
     assert features_of(task, {"text": TEXTS}).truncated == 1
 
 
@@ -63,9 +62,8 @@ def test_token_classification_of_long_texts_and_of_words(tmp_path: Path) -> None
     assert_alike(run(task, {"words": words}), expected)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"targets": ["river", "model"]}])
-def test_fill_mask(tmp_path: Path, options: dict[str, Any], size: int) -> None:
+def test_fill_mask(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = tiny_bert_for(tmp_path, "MaskedLM")
     texts = [text.replace("the", "[MASK]") if "the" in text else f"{text} [MASK]" for text in CORPUS[:24]]
     oracle = pipeline("fill-mask", folder, device="cpu", tokenizer_kwargs={"truncation": True}, **options)
@@ -75,17 +73,16 @@ def test_fill_mask(tmp_path: Path, options: dict[str, Any], size: int) -> None:
         found = oracle(text)
         expected.append((found if isinstance(found[0], list) else [found],))
     task = make(task_class("fill-mask"), folder, **options)
-    assert_alike(run(task, {"text": texts}, size), expected)
+    assert_alike(run(task, {"text": texts}), expected)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("layer", [None, 0, 1, -1])
-def test_feature_extraction(tmp_path: Path, layer: int | None, size: int) -> None:
+def test_feature_extraction(tmp_path: Path, layer: int | None) -> None:
     folder = tiny_bert_encoder(tmp_path)
     oracle = pipeline("feature-extraction", folder, device="cpu", truncation=True)
     task = make(task_class("feature-extraction"), folder, layer=layer)
     assert task.check() == []
-    found = run(task, {"text": TEXTS}, size)["features"].to_pylist()
+    found = run(task, {"text": TEXTS})["features"].to_pylist()
     for got, text in zip(found, TEXTS, strict=True):
         if layer is None:
             (expected,) = oracle(text)
@@ -101,9 +98,8 @@ def test_a_text_without_a_mask_is_an_error(tmp_path: Path) -> None:
         features_of(task, {"text": ["nothing to fill"]})
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("several", [False, True])
-def test_zero_shot_classification(tmp_path: Path, several: bool, size: int) -> None:
+def test_zero_shot_classification(tmp_path: Path, several: bool) -> None:
     folder = tiny_bert_for(tmp_path, "SequenceClassification", id2label=NLI)
     options = {"candidate_labels": LABELS, "multi_label": several, "hypothesis_template": "It is about {}."}
     texts = [text for text in TEXTS if text]
@@ -111,35 +107,32 @@ def test_zero_shot_classification(tmp_path: Path, several: bool, size: int) -> N
     oracle.tokenizer.model_max_length = 64
     expected = [oracle(text, **options) for text in texts]
     task = make(task_class("zero-shot-classification"), folder, **options)
-    found = run(task, {"text": texts}, size)
+    found = run(task, {"text": texts})
     assert_alike(found, [(one["labels"], one["scores"]) for one in expected])
     assert features_of(task, {"text": texts}).truncated == 1
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_image_classification(tmp_path: Path, size: int) -> None:
+def test_image_classification(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "ViTForImageClassification", id2label=NLI)
     files = image_files()
     oracle = pipeline("image-classification", folder, device="cpu", top_k=2)
     expected = [oracle(Image.open(BytesIO(file))) for file in files]
     task = make(task_class("image-classification"), folder, top_k=2)
-    found = run(task, {"image": files}, size)
+    found = run(task, {"image": files})
     assert_alike(found, [([one["label"] for one in row], [one["score"] for one in row]) for row in expected])
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_object_detection_of_images_of_mixed_sizes(tmp_path: Path, size: int) -> None:
+def test_object_detection_of_images_of_mixed_sizes(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "YolosForObjectDetection", id2label=NLI)
     files = image_files()
     oracle = pipeline("object-detection", folder, device="cpu", threshold=0.3)
     expected = [(oracle(Image.open(BytesIO(file))),) for file in files]
     assert any(row[0] for row in expected)
     task = make(task_class("object-detection"), folder, threshold=0.3)
-    assert_alike(run(task, {"image": files}, size), expected)
+    assert_alike(run(task, {"image": files}), expected)
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_depth_estimation(tmp_path: Path, size: int) -> None:
+def test_depth_estimation(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "DPTForDepthEstimation")
     files = image_files()
     oracle = pipeline("depth-estimation", folder, device="cpu")
@@ -147,7 +140,7 @@ def test_depth_estimation(tmp_path: Path, size: int) -> None:
     for file in files:
         found = oracle(Image.open(BytesIO(file)))
         expected.append((found["predicted_depth"].tolist(), png(found["depth"])))
-    table = run(make(task_class("depth-estimation"), folder), {"image": files}, size)
+    table = run(make(task_class("depth-estimation"), folder), {"image": files})
     assert_alike(table, expected)
 
 
@@ -164,25 +157,20 @@ def test_image_segmentation(tmp_path: Path, architecture: str) -> None:
         found = oracle(Image.open(BytesIO(file)))
         expected.append(([{**one, "mask": png(one["mask"])} for one in found],))
     assert any(row[0] for row in expected)
-    for size in (1, 8):
-        assert_alike(
-            run(make(task_class("image-segmentation"), folder, **options), {"image": files}, size), expected
-        )
+    assert_alike(run(make(task_class("image-segmentation"), folder, **options), {"image": files}), expected)
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_zero_shot_image_classification(tmp_path: Path, size: int) -> None:
+def test_zero_shot_image_classification(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "CLIPModel")
     files = image_files()
     oracle = pipeline("zero-shot-image-classification", folder, device="cpu")
     expected = [oracle(Image.open(BytesIO(file)), candidate_labels=LABELS) for file in files]
     task = make(task_class("zero-shot-image-classification"), folder, candidate_labels=LABELS)
-    found = run(task, {"image": files}, size)
+    found = run(task, {"image": files})
     assert_alike(found, [([one["label"] for one in row], [one["score"] for one in row]) for row in expected])
 
 
-@pytest.mark.parametrize("size", [1, 8])
-def test_zero_shot_object_detection(tmp_path: Path, size: int) -> None:
+def test_zero_shot_object_detection(tmp_path: Path) -> None:
     folder = tiny_vision(tmp_path, "OwlViTForObjectDetection")
     files = image_files()
     oracle = pipeline("zero-shot-object-detection", folder, device="cpu")
@@ -190,7 +178,7 @@ def test_zero_shot_object_detection(tmp_path: Path, size: int) -> None:
     expected = [(oracle(Image.open(BytesIO(file)), candidate_labels=LABELS, **options),) for file in files]
     assert any(row[0] for row in expected)
     task = make(task_class("zero-shot-object-detection"), folder, candidate_labels=LABELS, **options)
-    assert_alike(run(task, {"image": files}, size), expected)
+    assert_alike(run(task, {"image": files}), expected)
 
 
 def test_images_come_as_bytes_paths_and_structs(tmp_path: Path) -> None:

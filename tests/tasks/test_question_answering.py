@@ -51,16 +51,15 @@ def best_spans(folder: str, question: str, context: str, top_k: int, longest: in
     return sorted(found, key=lambda one: -one[0])[:top_k]
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("none", [False, True])
-def test_spans_over_the_windows_of_long_contexts(tmp_path: Path, none: bool, size: int) -> None:
+def test_spans_over_the_windows_of_long_contexts(tmp_path: Path, none: bool) -> None:
     folder = tiny_bert_for(tmp_path, "QuestionAnswering")
     params = {
         "top_k": 3, "doc_stride": 8, "max_seq_len": 40, "max_answer_len": 6, "handle_impossible_answer": none
     }  # fmt: skip
     task = make(task_class("question-answering"), folder, **params)
     assert task.check() == []
-    found = run(task, {"question": QUESTIONS, "context": CONTEXTS}, size)["answers"].to_pylist()
+    found = run(task, {"question": QUESTIONS, "context": CONTEXTS})["answers"].to_pylist()
     for got, question, context in zip(found, QUESTIONS, CONTEXTS, strict=True):
         expected = best_spans(folder, question, context, 3, 6, none)
         assert [(one["start"], one["end"]) for one in got] == [one[1:] for one in expected]
@@ -76,14 +75,13 @@ def test_a_question_that_fills_the_window_is_an_error(tmp_path: Path) -> None:
         run(task, {"question": ["river " * 40], "context": ["dawn"]})
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("activation", ["sigmoid", "none"])
-def test_documents_are_scored_as_by_a_cross_encoder(tmp_path: Path, activation: str, size: int) -> None:
+def test_documents_are_scored_as_by_a_cross_encoder(tmp_path: Path, activation: str) -> None:
     folder = tiny_bert(tmp_path, num_labels=1)
     queries = [*CORPUS[:20], "dawn " * 90, ""]
     documents = [[CORPUS[(7 * k + step) % 72] for step in range(k % 4)] for k in range(22)]
     task = make(task_class("text-ranking"), folder, activation=activation)
-    table = run(task, {"query": queries, "documents": documents}, size)
+    table = run(task, {"query": queries, "documents": documents})
     function = torch.nn.Sigmoid() if activation == "sigmoid" else torch.nn.Identity()
     oracle = CrossEncoder(folder, device="cpu", max_length=64)
     for got, query, texts in zip(table["scores"].to_pylist(), queries, documents, strict=True):

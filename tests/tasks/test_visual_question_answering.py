@@ -46,8 +46,7 @@ def test_a_classifier_gives_the_sigmoid_of_each_answer(tmp_path: Path) -> None:
         expected.append(([{"answer": ANSWERS[place], "score": float(scores[place])} for place in best],))
     assert len({row[0][0]["answer"] for row in expected}) > 3
     columns = {"image": FILES, "question": QUESTIONS}
-    for size in (1, 8):
-        assert_alike(run(task, columns, size), expected)
+    assert_alike(run(task, columns), expected)
     assert features_of(task, columns).truncated == 1
     np.testing.assert_allclose(measured(task, columns), [row[0][0]["score"] for row in expected], atol=1e-4)
 
@@ -65,8 +64,7 @@ def test_a_model_that_writes_gives_its_answer(tmp_path: Path, options: dict[str,
         expected.append(([{"answer": answer.strip(), "score": None}],))
     assert len({row[0][0]["answer"] for row in expected}) > 5
     assert len({len(row[0][0]["answer"].split()) for row in expected}) > 1
-    for size in (1, 8):
-        assert_alike(run(task, {"image": FILES, "question": QUESTIONS}, size), expected)
+    assert_alike(run(task, {"image": FILES, "question": QUESTIONS}), expected)
 
 
 def test_models_and_params_of_other_tasks_are_refused(tmp_path: Path) -> None:

@@ -234,9 +234,8 @@ def test_pairs_are_joined_as_the_tokenizer_joins_them(
         pair_up(tokenizer, ["the river"], [["dawn " * 50]], 20)
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("several", [False, True])
-def test_each_row_brings_its_own_labels(tmp_path: Path, several: bool, size: int) -> None:
+def test_each_row_brings_its_own_labels(tmp_path: Path, several: bool) -> None:
     folder = tiny_bert_for(tmp_path, "SequenceClassification", id2label=NLI, initializer_range=0.5)
     labels = [["weather", "work", "night", "engineer"][: 1 + k % 4] for k in range(len(TEXTS))]
     oracle = pipeline("zero-shot-classification", folder, device="cpu")
@@ -245,7 +244,7 @@ def test_each_row_brings_its_own_labels(tmp_path: Path, several: bool, size: int
     assert len({one["labels"][0] for one in expected}) > 2
     task = make(task_class("zero-shot-classification"), folder, multi_label=several)
     columns = {"text": TEXTS, "candidate_labels": labels}
-    assert_alike(run(task, columns, size), [(one["labels"], one["scores"]) for one in expected])
+    assert_alike(run(task, columns), [(one["labels"], one["scores"]) for one in expected])
     assert features_of(task, columns).truncated == 2
 
 
@@ -276,10 +275,9 @@ def test_rows_without_documents_have_no_scores(tmp_path: Path) -> None:
         features_of(task, {"query": ["dawn"], "documents": [["a", None]]})
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"targets": [" the", "river", "nothing"], "top_k": 4}])
 @pytest.mark.parametrize("head", ["tied", "apart"])
-def test_masks_of_every_number(tmp_path: Path, head: str, options: dict[str, Any], size: int) -> None:
+def test_masks_of_every_number(tmp_path: Path, head: str, options: dict[str, Any]) -> None:
     if head == "tied":
         folder = tiny_roberta(tmp_path, "MaskedLM")
     else:  # a head that transformers does not tell, so that logits of all tokens are made
@@ -309,7 +307,7 @@ def test_masks_of_every_number(tmp_path: Path, head: str, options: dict[str, Any
     task = make(task_class("fill-mask"), folder, **options)
     assert task.check() == []
     assert bool(task.notes()) == ("targets" in options)
-    assert_alike(run(task, {"text": texts}, size, 8), expected)
+    assert_alike(run(task, {"text": texts}, multiple=8), expected)
 
 
 def test_faults_of_targets(tmp_path: Path) -> None:

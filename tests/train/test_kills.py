@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,8 +14,10 @@ import psutil
 import pytest
 
 from hfbatch.errors import WorkerError
+from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.train.run import finetune
 from tests.jobs.tools import start_job
+from tests.programs import Program, run_and_lose_a_node
 from tests.train.tools import (
     assert_same_weights,
     killed_after_checkpoint,
@@ -34,10 +35,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data"))
 
 
-def wait_for_checkpoint(job: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+def wait_for_checkpoint(job: Program, there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 600
     while not there():
-        assert job.poll() is None, job.communicate()[0]
+        assert job.poll() is None, job.output
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -57,7 +58,7 @@ def test_on_s3_a_killed_driver_with_all_its_ray_loses_no_checkpoint(
         listed = client.list_objects_v2(Bucket=bucket, Prefix="out/").get("Contents", [])
         return {key["Key"].removeprefix("out/") for key in listed if not key["Key"].endswith("/")}
 
-    job = start_job(spec, tmp_path, "local")  # type: ignore[arg-type]
+    job = start_job(spec, tmp_path, "local")
     wait_for_checkpoint(job, lambda: any(key.endswith("/MANIFEST.json") for key in keys()))
     started = psutil.Process(job.pid)
     for process in [*started.children(recursive=True), started]:
@@ -84,13 +85,12 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(
     ray_cluster: str, data: Path, encoder: str, tmp_path: Path
 ) -> None:
     spec = spec_of(data, encoder, tmp_path / "out", schedule={"epochs": 200})
-    job = start_job(spec, tmp_path, ray_cluster)  # type: ignore[arg-type]
+    job = start_job(spec, tmp_path, ray_cluster)
     wait_for_checkpoint(job, lambda: any((tmp_path / "out").glob("__hfbatch/checkpoints/*/MANIFEST.json")))
-    job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=120)
-    assert job.returncode == 130, printed
-    assert "the same command resumes from there" in " ".join(printed.split())
-    assert "Traceback" not in printed
+    job.interrupt()
+    assert job.wait(timeout=120) == 130, job.output
+    assert "the same command resumes from there" in " ".join(job.output.split())
+    assert "Traceback" not in job.output
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
@@ -110,36 +110,15 @@ def test_a_failure_beyond_those_allowed_is_reported_in_one_sentence(
     assert not (tmp_path / "_SUCCESS").exists()
 
 
-NODE_LOSS = """
-import os, sys, threading, time
-from pathlib import Path
-from ray.cluster_utils import Cluster
-from tests.forked_workers import use_forked_workers
-import ray
-from hfbatch.train.run import finetune
-from hfbatch.spec.finetune import FinetuneSpec
-
-spec = FinetuneSpec.load(sys.argv[1])
-# A node that is gone is missed after three seconds, one that is slow to answer after thirty, and processes that have no
-# node to start on are given up after ten.
-missed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
-use_forked_workers()
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": missed})
-node = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-
-def lose_a_node():
-    while not list(Path(spec.output).glob("__hfbatch/checkpoints/*/MANIFEST.json")):
-        time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
-    print("node lost")
-
-threading.Thread(target=lose_a_node, daemon=True).start()
-finetune(spec, quiet=True)
-ray.shutdown()
-cluster.shutdown()
-"""
+def lose_a_node() -> None:
+    """Trains with the spec that the program's argument names, and loses a node after the first checkpoint."""
+    spec = FinetuneSpec.load(sys.argv[1])
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"  # for processes that have no node to start on
+    checkpoints = Path(spec.output)
+    run_and_lose_a_node(
+        lambda: finetune(spec, quiet=True) and None,
+        lambda: any(checkpoints.glob("__hfbatch/checkpoints/*/MANIFEST.json")),
+    )
 
 
 def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(
@@ -149,10 +128,9 @@ def test_a_lost_node_leaves_fewer_workers_at_the_same_steps(
     long = {"epochs": 10, "learning_rate": 1e-3}
     spec = spec_of(data, encoder, tmp_path / "out", workers=workers, schedule=long)
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
-    command = [sys.executable, "-c", NODE_LOSS, str(tmp_path / "spec.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "node lost" in done.stdout
+    done = Program(lose_a_node, str(tmp_path / "spec.yaml"))
+    assert done.wait(timeout=450) == 0, done.output
+    assert "node lost" in done.output
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert 8 <= metrics["resumed_at"] < 10 * 8
     found = metrics["evaluations"]

@@ -36,13 +36,9 @@ from hfbatch.train.worker_group import WorkerGroup
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, processes_of, read_output
 from tests.models.text import CORPUS
+from tests.programs import PRELOADED
 
 TRAIN_ROWS = 120
-PRELOADED = [
-    "hfbatch.train.loop.trainer", "sklearn.metrics", "torch.utils.tensorboard", "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "tests.train.tools",
-]  # fmt: skip
-"""What training processes import, and import once for all that are forked: it takes longer than these trainings."""
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout nothing is random but the order of rows."""
 
