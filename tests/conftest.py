@@ -53,6 +53,14 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Torch computes on one thread: an engine of an earlier test may have set more, which spin where processes share
+    cores."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 server on loopback in a process of its own; its URL."""

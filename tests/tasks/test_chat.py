@@ -45,11 +45,6 @@ ASKED = [
 OPEN = [[*chat, {"role": "assistant", "content": CORPUS[k][:9]}] for k, chat in enumerate(ASKED)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("llama")

@@ -34,11 +34,6 @@ LENGTH = {"max_new_tokens": 16, "do_sample": False}
 ENDS = list(range(30, 52))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return ending_soon(tiny_llama(tmp_path_factory.mktemp("llama")))

@@ -51,11 +51,6 @@ TWO_ENDS = [2, *range(40, 60)]
 """Eos tokens of a model that meets one every few tokens."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("llama"), chat_template=CHAT_TEMPLATE)
