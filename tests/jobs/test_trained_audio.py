@@ -41,7 +41,7 @@ def test_held_out_recordings_are_distinguished(tmp_path: Path) -> None:
     )  # fmt: skip
     metrics, found = train_and_predict(
         "audio-classification", {"name": model}, tmp_path, rows[HELD_OUT:], rows[:HELD_OUT],
-        batch={"size": 16}, schedule={"epochs": 5, "learning_rate": 3e-3},
+        batch={"size": 16}, schedule={"epochs": 3, "learning_rate": 3e-3},
     )  # fmt: skip
     best = [labels[0] for labels in found["label"].to_pylist()]
     right = np.array(best) == rows["label"].to_pylist()[:HELD_OUT]
