@@ -1,4 +1,4 @@
-"""Two processes that share a model (FSDP2) train it as two that each hold it whole."""
+"""Two processes that share a model (FSDP2) train it as one that holds it whole."""
 
 from __future__ import annotations
 
@@ -30,12 +30,21 @@ from hfbatch.train.plan import make_finetune_plan
 from hfbatch.train.worker_group import choose_worker_group
 from tests.cases.every import CASES
 from tests.train.test_every_recipe import PARAMS, ROWS
-from tests.train.tools import Stopped, assert_same_weights, run_both, spec_of, worker_config_of, write_rows
+from tests.train.tools import (
+    Stopped,
+    assert_same_weights,
+    run_both,
+    run_here,
+    spec_of,
+    worker_config_of,
+    write_rows,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
 SHARED = {"workers": {"count": 2, "cpus": 1, "strategy": "fsdp"}}
 APART = {"workers": {"count": 2, "cpus": 1, "strategy": "ddp"}}
+ALONE = {"count": 1, "cpus": 1}
 STILL = {
     "dropout_rate": 0.0, "layerdrop": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
     "feat_proj_dropout": 0.0, "final_dropout": 0.0, "mask_time_prob": 0.0, "hidden_dropout_prob": 0.0,
@@ -113,11 +122,10 @@ def of_task(name: str, model: str, folder: Path, **changes: Any) -> TrainWorkerC
 )
 def test_any_kind_of_model_can_be_shared(name: str, tmp_path: Path) -> None:
     model = CASES[name].build(tmp_path / "base")
-    for how, changes in (("shared", SHARED), ("apart", APART)):
-        run_shared(
-            of_task(name, model, tmp_path, output=str(tmp_path / how), **changes), tmp_path / f"run-{how}"
-        )
-    assert_near(tmp_path / "shared", tmp_path / "apart")
+    shared = of_task(name, model, tmp_path, output=str(tmp_path / "shared"), **SHARED)
+    run_shared(shared, tmp_path / "run")
+    run_here(of_task(name, model, tmp_path, output=str(tmp_path / "alone"), workers=ALONE), tmp_path)
+    assert_near(tmp_path / "shared", tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -139,13 +147,12 @@ def test_a_shared_training_that_stops_goes_on(
     with pytest.raises(Exception, match=Stopped.__name__):
         run_shared(order, tmp_path / "first", stop=10)
     run_shared(order, tmp_path / "second")
-    for how, workers in (("shared", SHARED), ("apart", APART)):
-        run_shared(
-            worker_config_of(spec_of(data, encoder, tmp_path / how, **workers, **changes)),
-            tmp_path / f"run-{how}",
-        )
+    run_shared(
+        worker_config_of(spec_of(data, encoder, tmp_path / "shared", **SHARED, **changes)), tmp_path / "run"
+    )
     assert_same_weights(str(tmp_path / "stopped" / "model"), str(tmp_path / "shared" / "model"))
-    assert_near(tmp_path / "shared", tmp_path / "apart")
+    run_here(worker_config_of(spec_of(data, encoder, tmp_path / "alone", workers=ALONE, **changes)), tmp_path)
+    assert_near(tmp_path / "shared", tmp_path / "alone")
 
 
 def test_a_weight_that_never_has_a_gradient_does_not_keep_a_training_from_going_on(tmp_path: Path) -> None:
