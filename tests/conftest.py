@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     more than computing, and the tests of a file stay together; what takes long begins first."""
     if not hasattr(config, "workerinput"):
         return
-    groups = {item: "cluster" if "ray_cluster" in item.fixturenames else str(item.path) for item in items}  # type: ignore[attr-defined]
+    shared = {"ray_cluster", "forked"}
+    groups = {item: "cluster" if shared & {*item.fixturenames} else str(item.path) for item in items}  # type: ignore[attr-defined]
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (groups[item] != "cluster", item.get_closest_marker("timeout") is None))
@@ -43,7 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Leaves what the tests have imported out of every later garbage collection: each took a quarter of a second."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 

@@ -41,7 +41,7 @@ def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path) -> No
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(model)
     metrics, found = train_and_predict(
         "image-classification", {"name": str(model), "scratch": True}, tmp_path, rows[HELD_OUT:], rows[:HELD_OUT],
-        batch={"size": 64}, schedule={"epochs": 12, "learning_rate": 2e-3},
+        batch={"size": 64}, schedule={"epochs": 10, "learning_rate": 2e-3},
     )  # fmt: skip
     best = [labels[0] for labels in found["label"].to_pylist()]
     right = np.array(best) == rows["label"].to_pylist()[:HELD_OUT]
