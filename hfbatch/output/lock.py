@@ -42,6 +42,9 @@ HEARTBEAT_S = 10.0
 TAKEOVER_S = 60.0
 """Seconds, by the observer's clock, after which a holder whose file has not changed has lost the output."""
 POLL_S = 0.5
+CONFIRM_S = 2.0
+"""Seconds for which a lock file has to be missing or unreadable before its hold counts as lost: a store can show it so for
+a moment, while the holder renews it."""
 
 
 def holder_of(fs: pafs.FileSystem, root: str) -> Holder | None:
@@ -111,16 +114,17 @@ class Claim:
         :raises LockLostError: if it does not; nothing may be written then.
         """
         fs, root = open_filesystem(self.out)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + max(patience, CONFIRM_S)
         while True:
             name, data = _newest(fs, f"{root}/{self.folder}")
-            if lock_number(name) >= lock_number(self.name) or time.monotonic() >= deadline:
+            holder, later = Holder.parse(data), lock_number(name) > lock_number(self.name)
+            if name == self.name and holder is not None and holder.token == self.token:
+                return
+            other = name == self.name and holder is not None
+            if later or other or time.monotonic() >= deadline:
                 break
             time.sleep(POLL_S)
-        holder = Holder.parse(data)
-        if name == self.name and holder is not None and holder.token == self.token:
-            return
-        later = holder is not None and lock_number(name) > lock_number(self.name)
+        later = later and holder is not None
         taker = f"was taken over by {holder}" if later else "is no longer locked by this run"
         raise LockLostError(f"{redact(self.out)} {taker}; this run writes nothing more")
 

@@ -152,7 +152,8 @@ def test_the_audit_believes_the_listing_and_the_footers_alone(tmp_path):
     assert "does not hold what its footer says: 1 rows" in wrong[parts[6]]
 
 
-def test_who_lost_the_output_changes_nothing_of_it(tmp_path):
+def test_who_lost_the_output_changes_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfbatch.output.lock.CONFIRM_S", 0.0)
     commit(tmp_path, split_at(0), rejects=True)
     ledger = Ledger(str(tmp_path))
     ledger.claim = Claim(str(tmp_path), "lock-00000001.json", "mine")

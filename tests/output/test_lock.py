@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,19 @@ def test_a_claim_holds_for_one_hold_alone(tmp_path: Path) -> None:
     held.release()
     with pytest.raises(LockLostError):
         held.claim.check()
+
+
+@pytest.mark.parametrize("meanwhile", [b"", None], ids=["empty", "absent"])
+def test_a_lock_file_that_a_store_shows_late_is_not_lost(tmp_path: Path, meanwhile: bytes | None) -> None:
+    with hold(str(tmp_path / "out"), print) as held:
+        assert held.claim is not None
+        path = tmp_path / "out" / INNER / held.claim.name
+        content = path.read_bytes()
+        path.unlink() if meanwhile is None else path.write_bytes(meanwhile)
+        late = threading.Timer(0.3, path.write_bytes, [content])
+        late.start()
+        held.claim.check()
+        late.join()
 
 
 def test_a_temporary_file_that_was_swept_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
