@@ -175,7 +175,8 @@ class BatchSpec(Section):
     """Batches of rows."""
 
     size: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Rows in a batch; auto tries a few sizes on real rows and keeps the fastest that fits."""
+    """Rows in a batch; auto tries a few sizes on real rows and keeps the fastest that fits, or takes the smallest, 16 on CPUs and
+    32 on GPUs, if the job is too short to repay the trials."""
     max_length: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of a row; longer ones are truncated and counted. Default: the model's own limit."""
     tokens: int | None = Field(default=None, ge=1)
