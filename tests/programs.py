@@ -11,7 +11,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+
+import pytest
 
 from tests.forked_workers import use_forked_workers
 
@@ -22,6 +26,19 @@ PRELOADED = [
     "torch.distributed.checkpoint.state_dict", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
 ]  # fmt: skip
 """What the processes of training tests need too: there is one forking process for all."""
+
+
+AUTHENTICATION = "RAY_AUTH_MODE", "token"
+"""Ray sets this variable when it starts a cluster, and reads it when it is imported."""
+
+
+def forkserver() -> ForkServerContext:
+    """The way to start processes that have imported PRELOADED, from one process that imports it once."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*AUTHENTICATION)
+        ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
 class Program:
@@ -35,10 +52,8 @@ class Program:
     def __init__(self, main: Callable[[], None], *arguments: str, **env: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._output = Path(self._folder.name) / "output"
-        multiprocessing.set_forkserver_preload(PRELOADED)
-        fork = multiprocessing.get_context("forkserver")
         values = main, arguments, {**os.environ, **env}, str(self._output)
-        self._process = fork.Process(target=_run, args=values)
+        self._process = forkserver().Process(target=_run, args=values)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -79,7 +94,7 @@ def _run(main: Callable[[], None], arguments: tuple[str, ...], env: dict[str, st
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(dict([AUTHENTICATION]) | env)
     sys.argv = ["hfbatch", *arguments]
     main()
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hfbatch.cluster.pipeline
 from tests import programs
 from tests.jobs.tools import make_spec, part_names, processes_of, sentences, write_shards
 from tests.programs import Program
@@ -21,8 +20,10 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def impatient() -> None:
-    """The command, which waits three seconds for an answer of the tracker."""
-    hfbatch.cluster.pipeline.TRACKER_TIMEOUT_S = 3
+    """The command, which waits three seconds for an answer of the tracker, and as long to leave a lost cluster."""
+    from hfbatch.cluster import pipeline, session
+
+    pipeline.TRACKER_TIMEOUT_S = session.LEAVE_S = 3
     programs.hfbatch()
 
 

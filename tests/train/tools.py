@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -36,7 +35,7 @@ from hfbatch.train.worker_group import WorkerGroup
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, processes_of, read_output
 from tests.models.text import CORPUS
-from tests.programs import PRELOADED
+from tests.programs import forkserver
 
 TRAIN_ROWS = 120
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -183,7 +182,7 @@ def run_both(order: TrainWorkerConfig, folder: Path, stop: int | None = None) ->
         port = probe.getsockname()[1]
     folder.mkdir()
     args = (2, order.to_json(), str(folder), stop, port)
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    forkserver()  # torch starts processes from it
     torch.multiprocessing.start_processes(run_rank, args, nprocs=2, start_method="forkserver")  # type: ignore[attr-defined]
     taken: Counter[int] = Counter()
     for rank in range(2):
