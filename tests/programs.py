@@ -42,26 +42,19 @@ def forkserver() -> ForkServerContext:
 
 
 class Program:
-    """A running program, with the methods of `subprocess.Popen` that tests use. Its output goes to a file.
+    """A running program, with the methods of `subprocess.Popen` that tests use. Its output goes to files.
 
     :param main: a function of a module.
     :param arguments: of the program, as strings.
-    :param env: variables that it has besides those of this process.
     """
 
-    def __init__(self, main: Callable[[], None], *arguments: str, **env: str) -> None:
+    def __init__(self, main: Callable[[], None], *arguments: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._output = Path(self._folder.name) / "output"
-        values = main, arguments, {**os.environ, **env}, str(self._output)
+        values = main, arguments, dict(os.environ), self._folder.name
         self._process = forkserver().Process(target=_run, args=values)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit code; None while the program runs."""
-        return self._process.exitcode
 
     def poll(self) -> int | None:
         """The exit code; None while the program runs."""
@@ -70,10 +63,11 @@ class Program:
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end. :raises subprocess.TimeoutExpired: if it does not come."""
         self._process.join(timeout)
-        if self.returncode is None:
+        code = self.poll()
+        if code is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, self.output)
-        return self.returncode
+        return code
 
     def kill(self) -> None:
         """Kills the process."""
@@ -84,15 +78,24 @@ class Program:
         os.kill(self.pid, signal.SIGINT)
 
     @property
+    def printed(self) -> str:
+        """What the program has written to stdout so far."""
+        return self._read("stdout")
+
+    @property
     def output(self) -> str:
-        """What the program has written to stdout and stderr so far."""
-        return self._output.read_text(encoding="utf8") if self._output.exists() else ""
+        """What the program has written to stdout, and then to stderr, so far."""
+        return self.printed + self._read("stderr")
+
+    def _read(self, stream: str) -> str:
+        path = Path(self._folder.name, stream)
+        return path.read_text(encoding="utf8") if path.exists() else ""
 
 
-def _run(main: Callable[[], None], arguments: tuple[str, ...], env: dict[str, str], output: str) -> None:
-    with open(output, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def _run(main: Callable[[], None], arguments: tuple[str, ...], env: dict[str, str], folder: str) -> None:
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        with open(Path(folder, stream), "wb") as file:
+            os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(dict([AUTHENTICATION]) | env)
     sys.argv = ["hfbatch", *arguments]

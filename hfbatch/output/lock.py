@@ -118,14 +118,14 @@ class Claim:
         while True:
             name, data = _newest(fs, f"{root}/{self.folder}")
             holder, later = Holder.parse(data), lock_number(name) > lock_number(self.name)
-            if name == self.name and holder is not None and holder.token == self.token:
-                return
-            other = name == self.name and holder is not None
-            if later or other or time.monotonic() >= deadline:
+            if name == self.name and holder is not None:
+                if holder.token == self.token:
+                    return
+                break
+            if later or time.monotonic() >= deadline:
                 break
             time.sleep(POLL_S)
-        later = later and holder is not None
-        taker = f"was taken over by {holder}" if later else "is no longer locked by this run"
+        taker = f"was taken over by {holder}" if later and holder else "is no longer locked by this run"
         raise LockLostError(f"{redact(self.out)} {taker}; this run writes nothing more")
 
 

@@ -35,7 +35,7 @@ def message_of_a_job_that_loses(
     write_shards(folder / "in", sentences(3000))
     spec = make_spec("embedding", encoder, folder / "in", out, input={"split_rows": 2})
     (folder / "spec.yaml").write_text(spec.to_yaml())
-    arguments = ["run", str(folder / "spec.yaml"), "--address", address, "--quiet", "--json"]
+    arguments = ["run", str(folder / "spec.yaml"), "--address", address, "--json"]
     job = Program(impatient, *arguments)
     deadline = time.monotonic() + 300
     while len(part_names(out)) < 3:
@@ -48,8 +48,8 @@ def message_of_a_job_that_loses(
     with suppress(psutil.NoSuchProcess):
         found.kill()
     assert code == 1, job.output
-    report = json.loads(job.output[job.output.index("{") :])
-    assert "the same command" in job.output
+    report = json.loads(job.printed)
+    assert "the same command" in job.printed
     return report["message"] if "message" in report else report["faults"][0]
 
 

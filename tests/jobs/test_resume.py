@@ -65,7 +65,7 @@ def test_two_commands_at_once_a_killed_worker_a_killed_driver_and_ctrl_c_lose_an
     while all(job.poll() is None for job in jobs) and time.monotonic() < deadline:
         time.sleep(0.1)
     (loser,) = [job for job in jobs if job.poll() is not None]
-    assert loser.returncode == 1, loser.output
+    assert loser.poll() == 1, loser.output
     assert f"output {out} is being written by " in " ".join(loser.output.split())
     assert "Traceback" not in loser.output
     (job,) = [job for job in jobs if job is not loser]

@@ -44,7 +44,6 @@ pytestmark = pytest.mark.timeout(300)
 
 SHARED = {"workers": {"count": 2, "cpus": 1, "strategy": "fsdp"}}
 APART = {"workers": {"count": 2, "cpus": 1, "strategy": "ddp"}}
-ALONE = {"count": 1, "cpus": 1}
 STILL = {
     "dropout_rate": 0.0, "layerdrop": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
     "feat_proj_dropout": 0.0, "final_dropout": 0.0, "mask_time_prob": 0.0, "hidden_dropout_prob": 0.0,
@@ -124,7 +123,8 @@ def test_any_kind_of_model_can_be_shared(name: str, tmp_path: Path) -> None:
     model = CASES[name].build(tmp_path / "base")
     shared = of_task(name, model, tmp_path, output=str(tmp_path / "shared"), **SHARED)
     run_shared(shared, tmp_path / "run")
-    run_here(of_task(name, model, tmp_path, output=str(tmp_path / "alone"), workers=ALONE), tmp_path)
+    alone = {"workers": {"count": 1, "cpus": 1}}
+    run_here(of_task(name, model, tmp_path, output=str(tmp_path / "alone"), **alone), tmp_path)
     assert_near(tmp_path / "shared", tmp_path / "alone")
 
 
@@ -151,7 +151,7 @@ def test_a_shared_training_that_stops_goes_on(
         worker_config_of(spec_of(data, encoder, tmp_path / "shared", **SHARED, **changes)), tmp_path / "run"
     )
     assert_same_weights(str(tmp_path / "stopped" / "model"), str(tmp_path / "shared" / "model"))
-    run_here(worker_config_of(spec_of(data, encoder, tmp_path / "alone", workers=ALONE, **changes)), tmp_path)
+    run_here(worker_config_of(spec_of(data, encoder, tmp_path / "alone", **changes)), tmp_path)
     assert_near(tmp_path / "shared", tmp_path / "alone")
 
 
