@@ -11,21 +11,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from hfbatch import JobSpec
 from hfbatch.cluster import stages
 from hfbatch.data.splits import Split
 from hfbatch.output.lock import hold
 from hfbatch.output.manifest import Manifest
+from hfbatch.pages import report
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.predict.run import Clock, JobResult, _finish, _prepare_output
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.runtime.runner import Runner
 
+CHARTS = "throughput", "lengths", "padding", "stages", "clock", "rejects", "histogram"
+
 
 def job_here(
     spec: JobSpec, overwrite: bool = False, meanwhile: Callable[[], Any] = lambda: None
 ) -> JobResult:
-    """Runs a job, or what is left of it, one split after another, on one thread.
+    """Runs a job, or what is left of it, one split after another, on one thread. Its report has no charts, which take
+    longer than most of these jobs: jobs through Ray and tests/test_report.py draw them.
 
     :param meanwhile: called after the plan is made, before work starts.
     """
@@ -43,7 +49,9 @@ def job_here(
             plan.ledger.write_job({**job, "settled": vars(choice)})
             runner.apply(choice)
             manifests = [_split_here(plan, runner, split) for split in plan.todo]
-        return _finish(plan, lock, manifests, Clock(), None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "draw", lambda _: dict.fromkeys(CHARTS, ""))
+            return _finish(plan, lock, manifests, Clock(), None)
 
 
 def _size(spec: JobSpec) -> int:
