@@ -125,7 +125,9 @@ def ray_cluster(s3_server: str, forked: None) -> Iterator[str]:
 
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
+    from hfbatch.cluster.session import without_helpers
+
+    with pytest.MonkeyPatch.context() as patch, without_helpers():
         for name, value in s3_environment(s3_server).items():
             patch.setenv(name, value)
         context = ray.init(

@@ -116,11 +116,14 @@ def run_and_lose_a_node(run: Callable[[], None], far_enough: Callable[[], bool])
     import ray
     from ray.cluster_utils import Cluster
 
+    from hfbatch.cluster.session import without_helpers
+
     use_forked_workers()
     missed = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     head = {"num_cpus": 1, "_system_config": missed, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    node = cluster.add_node(num_cpus=1)
+    with without_helpers():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
 
     def lose_it() -> None:

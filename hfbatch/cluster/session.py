@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import ray
 from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
+from ray._private.node import Node as RayNode
 
 from hfbatch.cluster.sockets import check_sockets
 from hfbatch.cluster.watch import ENDED_BY_RAY, Watch, watched
@@ -35,6 +36,7 @@ LEAVE_S = 18
 KEEP_WORKERS = {"kill_idle_workers_interval_ms": 0}
 """By default, Ray ends idle task processes beyond the number of CPUs after a second. On two cores, each split then
 started new ones, with imports and tokenizer, on the cores that the model needs: a third of the rate was lost."""
+HELPERS = "start_monitor", "start_api_server", "start_log_monitor"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # For clusters started by hfbatch: the model is the main work there, and should not run at niceness 15.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -149,7 +151,7 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
     with _stderr_aside(), _signals_kept():
         if there is None:
             inner = folder / INNER
-            with _on_loopback():
+            with _on_loopback(), without_helpers():
                 ray.init(
                     address="local",
                     num_cpus=usable_cores(),
@@ -173,8 +175,6 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
 
 def _leave(node: Any | None, watch: Watch) -> None:
     """Disconnects, and ends a cluster started here. If the cluster's head is gone, Ray may wait for it forever."""
-    # Ray ends the head first, and then waits for the autoscaler's process, which wants to tell the head of its end.
-    _kill("monitor", node)
     if not watch.lost:
         ray.shutdown()
         return
@@ -199,6 +199,21 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """Makes a starting cluster leave out processes that import their libraries for seconds and have no work where a cluster is
+    one machine and one job: the autoscaler, the server of the dashboard, which is off, and the one that sends the logs of
+    workers to drivers."""
+    kept = {name: getattr(RayNode, name) for name in HELPERS}
+    for name in HELPERS:
+        setattr(RayNode, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in kept.items():
+            setattr(RayNode, name, start)
 
 
 @contextmanager
