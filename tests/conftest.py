@@ -61,6 +61,14 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def export_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exported models go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFBATCH_CACHE", str(tmp_path_factory.mktemp("exports")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 server on loopback in a process of its own; its URL."""

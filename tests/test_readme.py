@@ -124,7 +124,7 @@ def test_every_flag_in_the_text_is_one_of_a_command(text):
     assert {word for word in words if word.startswith("-")} <= known
     for flag, override in pairwise(words):
         if flag == "--set":
-            training = override.split(".")[0] not in JobSpec.model_fields or override.startswith(
+            training = re.split(r"[.=]", override)[0] not in JobSpec.model_fields or override.startswith(
                 "model.overrides"
             )
             kind, spec = (FinetuneSpec, "finetune") if training else (JobSpec, "embed")

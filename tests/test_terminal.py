@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -49,6 +49,7 @@ def harmless(shown: str, terminal: bool = False) -> bool:
 
 @settings(max_examples=50, deadline=None)
 @given(st.text())
+@example("🏻")
 def test_any_text_is_shown_and_obeyed_nowhere(text: str) -> None:
     shown = visible(text)
     assert harmless(shown)

@@ -26,6 +26,8 @@ COMMANDS = (
     outputs.verify,
     outputs.report,
     tools.tasks,
+    tools.engines,
+    tools.cache,
     tools.docs,
     tools.schema,
     tools.attention,

@@ -245,6 +245,6 @@ def _show_plan(job: JobSpec, overwrite: bool, address: str | None, trial: bool, 
     if trial and made.todo:
         from hfbatch.cluster.trial import estimate
 
-        layout, timing = estimate(made.stage_job(), made.todo, made.spec.workers, address)
+        layout, timing = estimate(made.stage_job(), made.todo, made.workers, address)
         shown |= {"layout": asdict(layout), "trial": timing}
     answer(shown, as_json, lambda console: render_plan(shown, console))

@@ -1,4 +1,4 @@
-"""The commands around jobs: tasks, attention, doctor, demo, docs, schema."""
+"""The commands around jobs: tasks, engines, cache, attention, doctor, demo, docs, schema."""
 
 from __future__ import annotations
 
@@ -29,6 +29,32 @@ def tasks(
         else:
             found = list_tasks()
             answer(found, as_json, lambda console: render_tasks(found, console))
+
+
+def engines(as_json: Json = False) -> None:
+    """List the engines: what each computes in and on, and whether it is installed here.
+
+    Example: hfbatch engines
+    """
+    with faults_shown(as_json):
+        from hfbatch.cli.engines import list_engines, render_engines
+
+        found = list_engines()
+        answer(found, as_json, lambda console: render_engines(found, console))
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete them.")] = False, as_json: Json = False
+) -> None:
+    """List the models that engines have exported on this machine, or delete them.
+
+    Example: hfbatch cache --clear
+    """
+    with faults_shown(as_json):
+        from hfbatch.cli.engines import clear_exports, list_exports, render_exports
+
+        found = clear_exports() if clear else list_exports()
+        answer(found, as_json, lambda console: render_exports(found, console))
 
 
 def attention(

@@ -84,7 +84,7 @@ def facts() -> Table:
     """Creates a table of two columns without headings: name and value."""
     made = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     made.add_column(style="bold")
-    made.add_column(overflow="fold")
+    made.add_column(overflow="fold", min_width=1)  # rich leaves out a column of combining characters alone
     return made
 
 

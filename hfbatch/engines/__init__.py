@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from hfbatch.engines.base import Capability
@@ -23,6 +24,16 @@ class EngineKind:
     """What tasks may ask of it."""
     rows: bool = False
     """Whether it is a RowEngine."""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    """What it can compute in."""
+    packages: tuple[str, ...] = ()
+    """Packages that it needs besides torch and transformers, which the extra of its name installs."""
+    gpus: bool = True
+    """Whether it can use a GPU."""
+
+    def missing(self) -> list[str]:
+        """Returns the packages that are not installed."""
+        return [name for name in self.packages if find_spec(name) is None]
 
     def load(self) -> Any:
         """Imports the class."""
@@ -34,6 +45,20 @@ ENGINES = {
     "torch": EngineKind("hfbatch.engines.torch:TorchEngine", frozenset(Capability)),
     "continuous": EngineKind(
         "hfbatch.engines.continuous:ContinuousEngine", frozenset({Capability.COMPLETE}), rows=True
+    ),
+    "openvino": EngineKind(
+        "hfbatch.engines.openvino:OpenVINOEngine",
+        frozenset({Capability.FORWARD}),
+        dtypes=("float32", "bfloat16"),
+        packages=("openvino",),
+        gpus=False,
+    ),
+    "onnx": EngineKind(
+        "hfbatch.engines.onnx:OnnxEngine",
+        frozenset({Capability.FORWARD}),
+        dtypes=("float32",),
+        packages=("onnxruntime", "onnxscript"),
+        gpus=False,
     ),
 }
 """Engines by the name that the spec gives."""

@@ -64,6 +64,8 @@ class EngineConfig:
     """Names of layers whose weights may be missing."""
     options: Section | None = None
     """The engine's section of the spec."""
+    commit: str = ""
+    """The Hub commit of the model, or a digest of its files."""
 
 
 class Engine(ABC):
@@ -105,6 +107,9 @@ class BatchEngine(Engine):
 
     def expect(self, batches: int) -> None:
         """Sets the number of batches of the next split, at least 1."""
+
+    def prepare(self, batch: dict[str, np.ndarray], forward: Forward) -> None:
+        """Prepares for batches with the same inputs, before the first one. :raises WorkerError: if the model cannot run."""
 
     @abstractmethod
     def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:

@@ -44,25 +44,7 @@ class TorchEngine(BatchEngine):
         self.dtype = config.dtype
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
-        loader = getattr(transformers, config.auto_class)
-        self.model, loading = loader.from_pretrained(
-            config.folder,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-        missing = sorted(
-            name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
-        )
-        if missing:
-            # transformers only warns, and initializes such layers at random.
-            raise WorkerError(
-                f"the weights lack {len(missing)} layers of {config.auto_class}, such as {missing[0]}"
-            )
-        if config.vocabulary is not None:
-            grow_vocabulary(self.model, config.vocabulary, config.seed)
-        self.model.eval().requires_grad_(False).to(self._torch_device)
+        self.model = load_model(config, getattr(torch, config.dtype)).to(self._torch_device)
         if self._torch_device.type == "cuda":
             self.depth, self.parallel, self.pad_multiple = 3, 3, 8
             self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None
@@ -167,6 +149,32 @@ class TorchEngine(BatchEngine):
         ):
             return DeviceLostError(f"{self.device} failed: {str(error).splitlines()[0]}")
         return error
+
+
+def load_model(config: EngineConfig, dtype: torch.dtype) -> Any:
+    """Loads the model on the CPU, for inference.
+
+    :raises WorkerError: if the weights lack layers, which transformers would initialise at random after a warning.
+    """
+    import transformers
+
+    model, loading = getattr(transformers, config.auto_class).from_pretrained(
+        config.folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
+    )
+    missing = sorted(
+        name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
+    )
+    if missing:
+        raise WorkerError(
+            f"the weights lack {len(missing)} layers of {config.auto_class}, such as {missing[0]}"
+        )
+    if config.vocabulary is not None:
+        grow_vocabulary(model, config.vocabulary, config.seed)
+    return model.eval().requires_grad_(False)
 
 
 def grow_vocabulary(model: Any, size: int, seed: int) -> None:

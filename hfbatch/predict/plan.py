@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,7 @@ from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import ReadPlan
 from hfbatch.data.source import Source
 from hfbatch.data.splits import Split
+from hfbatch.engines import ENGINES
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model
 from hfbatch.output.identity import digest
@@ -33,7 +35,7 @@ from hfbatch.predict.bind import bind, gather, left_out_notes, some
 from hfbatch.predict.identity import earlier, job_identity
 from hfbatch.predict.named_files import named_files
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
-from hfbatch.spec.job import JobSpec
+from hfbatch.spec.job import JobSpec, WorkersSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
@@ -102,6 +104,13 @@ class Plan:
         return RunnerConfig.of(self.spec, self.model, self.source.root_url, self.choice)
 
     @property
+    def workers(self) -> WorkersSpec:
+        """The workers of the spec; none takes a GPU that the engine cannot use."""
+        spec = self.spec.workers
+        idle = spec.gpus == "auto" and not ENGINES[self.spec.engine.name].gpus
+        return spec.model_copy(update={"gpus": 0}) if idle else spec
+
+    @property
     def rejects_schema(self) -> pa.Schema:
         """Schema of the reject files."""
         return reject_schema(self.read.schema, lines=FORMATS[self.read.format].load().lines)
@@ -143,7 +152,7 @@ class Plan:
             "schema": types_of(stored_schema(self.schema)),
             "left_out": self.source.left_out,
             "types": self.source.types,
-            "versions": versions(),
+            "versions": versions(ENGINES[self.spec.engine.name].packages),
         }
 
 
@@ -195,10 +204,10 @@ def split_rows(spec: JobSpec) -> int:
     return spec.input.split_rows or task_class(spec.task).split_rows
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results depend on. :param more: those of the engine."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -142,7 +142,7 @@ def _process(
         follower.say("connecting to Ray")
         with connect(address, begun) as cluster:
             clock.lap("connect")
-            layout = lay_out(plan.spec.workers, nodes(), ceiling()).at_most(len(plan.todo))
+            layout = lay_out(plan.workers, nodes(), ceiling()).at_most(len(plan.todo))
             job = _prepare_output(plan)
 
             def on_choice(choice: RuntimeChoice) -> None:

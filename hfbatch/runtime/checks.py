@@ -55,7 +55,7 @@ def check_task(
     with model_faults(spec.model.name):
         task = RunnerConfig.of(spec, model, root).build_task()
         faults += misfits(task) or label_faults(task) or task.check()
-        faults += engine_faults(spec.engine.name, task)
+        faults += engine_faults(spec.engine.name, spec.model.dtype, task, spec.workers.gpus)
         if not faults and "text" in task.takes:
             notes += _embedding_notes(task)
         notes += label_notes(task)
@@ -67,8 +67,13 @@ def check_task(
     return task
 
 
-def engine_faults(name: str, task: Task) -> list[str]:
-    """Returns errors if the engine does not answer what the task asks, or does not support the task's options."""
+def engine_faults(name: str, dtype: str, task: Task, gpus: float | str = "auto") -> list[str]:
+    """Returns errors if the engine is not installed, does not answer what the task asks, does not compute in the dtype or on
+    GPUs, or does not support the task's options.
+
+    :param dtype: of the spec.
+    :param gpus: of one worker, of the spec.
+    """
     kind = ENGINES[name]
     lacking = [need for need in Capability if need in task.asks - kind.answers]
     if lacking:
@@ -77,8 +82,17 @@ def engine_faults(name: str, task: Task) -> list[str]:
         return [
             f"engine {name} cannot run task {task.name}, which needs {needs}; use engine {' or '.join(able)}"
         ]
-    if not kind.rows:
-        return []
+    faults = []
+    if missing := kind.missing():
+        faults.append(f"engine {name} needs {' and '.join(missing)}; pip install 'hfbatch[{name}]'")
+    if dtype not in ("auto", *kind.dtypes):
+        faults.append(
+            f"engine {name} does not compute in {dtype}; set model.dtype to {' or '.join(kind.dtypes)}"
+        )
+    if not kind.gpus and gpus not in ("auto", 0):
+        faults.append(f"engine {name} computes on CPUs; leave workers.gpus out, or use engine torch")
+    if not kind.rows or faults:
+        return faults
     engine: type[RowEngine] = kind.load()
     asking = cast(CompletingTask, task)
     return engine.option_faults(task.config, asking.decoding, task.params.begin_with)

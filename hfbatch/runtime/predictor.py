@@ -14,11 +14,14 @@ import pyarrow as pa
 
 from hfbatch.data.finite import non_finite
 from hfbatch.engines.base import BatchEngine, DeviceLostError
-from hfbatch.errors import NonFiniteOutput
+from hfbatch.errors import NonFiniteOutput, WorkerError
 from hfbatch.runtime.batching import alignment, by_length, cut, to_arrow
 from hfbatch.runtime.isolate import isolate
 from hfbatch.runtime.windows import Windows, carry, fold, unfold
 from hfbatch.tasks.base import FINITE, Batch, Task
+
+FATAL = DeviceLostError, WorkerError
+"""Errors that no row causes."""
 
 
 @dataclass
@@ -69,7 +72,11 @@ class Predictor:
         self._on_batch = on_batch or (lambda stats: None)
 
     def predict(self, features: pa.Table) -> Prediction:
-        """Runs every row once. :raises DeviceLostError: if the process must be replaced."""
+        """Runs every row once.
+
+        :raises DeviceLostError: if the process must be replaced.
+        :raises WorkerError: if the engine cannot run the model.
+        """
         windows = unfold(self.task, features)
         order = by_length(windows.lengths)
         result = Prediction(pa.table({}), np.empty(0, np.int64))
@@ -115,7 +122,7 @@ class Predictor:
         """Records the rows of a batch that fails inside the context, to be rerun in smaller batches."""
         try:
             yield
-        except DeviceLostError:
+        except FATAL:
             raise
         except Exception as error:  # noqa: BLE001 - the failing row is found by running it alone
             if self.engine.is_out_of_memory(error):
@@ -144,7 +151,7 @@ class Predictor:
             self._count(rows, batch, windows, begun, result)
             return to_arrow(outputs, self.task.ragged)
 
-        outputs, failures = isolate(run, rows, fatal=(DeviceLostError,))
+        outputs, failures = isolate(run, rows, fatal=FATAL)
         done.extend(outputs)
         result.failures.extend(failures)
 

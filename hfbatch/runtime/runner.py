@@ -27,6 +27,7 @@ from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
+from hfbatch.runtime.windows import unfold
 
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
@@ -104,14 +105,16 @@ class Runner:
 
         :raises WorkerError: for a dtype that `auto` chose on another machine, and this one does not run natively.
         """
-        model, choice, (device, best) = self.task.model, self.config.choice, native_dtype()
+        model, choice, kind = self.task.model, self.config.choice, ENGINES[self.config.engine.name]
+        device, best = native_dtype(kind.gpus)
+        best = best if best in kind.dtypes else "float32"
         dtype = dtype or (choice.dtype if choice else self.config.dtype)
         if self.config.dtype == "auto" and dtype not in ("auto", "float32", best):
             raise WorkerError(
                 f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
-        make = ENGINES[self.config.engine.name].load()
+        make = kind.load()
         config = EngineConfig(
             model.folder,
             self.task.auto_class,
@@ -123,6 +126,7 @@ class Runner:
             self.task.seed,
             self.task.unused,
             self.config.engine,
+            model.commit,
         )
         self.engine = made = make(config)
         return made
@@ -133,12 +137,21 @@ class Runner:
         :param rows: rows of the job.
         """
         engine = self.engine or self.load()
+        if isinstance(engine, BatchEngine):
+            self._prepare(engine, _without_positions(features))
         size = self.config.batch.size
         if size == "auto" and isinstance(engine, RowEngine):
             size = engine.rows
         elif size == "auto":
             size = choose_batch_size(self.task, cast(BatchEngine, engine), _without_positions(features), rows)
         return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
+
+    def _prepare(self, engine: BatchEngine, features: pa.Table) -> None:
+        """Has the engine prepare for batches such as that of the first two rows."""
+        windows = unfold(self.task, features).table
+        if len(windows):
+            batch = self.task.collate(windows, np.arange(min(len(windows), 2)), 1)
+            engine.prepare(batch, self.task.trial_forward)
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""

@@ -203,7 +203,25 @@ class ContinuousEngineSpec(Section):
     """Name of the engine."""
 
 
-EngineSpec = Annotated[TorchEngineSpec | ContinuousEngineSpec, Field(discriminator="name"), shorthand("name")]
+class OpenVINOEngineSpec(Section):
+    """OpenVINO: a graph exported from the model, for tasks that read nothing but its outputs."""
+
+    name: Literal["openvino"]
+    """Name of the engine."""
+
+
+class OnnxEngineSpec(Section):
+    """ONNX Runtime: a graph exported from the model, for tasks that read nothing but its outputs."""
+
+    name: Literal["onnx"]
+    """Name of the engine."""
+
+
+EngineSpec = Annotated[
+    TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec,
+    Field(discriminator="name"),
+    shorthand("name"),
+]
 """The engine of a job. The type of the section follows from `name`."""
 
 

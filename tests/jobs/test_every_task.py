@@ -33,6 +33,19 @@ from tests.models.video import moving, video_file
 from tests.tasks.drive import make, run
 
 NULL, UNREADABLE = 7, 9
+EXPORTED = {"openvino", "onnx"}
+"""Engines that run a graph of the model, which takes some ten seconds to export."""
+EXPORTABLE = {
+    "embedding", "feature-extraction", "image-classification", "image-feature-extraction", "question-answering",
+    "text-classification", "text-ranking", "token-classification", "zero-shot-classification",
+}  # fmt: skip
+"""Tasks that need no more of a model than its outputs."""
+ALWAYS = {("token-classification", "openvino"), ("image-classification", "onnx")}
+PAIRS = [
+    pytest.param(name, engine, marks=() if (name, engine) in ALWAYS else pytest.mark.matrix)
+    for engine in sorted(EXPORTED)
+    for name in CASES
+]
 
 
 def test_every_task_has_a_case() -> None:
@@ -98,13 +111,13 @@ def compare(found: Mapping[int, Any], expected: Mapping[int, Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
-    """In whole batches, with every engine that the task can use, and row by row; without Ray, which carries the splits of
-    all tasks in the same way."""
+    """In whole batches, with every engine that runs the model itself and can run the task, and row by row; without Ray,
+    which carries the splits of all tasks in the same way."""
     model, bad, expected = set_up(name, tmp_path)
     case, good = CASES[name], list(expected)
     task = make(task_class(name), model, **case.params)
-    for engine in ENGINES:
-        if not engine_faults(engine, task):
+    for engine in ENGINES.keys() - EXPORTED:
+        if not engine_faults(engine, "float32", task):
             check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
     columns = {
         column: pa.array([values[k] for k in good], case.types.get(column))
@@ -112,6 +125,15 @@ def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> N
     }
     alone = run(task, columns, size=1).to_pylist()
     compare(dict(zip(good, alone, strict=True)), expected)
+
+
+@pytest.mark.parametrize(("name", "engine"), PAIRS)
+def test_an_exported_model_gives_the_answers_of_transformers(tmp_path: Path, name: str, engine: str) -> None:
+    model, bad, expected = set_up(name, tmp_path)
+    faults = engine_faults(engine, "float32", make(task_class(name), model, **CASES[name].params))
+    assert bool(faults) == (name not in EXPORTABLE), faults
+    if not faults:
+        check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,0 +1,218 @@
+"""Base class of engines that run a graph exported from a transformers model, on the CPU."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from hfbatch.engines.base import BatchEngine, EngineConfig, Forward
+from hfbatch.engines.exports import cached_export
+from hfbatch.engines.torch import as_array, as_tensor, device_name, is_stateless, load_model
+from hfbatch.errors import HfbatchError, WorkerError, one_line
+
+MOST_TOKENS = 512
+"""Longest rows on which a graph is compared with the model."""
+TOLERANCE = 1e-3
+"""Largest difference between an output of the graph and of the model in float32, in parts of the output's largest value."""
+
+
+class ExportedEngine(BatchEngine):
+    """Runs a model as a graph, which is exported once for each machine when the first batch shows the inputs.
+
+    Batches run one after another, on all threads of the worker.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    """Distributions whose versions determine the graph."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.dtype, self.config = config.dtype, config
+        self.device = device_name(torch.device("cpu"))
+        self.model = Graphs(self)
+
+    def prepare(self, batch: dict[str, np.ndarray], forward: Forward) -> None:
+        """Exports the model for inputs such as those of a batch, and runs the batch."""
+        try:
+            self.submit(batch, forward)
+        except HfbatchError:
+            raise
+        except Exception as error:
+            raise WorkerError(f"engine {self.name} cannot run this model: {one_line(error)}") from error
+
+    def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
+        """Runs a batch to the end."""
+        torch.set_num_threads(self.config.threads)
+        with torch.inference_mode():
+            return forward(self.model, {name: as_tensor(value) for name, value in batch.items()})
+
+    def collect(self, handle: Any) -> dict[str, np.ndarray]:
+        """Returns results as NumPy arrays that share memory with the tensors."""
+        return {name: as_array(value) for name, value in handle.items()}
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether memory ran out."""
+        return isinstance(error, MemoryError) or "alloc" in str(error)
+
+    def release_memory(self) -> None:
+        """Does nothing: memory on the CPU is returned when it is freed."""
+
+    @abstractmethod
+    def export(self, model: torch.nn.Module, inputs: dict[str, Any], folder: Path) -> None:
+        """Writes the graph of a float32 model, with variable batch and length, to a folder."""
+
+    @abstractmethod
+    def open(self, folder: Path, precise: bool = False) -> Any:
+        """Loads a graph: a function of the inputs by name that returns the model's `ModelOutput`.
+
+        :param precise: compute in float32, whatever the dtype of the engine.
+        """
+
+
+class Graphs:
+    """Stands for the transformers model in a task's `forward`: runs the graph for the inputs that it is called with."""
+
+    def __init__(self, engine: ExportedEngine) -> None:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self._engine, config = engine, engine.config
+        self.config = transformers.AutoConfig.from_pretrained(
+            config.folder, trust_remote_code=config.trust_remote_code
+        )
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        with torch.device("meta"):
+            loader = getattr(transformers, config.auto_class)
+            skeleton = loader.from_config(self.config, trust_remote_code=config.trust_remote_code)
+        self.forward = skeleton.forward
+        self._takes = inspect.signature(self.forward).parameters
+        self._graphs: dict[str, Any] = {}
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Returns what the model returns for these inputs.
+
+        :raises WorkerError: if the model cannot be exported.
+        """
+        ids = inputs.get("input_ids")
+        if ids is not None and "attention_mask" in self._takes and "attention_mask" not in inputs:
+            inputs["attention_mask"] = torch.ones_like(ids)  # one graph for batches with padding and without
+        options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in inputs.items() if name not in options}
+        key = repr((sorted(tensors), sorted(options.items())))
+        if key not in self._graphs:
+            self._graphs[key] = self._open(tensors, options)
+        return self._graphs[key](**tensors)
+
+    def _open(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> Any:
+        """Loads the graph for such inputs, exporting the model if this machine does not have it."""
+        engine, config = self._engine, self._engine.config
+        key = {
+            "engine": engine.name,
+            "model": config.commit,
+            "auto_class": config.auto_class,
+            "vocabulary": config.vocabulary,
+            "seed": config.seed,
+            "inputs": sorted(tensors),
+            "options": options,
+        }
+
+        def export(folder: Path) -> None:
+            model = load_model(config, torch.float32)
+            if not is_stateless(model):
+                raise WorkerError(
+                    f"engine {engine.name} cannot run this model, which computes in another way from some length on; "
+                    "use engine torch"
+                )
+            with torch.inference_mode(False), torch.no_grad(), _quiet():
+                sample = {name: _several(tensor) for name, tensor in tensors.items()}
+                engine.export(model, {**sample, **options}, folder)
+                self._check(model, engine.open(folder, precise=True), sample, options)
+
+        try:
+            return engine.open(
+                cached_export(key, ("hfbatch", "torch", "transformers", *engine.packages), export)
+            )
+        except HfbatchError:
+            raise
+        except Exception as error:
+            raise WorkerError(
+                f"model {config.folder!r} cannot be exported for engine {engine.name}: {one_line(error)}; use engine torch"
+            ) from error
+
+    def _check(
+        self,
+        model: torch.nn.Module,
+        graph: Any,
+        sample: Mapping[str, torch.Tensor],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Compares the graph with the model on the inputs of the export, and on more rows, shorter and longer ones.
+
+        :raises WorkerError: if they differ.
+        """
+        for inputs in (sample, *_variants(sample, getattr(self.config, "max_position_embeddings", None))):
+            wanted, found = model(**inputs, **options), graph(**inputs)
+            pairs = zip(_leaves(wanted), _leaves(found), strict=True)
+            off = max(((a - b).abs().max() / a.abs().max().clamp(1e-6)).item() for a, b in pairs)
+            if not off <= TOLERANCE:
+                raise WorkerError(
+                    f"the graph that engine {self._engine.name} made of this model gives other results (a relative "
+                    f"difference of {off:.2g}); use engine torch"
+                )
+
+
+def _variants(sample: Mapping[str, torch.Tensor], positions: int | None) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields inputs of other shapes: three rows, of half the tokens and of many, one row padded.
+
+    :param positions: the model's number of position embeddings, if it has any.
+    """
+    rows = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in sample.items()}
+    if "input_ids" not in sample:
+        yield rows
+        return
+    width = sample["input_ids"].shape[1]
+    most = max(min(positions or MOST_TOKENS, MOST_TOKENS) - 4, width)  # some models begin to count at 2
+    for wanted in (-(-width // 2), most):
+        columns = torch.arange(wanted) % width
+        varied = {
+            name: tensor[:, columns] if tensor.shape[1:] == (width,) else tensor
+            for name, tensor in rows.items()
+        }
+        if "attention_mask" in varied:
+            varied["attention_mask"][0, -(-wanted // 2) :] = 0
+        yield varied
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Discards the progress and the warnings of exporters, which would mix with results on stdout."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _several(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy with at least two rows: an export would take a dimension of one for a constant."""
+    return (torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor).clone()
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor]:
+    """Yields the tensors of floats in a model's outputs."""
+    for leaf in torch.utils._pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            yield leaf.float()

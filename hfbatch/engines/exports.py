@@ -1,0 +1,54 @@
+"""The cache of exported models: a folder for each model, set of inputs, and versions of the libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+KEY = "hfbatch_export.json"
+"""File with what an export was made of."""
+
+
+def cached_export(key: Mapping[str, Any], packages: tuple[str, ...], export: Callable[[Path], None]) -> Path:
+    """Returns the folder of an export; makes it if this machine does not have it.
+
+    Processes that need the same export wait for the first of them. A folder appears only when it is complete.
+
+    :param key: JSON values that determine the export.
+    :param packages: distributions whose versions do so too.
+    :param export: writes the files to an empty folder.
+    """
+    from filelock import FileLock
+
+    whole = {**key, "versions": {name: version(name) for name in packages}}
+    text = json.dumps(whole, sort_keys=True)
+    folder = cache_folder()
+    target = folder / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch, "export")
+                made.mkdir()
+                export(made)
+                (made / KEY).write_text(text, encoding="utf8")
+                os.rename(made, target)
+    return target
+
+
+def cache_folder() -> Path:
+    """Returns the folder of all exports: `HFBATCH_CACHE`, or one below that of the Hub's libraries, `HF_HOME`."""
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("hfbatch", "exports", assets_dir=os.environ.get("HFBATCH_CACHE"))
+
+
+def cached_exports() -> dict[Path, dict[str, Any]]:
+    """Returns what each export in the cache was made of, by its folder, newest last."""
+    keys = sorted(cache_folder().glob(f"*/{KEY}"), key=lambda path: path.stat().st_mtime)
+    return {path.parent: json.loads(path.read_text(encoding="utf8")) for path in keys}

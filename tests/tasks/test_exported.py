@@ -1,0 +1,205 @@
+"""Engines that run a graph exported from the model: what they refuse, keep, and compare before they use it.
+
+That they give the answers of transformers is tested in tests/jobs/test_every_task.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import TypeAdapter
+from transformers import AutoModel, BigBirdConfig, CanineConfig, PretrainedConfig
+from typer.testing import CliRunner
+
+from hfbatch.cli.app import app
+from hfbatch.engines import ENGINES
+from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.exported import ExportedEngine
+from hfbatch.engines.openvino import OpenVINOEngine
+from hfbatch.errors import SpecError, WorkerError
+from hfbatch.hub.models import pin
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.config import RunnerConfig
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.job import BatchSpec, EngineSpec, ModelSpec
+from tests.jobs.here import job_here
+from tests.jobs.tools import make_spec, part_names, read_output, sentences, write_shards
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def engine_on(folder: str, commit: str = "1") -> OpenVINOEngine:
+    return OpenVINOEngine(EngineConfig(folder, "AutoModel", "float32", commit=commit))
+
+
+def batch_of(rows: int, width: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(rows).integers(5, 90, (rows, width))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def hidden(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return {"hidden": model(**batch).last_hidden_state}
+
+
+def embedded(encoder: str, engine: str, dtype: str) -> tuple[np.ndarray, Any]:
+    """Embeddings of a few texts by a runner with one thread, and the graph that it loaded."""
+    section = TypeAdapter(EngineSpec).validate_python(engine)
+    config = RunnerConfig("embedding", pin(ModelSpec(name=encoder)), {}, dtype, BatchSpec(size=8), section)
+    runner = Runner(config, share=1e-9)
+    made = runner.run({"text": pa.array(sentences(12))}).columns["embedding"]
+    (graph,) = cast(ExportedEngine, runner.engine).model._graphs.values()
+    return np.stack(made.to_numpy(zero_copy_only=False)), graph
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HFBATCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"engine": "onnx", "model.dtype": "bfloat16"}, "onnx does not compute in bfloat16; set model.dtype to float32"),
+        ({"engine": "openvino", "workers.gpus": 1}, "openvino computes on CPUs; leave workers.gpus out"),
+        ({"engine": "openvino", "task": "fill-mask"}, "openvino cannot run task fill-mask, which needs the PyTorch module"),
+    ],
+)  # fmt: skip
+def test_what_an_engine_cannot_do_is_refused_in_the_plan(
+    tmp_path: Path, encoder: str, changes: dict[str, Any], fault: str
+) -> None:
+    write_shards(tmp_path / "in", ["a [MASK]"], shards=1)
+    values = {"task": "embedding", "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    values["model"] = {"name": encoder}
+    for dotted, value in changes.items():
+        section, _, name = dotted.partition(".")
+        values[section] = {**values.get(section, {}), name: value} if name else value
+    with pytest.raises(SpecError, match=fault):
+        make_plan(type(make_spec("embedding", encoder, tmp_path, tmp_path)).build(values))
+
+
+def test_an_engine_whose_package_is_missing_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
+    write_shards(tmp_path / "in", ["a"], shards=1)
+    with pytest.raises(SpecError, match=r"needs openvino; pip install 'hfbatch\[openvino\]'"):
+        make_plan(make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", engine="openvino"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BigBirdConfig(vocab_size=99, block_size=4, num_random_blocks=1, **TINY), "another way from some length on"),
+        (CanineConfig(downsampling_rate=2, upsampling_kernel_size=2, num_hash_buckets=64, **TINY), "cannot be exported"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_graph_would_be_wrong_at_other_lengths_ends_the_job(
+    tmp_path: Path, config: PretrainedConfig, message: str
+) -> None:
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(WorkerError, match=message):
+        engine_on(str(tmp_path), commit=config.model_type).prepare(batch_of(2, 9), hidden)
+
+
+def test_a_graph_that_gives_other_results_than_the_model_is_not_used(
+    encoder: str, own_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = OpenVINOEngine.open
+
+    def shifted(engine: OpenVINOEngine, folder: Path, precise: bool = False) -> Any:
+        graph = opened(engine, folder, precise)
+
+        def run(**inputs: Any) -> Any:
+            outputs = graph(**inputs)
+            outputs.last_hidden_state = outputs.last_hidden_state + 0.1
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(OpenVINOEngine, "open", shifted)
+    with pytest.raises(WorkerError, match="gives other results"):
+        engine_on(encoder).prepare(batch_of(2, 9), hidden)
+    assert CliRunner().invoke(app, ["cache", "--json"]).stdout.strip() == "[]"
+
+
+def test_a_model_is_exported_once_for_each_commit_and_set_of_inputs(
+    encoder: str, own_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    export = OpenVINOEngine.export
+    monkeypatch.setattr(OpenVINOEngine, "export", lambda *arguments: made.append(1) or export(*arguments))
+    first = engine_on(encoder)
+    first.prepare(batch_of(1, 6), hidden)
+    wanted = first.collect(first.submit(batch_of(3, 11), hidden))["hidden"]
+    again = engine_on(encoder)
+    np.testing.assert_array_equal(again.collect(again.submit(batch_of(3, 11), hidden))["hidden"], wanted)
+    without_mask = {"input_ids": batch_of(3, 11)["input_ids"]}
+    np.testing.assert_array_equal(again.collect(again.submit(without_mask, hidden))["hidden"], wanted)
+    assert len(made) == 1
+    engine_on(encoder, "2").prepare(batch_of(2, 6), hidden)
+    assert len(made) == 2
+
+    runner = CliRunner()
+    listed = json.loads(runner.invoke(app, ["cache", "--json"]).stdout)
+    assert [(one["engine"], one["model"]) for one in listed] == [("openvino", "1"), ("openvino", "2")]
+    assert all(one["bytes"] > 10_000 for one in listed)
+    assert "2 exported models" in runner.invoke(app, ["cache"]).stdout
+    assert len(json.loads(runner.invoke(app, ["cache", "--clear", "--json"]).stdout)) == 2
+    assert json.loads(runner.invoke(app, ["cache", "--json"]).stdout) == []
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_a_job_that_goes_on_gives_the_same_bits(tmp_path: Path, encoder: str, engine: str) -> None:
+    write_shards(tmp_path / "in", sentences(24))
+    spec = make_spec(
+        "embedding", encoder, tmp_path / "in", tmp_path / "out", engine=engine, input={"split_rows": 6},
+    )  # fmt: skip
+    assert job_here(spec).exit_code == 0
+    whole = read_output(tmp_path / "out")
+    job = json.loads((tmp_path / "out/__hfbatch/job.json").read_text())
+    assert job["settled"]["engine"] == engine
+    assert {*ENGINES[engine].packages} <= {*job["versions"]}
+    lost = part_names(tmp_path / "out")[:2]
+    for name in lost:
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out/_SUCCESS").unlink()
+    assert job_here(spec).exit_code == 0
+    assert read_output(tmp_path / "out").equals(whole)
+    assert {*lost} <= {*part_names(tmp_path / "out")}
+
+
+def test_the_precision_is_the_one_asked_for(encoder: str) -> None:
+    found = {}
+    for dtype, hint in (("float32", "f32"), ("bfloat16", "bf16")):
+        found[dtype], graph = embedded(encoder, "openvino", dtype)
+        compiled = graph.runners["model"].compiled_model
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
+    assert 0 < np.abs(found["float32"] - found["bfloat16"]).max() < 0.02
+
+
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert sys.modules["openvino_telemetry"] is None
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_engines_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {one["name"]: one for one in json.loads(CliRunner().invoke(app, ["engines", "--json"]).stdout)}
+    assert {*listed} == {*ENGINES}
+    assert listed["onnx"] | {"summary": ""} == {
+        "name": "onnx", "summary": "", "dtypes": ["float32"], "gpus": False, "missing": [], "install": None,
+    }  # fmt: skip
+    monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
+    assert "hfbatch[onnx]" in CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
+
+
+def test_onnx_takes_the_threads_of_its_worker(encoder: str) -> None:
+    _, graph = embedded(encoder, "onnx", "float32")
+    assert graph.runners["model"].session.get_session_options().intra_op_num_threads == 1
