@@ -153,7 +153,8 @@ def test_what_auto_chose_belongs_to_the_identity(
     with pytest.raises(SpecError, match="newer hfbatch, which also chose quantisation; use that version"):
         planned("auto")
 
-    monkeypatch.setattr(runner, "native_dtype", lambda: ("cpu", "float32"))
+    monkeypatch.setattr(runner, "native_dtype", lambda gpus: ("cpu", "float32"))
+    monkeypatch.setattr(runner, "fastest_dtype", lambda gpus: "float32")
     with pytest.raises(WorkerError, match=r"does not run it natively; .* set model.dtype=bfloat16"):
         runner.Runner(again.runner).load()
     assert runner.Runner(named.runner).load().dtype == "bfloat16"

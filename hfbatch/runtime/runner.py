@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine, EngineConfig, RowEngine
-from hfbatch.engines.precision import native_dtype
+from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
@@ -106,19 +106,20 @@ class Runner:
         :raises WorkerError: for a dtype that `auto` chose on another machine, and this one does not run natively.
         """
         model, choice, kind = self.task.model, self.config.choice, ENGINES[self.config.engine.name]
-        device, best = native_dtype(kind.gpus)
-        best = best if best in kind.dtypes else "float32"
+        device, native = native_dtype(kind.gpus)
         dtype = dtype or (choice.dtype if choice else self.config.dtype)
-        if self.config.dtype == "auto" and dtype not in ("auto", "float32", best):
+        if self.config.dtype == "auto" and dtype not in ("auto", "float32", native):
             raise WorkerError(
                 f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
+        if dtype == "auto":
+            dtype = fastest_dtype(kind.gpus) if native in kind.dtypes else "float32"
         make = kind.load()
         config = EngineConfig(
             model.folder,
             self.task.auto_class,
-            best if dtype == "auto" else dtype,
+            dtype,
             self._threads,
             model.trust_remote_code,
             self.task.concurrent,

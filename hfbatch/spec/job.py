@@ -59,7 +59,7 @@ class ModelSpec(Section):
     revision: str | None = None
     """A branch, tag or commit of the Hub; pinned to a commit before work starts."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of weights and activations; auto: the best that the device supports natively."""
+    """Precision of weights and activations; auto: bfloat16 if the device supports it natively and is faster in it, else float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; read that code first."""
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hfbatch.engines import precision
 from hfbatch.engines.base import EngineConfig
-from hfbatch.engines.precision import native_dtype
+from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
@@ -176,3 +177,24 @@ def test_the_native_precision_is_one_that_the_spec_knows() -> None:
     device, dtype = native_dtype()
     assert device in ("cpu", "cuda")
     assert dtype in ("bfloat16", "float32")
+    assert fastest_dtype() in (dtype, "float32")
+
+
+@pytest.mark.parametrize(
+    ("able", "seconds", "chosen"),
+    [
+        ({"avx512_bf16": True}, 1.6, "float32"),
+        ({"avx512_bf16": True}, 0.9, "float32"),
+        ({"avx512_bf16": True}, 0.5, "bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, None, "bfloat16"),
+        ({}, None, "float32"),
+    ],
+)
+def test_a_cpu_computes_in_the_dtype_that_it_is_faster_in(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], seconds: float | None, chosen: str
+) -> None:
+    """Relative to float32; None if nothing is timed."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    times = {torch.float32: 1.0, torch.bfloat16: seconds} if seconds else {}
+    monkeypatch.setattr(precision, "_seconds", times.__getitem__)
+    assert precision.fastest_dtype(gpus=False) == chosen
