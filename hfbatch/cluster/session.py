@@ -25,7 +25,7 @@ from hfbatch.console import supervisor
 from hfbatch.console.display import prepare_streams, say, screen
 from hfbatch.data.temporary import own_folder
 from hfbatch.errors import SpecError
-from hfbatch.runtime.machine import Node, usable_cores
+from hfbatch.runtime.machine import Node, collector_at_rest, usable_cores
 
 CONNECT_TIMEOUT_S = 5
 INNER = "hfbatch-"
@@ -173,8 +173,13 @@ def _initialise(address: str | None, folder: Path) -> Any | None:
     return None
 
 
+@collector_at_rest()
 def _leave(node: Any | None, watch: Watch) -> None:
-    """Disconnects, and ends a cluster started here. If the cluster's head is gone, Ray may wait for it forever."""
+    """Disconnects, and ends a cluster started here. If the cluster's head is gone, Ray may wait for it forever.
+
+    A garbage collection meanwhile, in whatever thread, could release an object of Ray whose core has ended, on which the
+    core ends the process.
+    """
     if not watch.lost:
         ray.shutdown()
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from hfbatch.cluster import session
 from hfbatch.cluster.sockets import BELOW, MOST_BYTES, check_sockets
+from hfbatch.cluster.watch import Watch
 from hfbatch.errors import SpecError
 from tests.jobs.tools import HFBATCH
 
@@ -162,3 +164,12 @@ def test_a_long_temporary_folder_is_no_matter_where_a_cluster_runs_already(
     monkeypatch.setattr(session, "find_cluster", lambda address: "127.0.0.1:6379")
     with session.connect():
         assert [options["address"] for options in started] == ["127.0.0.1:6379"]
+
+
+def test_no_garbage_is_collected_while_ray_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's core ends the process if an object of Ray is released after it."""
+    collecting = []
+    monkeypatch.setattr(session.ray, "shutdown", lambda: collecting.append(gc.isenabled()))
+    session._leave(None, Watch(None))
+    assert collecting == [False]
+    assert gc.isenabled()
