@@ -139,9 +139,7 @@ class Graphs:
                 self._check(model, engine.open(folder, precise=True), sample, options)
 
         try:
-            return engine.open(
-                cached_export(key, ("hfbatch", "torch", "transformers", *engine.packages), export)
-            )
+            return engine.open(cached_export(key, ("torch", "transformers", *engine.packages), export))
         except HfbatchError:
             raise
         except Exception as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hfbatch._version import __version__
+
 KEY = "hfbatch_export.json"
 """File with what an export was made of."""
 
@@ -21,12 +23,13 @@ def cached_export(key: Mapping[str, Any], packages: tuple[str, ...], export: Cal
     Processes that need the same export wait for the first of them. A folder appears only when it is complete.
 
     :param key: JSON values that determine the export.
-    :param packages: distributions whose versions do so too.
+    :param packages: distributions whose versions do so too, besides hfbatch itself.
     :param export: writes the files to an empty folder.
     """
     from filelock import FileLock
 
-    whole = {**key, "versions": {name: version(name) for name in packages}}
+    versions = {"hfbatch": __version__} | {name: version(name) for name in packages}
+    whole = {**key, "versions": versions}
     text = json.dumps(whole, sort_keys=True)
     folder = cache_folder()
     target = folder / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
