@@ -24,6 +24,7 @@ from hfbatch.pages.report import (
     summary_lines,
 )
 from hfbatch.spec.job import JobSpec
+from hfbatch.tasks import TASKS, task_class
 
 ENDED = 1_000_061.0
 TIMING = {
@@ -314,3 +315,11 @@ def test_words_for_numbers():
     assert [seconds_in_words(s) for s in (None, 0.424, 12.34, 59.97, 185, 8_040)] == [
         "–", "0.42 s", "12.3 s", "1 min 0 s", "3 min 5 s", "2 h 14 min",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_histogram_of_every_task_is_drawn(name):
+    found = task_class(name).histogram
+    svg = charts.histogram("histogram", found.edges, [1] * (len(found.edges) - 1), found.name)
+    assert svg.startswith("<svg")
+    assert found.name in svg

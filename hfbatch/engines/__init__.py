@@ -27,7 +27,7 @@ class EngineKind:
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     """What it can compute in."""
     packages: tuple[str, ...] = ()
-    """Packages that it needs besides torch and transformers, which the extra of its name installs."""
+    """Packages that it needs besides torch and transformers, which the extra of its name installs. Their versions may change results."""
     gpus: bool = True
     """Whether it can use a GPU."""
 

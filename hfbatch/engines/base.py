@@ -66,6 +66,8 @@ class EngineConfig:
     """The engine's section of the spec."""
     commit: str = ""
     """The Hub commit of the model, or a digest of its files."""
+    packages: tuple[str, ...] = ()
+    """The engine's packages, whose versions may change results."""
 
 
 class Engine(ABC):

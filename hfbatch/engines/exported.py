@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +31,6 @@ class ExportedEngine(BatchEngine):
 
     Batches run one after another, on all threads of the worker.
     """
-
-    packages: ClassVar[tuple[str, ...]]
-    """Distributions whose versions determine the graph."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.dtype, self.config = config.dtype, config
@@ -127,6 +124,7 @@ class Graphs:
         }
 
         def export(folder: Path) -> None:
+            """Writes the graph, once it agrees with the model."""
             model = load_model(config, torch.float32)
             if not is_stateless(model):
                 raise WorkerError(
@@ -139,7 +137,7 @@ class Graphs:
                 self._check(model, engine.open(folder, precise=True), sample, options)
 
         try:
-            return engine.open(cached_export(key, ("torch", "transformers", *engine.packages), export))
+            return engine.open(cached_export(key, ("torch", "transformers", *config.packages), export))
         except HfbatchError:
             raise
         except Exception as error:

@@ -12,7 +12,6 @@ class OnnxEngine(ExportedEngine):
     """Runs graphs with ONNX Runtime."""
 
     name = "onnx"
-    packages = ("onnxruntime", "onnxscript")
 
     def export(self, model: Any, inputs: dict[str, Any], folder: Path) -> None:
         """Writes `model.onnx`, with operations of ONNX Runtime for groups of the model's."""

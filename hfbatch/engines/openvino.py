@@ -16,7 +16,6 @@ class OpenVINOEngine(ExportedEngine):
     """Runs graphs with OpenVINO, which converts the weights to the dtype when it loads them."""
 
     name = "openvino"
-    packages = ("openvino",)
 
     def export(self, model: Any, inputs: dict[str, Any], folder: Path) -> None:
         """Writes `openvino_model.xml` and `.bin`."""

@@ -128,6 +128,7 @@ class Runner:
             self.task.unused,
             self.config.engine,
             model.commit,
+            kind.packages,
         )
         self.engine = made = make(config)
         return made
@@ -149,7 +150,7 @@ class Runner:
 
     def _prepare(self, engine: BatchEngine, features: pa.Table) -> None:
         """Has the engine prepare for batches such as that of the first two rows."""
-        windows = unfold(self.task, features).table
+        windows = unfold(self.task, features.slice(0, 2)).table
         if len(windows):
             batch = self.task.collate(windows, np.arange(min(len(windows), 2)), 1)
             engine.prepare(batch, self.task.trial_forward)

@@ -22,10 +22,10 @@ from tests.models.text import CORPUS, tiny_llama, tiny_t5
 from tests.tasks.drive import features_of, load, make, run
 
 TEXTS = [
-    *CORPUS[:7],
+    *CORPUS[:10],
     "Every",
     "Every large cluster does not",
-    *(f"{first} {second}" for first, second in zip(CORPUS[20:24], CORPUS[40:44], strict=True)),
+    *(f"{first} {second}" for first, second in zip(CORPUS[20:26], CORPUS[40:46], strict=True)),
     "10:45",
     "river",
     "word for word for word for word",
@@ -114,7 +114,7 @@ def test_a_row_gets_what_it_gets_alone(pair: tuple[str, str, Alone], name: str) 
     kind, folder, alone = pair
     expected = [texts[0] for texts in alone.texts(TEXTS, **OPTIONS[name])]
     assert expected != [texts[0] for texts in alone.free]
-    assert len(set(expected)) > 8
+    assert len(set(expected)) > 10
     assert written(task_on(kind, folder, **OPTIONS[name])) == expected
 
 
@@ -140,8 +140,9 @@ def test_bad_words_are_not_written(pair: tuple[str, str, Alone]) -> None:
 def test_a_stop_text_ends_its_row_alone(pair: tuple[str, str, Alone]) -> None:
     kind, folder, alone = pair
     free = [texts[0] for texts in alone.free]
-    middles = (text[3:5] for text in free)
-    stop = tuple(dict.fromkeys(pair for pair in middles if len(pair.strip()) == 2 and pair.isascii()))[:6]
+    stop = tuple(dict.fromkeys(text[3:5] for text in free if len(text[3:5].strip()) == 2 and text.isascii()))[
+        :6
+    ]
     options = {"stop_strings": list(stop), "tokenizer": alone.tokenizer}
     expected = [texts[0] for texts in alone.texts(TEXTS, **options)]
     assert sum(made != before for made, before in zip(expected, free, strict=True)) > 2
@@ -261,7 +262,7 @@ def test_a_draw_depends_on_the_row_alone(pair: tuple[str, str, Alone]) -> None:
     assert written(task, 8) == first
     table = run(task, {"text": TEXTS}, 5, order=list(range(len(TEXTS)))[::-1])
     assert table["generated_text"].to_pylist() == first
-    assert sum(a != b for a, b in first) > len(TEXTS) / 3
+    assert sum(a != b for a, b in first) > len(TEXTS) / 2
     same = written(task_on(kind, folder, **options), 8, [TEXTS[0]] * 20)
     assert len(set(chain(*same))) > 20
 

@@ -113,7 +113,7 @@ def test_a_failure_beyond_those_allowed_is_reported_in_one_sentence(
 def lose_a_node() -> None:
     """Trains with the spec that the program's argument names, and loses a node after the first checkpoint."""
     spec = FinetuneSpec.load(sys.argv[1])
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"  # for processes that have no node to start on
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"  # for processes that have no node to start on
     checkpoints = Path(spec.output)
     run_and_lose_a_node(
         lambda: finetune(spec, quiet=True) and None,
