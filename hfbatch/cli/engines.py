@@ -15,7 +15,7 @@ from hfbatch.console.display import add, say, show
 from hfbatch.console.display import table as headed
 from hfbatch.engines import ENGINES
 from hfbatch.engines.exports import cache_folder, cached_exports
-from hfbatch.spec.job import EngineSpec
+from hfbatch.spec.engines import EngineSpec
 
 
 def list_engines() -> list[dict[str, Any]]:

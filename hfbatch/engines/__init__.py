@@ -6,7 +6,8 @@ spec (`hfbatch/spec/job.py`, EngineSpec).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -30,10 +31,16 @@ class EngineKind:
     """Packages that it needs besides torch and transformers, which the extra of its name installs. Their versions may change results."""
     gpus: bool = True
     """Whether it can use a GPU."""
+    quantizations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the weights can be quantised to, and the packages that it needs besides."""
 
-    def missing(self) -> list[str]:
+    def needs(self, quantization: str = "none") -> tuple[str, ...]:
+        """Returns the packages whose versions may change results, besides torch and transformers."""
+        return (*self.packages, *self.quantizations.get(quantization, ()))
+
+    def missing(self, quantization: str = "none") -> list[str]:
         """Returns the packages that are not installed."""
-        return [name for name in self.packages if find_spec(name) is None]
+        return [name for name in self.needs(quantization) if find_spec(name) is None]
 
     def load(self) -> Any:
         """Imports the class."""
@@ -41,10 +48,23 @@ class EngineKind:
         return getattr(import_module(module), name)
 
 
+TORCH_QUANTIZATIONS = {
+    "int8": ("bitsandbytes",),
+    "nf4": ("bitsandbytes",),
+    "fp4": ("bitsandbytes",),
+    "int8_weight_only": ("torchao",),
+    "int4_weight_only": ("torchao",),
+    "int8_dynamic": ("torchao",),
+}
 ENGINES = {
-    "torch": EngineKind("hfbatch.engines.torch:TorchEngine", frozenset(Capability)),
+    "torch": EngineKind(
+        "hfbatch.engines.torch:TorchEngine", frozenset(Capability), quantizations=TORCH_QUANTIZATIONS
+    ),
     "continuous": EngineKind(
-        "hfbatch.engines.continuous:ContinuousEngine", frozenset({Capability.COMPLETE}), rows=True
+        "hfbatch.engines.continuous:ContinuousEngine",
+        frozenset({Capability.COMPLETE}),
+        rows=True,
+        quantizations=TORCH_QUANTIZATIONS,
     ),
     "openvino": EngineKind(
         "hfbatch.engines.openvino:OpenVINOEngine",
@@ -52,6 +72,7 @@ ENGINES = {
         dtypes=("float32", "bfloat16"),
         packages=("openvino",),
         gpus=False,
+        quantizations={"int8": ("nncf",)},
     ),
     "onnx": EngineKind(
         "hfbatch.engines.onnx:OnnxEngine",
@@ -59,6 +80,7 @@ ENGINES = {
         dtypes=("float32",),
         packages=("onnxruntime", "onnxscript"),
         gpus=False,
+        quantizations={"int8": ("onnx",)},
     ),
 }
 """Engines by the name that the spec gives."""

@@ -19,7 +19,7 @@ from hfbatch.errors import HfbatchError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
-    from hfbatch.spec.job import Section
+    from hfbatch.spec.section import Section
 
 Forward = Callable[[Any, dict[str, Any]], dict[str, Any]]
 """Maps (model, batch of tensors on the device) to tensors of the same first dimension."""
@@ -68,6 +68,8 @@ class EngineConfig:
     """The Hub commit of the model, or a digest of its files."""
     packages: tuple[str, ...] = ()
     """The engine's packages, whose versions may change results."""
+    quantization: str = "none"
+    """One of the kind's `quantizations`, or none."""
 
 
 class Engine(ABC):

@@ -33,7 +33,7 @@ def job_identity(
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
-        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True),
+        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True, exclude={"guard"}),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {
@@ -84,7 +84,9 @@ def earlier(
             f"output {shown} was created by a newer hfbatch, which also chose {', '.join(sorted(unknown))}; "
             "use that version, choose another output, or replace it with --overwrite"
         )
-    choice = RuntimeChoice(**{**job["settled"], "engine": spec.engine.name})
+    choice = RuntimeChoice(
+        **{**job["settled"], "engine": spec.engine.name, "quantization": spec.engine.quantization}
+    )
     size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
     return identity, replace(choice, batch_size=size)
 

@@ -152,7 +152,7 @@ class Plan:
             "schema": types_of(stored_schema(self.schema)),
             "left_out": self.source.left_out,
             "types": self.source.types,
-            "versions": versions(ENGINES[self.spec.engine.name].packages),
+            "versions": versions(ENGINES[self.spec.engine.name].needs(self.spec.engine.quantization)),
         }
 
 

@@ -14,6 +14,7 @@ from hfbatch.engines.base import Capability, RowEngine
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
+from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import named, task_class
@@ -55,7 +56,7 @@ def check_task(
     with model_faults(spec.model.name):
         task = RunnerConfig.of(spec, model, root).build_task()
         faults += misfits(task) or label_faults(task) or task.check()
-        faults += engine_faults(spec.engine.name, spec.model.dtype, task, spec.workers.gpus)
+        faults += engine_faults(spec.engine, spec.model.dtype, task, spec.workers.gpus)
         if not faults and "text" in task.takes:
             notes += _embedding_notes(task)
         notes += label_notes(task)
@@ -67,14 +68,14 @@ def check_task(
     return task
 
 
-def engine_faults(name: str, dtype: str, task: Task, gpus: float | str = "auto") -> list[str]:
+def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = "auto") -> list[str]:
     """Returns errors if the engine is not installed, does not answer what the task asks, does not compute in the dtype or on
     GPUs, or does not support the task's options.
 
     :param dtype: of the spec.
     :param gpus: of one worker, of the spec.
     """
-    kind = ENGINES[name]
+    name, kind = spec.name, ENGINES[spec.name]
     lacking = [need for need in Capability if need in task.asks - kind.answers]
     if lacking:
         able = [other for other, one in ENGINES.items() if task.asks <= one.answers]
@@ -85,6 +86,11 @@ def engine_faults(name: str, dtype: str, task: Task, gpus: float | str = "auto")
     faults = []
     if missing := kind.missing():
         faults.append(f"engine {name} needs {' and '.join(missing)}; pip install 'hfbatch[{name}]'")
+    elif missing := kind.missing(spec.quantization):
+        faults.append(
+            f"engine.quantization {spec.quantization} of engine {name} needs {' and '.join(missing)}; "
+            "pip install 'hfbatch[quantization]'"
+        )
     if dtype not in ("auto", *kind.dtypes):
         faults.append(
             f"engine {name} does not compute in {dtype}; set model.dtype to {' or '.join(kind.dtypes)}"

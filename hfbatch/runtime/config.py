@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from hfbatch.data.media_files import RowFiles
 from hfbatch.hub.models import Model
 from hfbatch.runtime.machine import collector_at_rest
-from hfbatch.spec.job import BatchSpec, EngineSpec, FilesSpec, JobSpec, TokenizerSpec, TorchEngineSpec
+from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
+from hfbatch.spec.job import BatchSpec, FilesSpec, JobSpec, TokenizerSpec
 from hfbatch.spec.location import WITH_SECRETS, Location
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task, TaskConfig
@@ -25,6 +26,9 @@ class RuntimeChoice:
     dtype: str
     device: str
     engine: str = "torch"
+    quantization: str = "none"
+    guard: dict[str, Any] | None = None
+    """The comparison with float32, see `Verdict`; None if nothing was lowered."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Runner:
             )
         if dtype == "auto":
             dtype = fastest_dtype(kind.gpus) if native in kind.dtypes else "float32"
-        make = kind.load()
+        make, quantization = kind.load(), self.config.engine.quantization
         config = EngineConfig(
             model.folder,
             self.task.auto_class,
@@ -128,7 +128,8 @@ class Runner:
             self.task.unused,
             self.config.engine,
             model.commit,
-            kind.packages,
+            kind.needs(quantization),
+            quantization,
         )
         self.engine = made = make(config)
         return made

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hfbatch.spec.job import Auto, InputSpec, ModelSpec, Section, Spec, TokenizerSpec
+from hfbatch.spec.job import InputSpec, ModelSpec, Spec, TokenizerSpec
 from hfbatch.spec.location import Location
+from hfbatch.spec.section import Auto, Section
 from hfbatch.spec.shorthand import shorthand
 
 

@@ -4,51 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from hfbatch.errors import SpecError
 from hfbatch.spec import plain_yaml
+from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.location import Location
+from hfbatch.spec.section import Auto, Section
 from hfbatch.spec.shorthand import shorthand
-
-Auto = Literal["auto"]
-
-
-class Section(BaseModel):
-    """Base class of the spec's sections: frozen, refuses unknown keys, takes field descriptions from docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, values: Any) -> Any:
-        """Drops keys without a value, such as `params:`, unless the field accepts null."""
-        if not isinstance(values, dict):
-            return values
-        never_null = {
-            name
-            for name, field in cls.model_fields.items()
-            if not field.is_required() and type(None) not in get_args(field.annotation)
-        }
-        return {key: value for key, value in values.items() if value is not None or key not in never_null}
 
 
 class ModelSpec(Section):
@@ -118,9 +85,9 @@ class InputSpec(Section):
     """A folder, file or glob: a local path, s3://, gs://, hf:// or another fsspec URL."""
     format: Literal["auto", "parquet", "jsonl", "csv"] = "auto"
     """File format; auto: by the endings of the file names."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Task input to dataset column, where the names differ, such as {text: body}."""
-    types: dict[str, str | list[Any] | dict[str, Any]] = {}
+    types: dict[str, str | list[Any] | dict[str, Any]] = Field(default={})
     """Types of columns in JSONL, CSV and key=value folders, such as {zip: string}; others are inferred from a sample."""
     filter: str | None = None
     """A SQL condition; rows for which it is not true are left out, such as "lang = 'en'"."""
@@ -163,7 +130,7 @@ class TokenizerSpec(Section):
     """Words that become one token each, such as [covid, mRNA]."""
     add_special_tokens: tuple[str, ...] = ()
     """Tokens to add that are never split or put into lower case, such as ["<row>"]."""
-    special_tokens: dict[SpecialToken, str] = {}
+    special_tokens: dict[SpecialToken, str] = Field(default={})
     """Special tokens by role, such as {pad_token: "<pad>"}; added if the vocabulary lacks them."""
     truncation_side: Side = None
     """Side on which long rows are truncated; null: decided by the task and the tokenizer's files."""
@@ -184,45 +151,6 @@ class BatchSpec(Section):
     CPU encodes; else no limit."""
     continuous: bool | None = None
     """The same as `engine: continuous` if true; kept for older specs."""
-
-
-class TorchEngineSpec(Section):
-    """Eager PyTorch: padded batches of rows, for every task."""
-
-    name: Literal["torch"]
-    """Name of the engine."""
-
-
-class ContinuousEngineSpec(Section):
-    """Continuous batching, for text-generation: the next row starts as soon as another one ends.
-
-    `batch.size` is then the number of concurrent rows, and `batch.tokens` the maximum of tokens in a step.
-    """
-
-    name: Literal["continuous"]
-    """Name of the engine."""
-
-
-class OpenVINOEngineSpec(Section):
-    """OpenVINO: a graph exported from the model, for tasks that read nothing but its outputs."""
-
-    name: Literal["openvino"]
-    """Name of the engine."""
-
-
-class OnnxEngineSpec(Section):
-    """ONNX Runtime: a graph exported from the model, for tasks that read nothing but its outputs."""
-
-    name: Literal["onnx"]
-    """Name of the engine."""
-
-
-EngineSpec = Annotated[
-    TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec,
-    Field(discriminator="name"),
-    shorthand("name"),
-]
-"""The engine of a job. The type of the section follows from `name`."""
 
 
 class WorkersSpec(Section):
@@ -290,7 +218,7 @@ class JobSpec(Spec):
     """How rows are batched."""
     workers: WorkersSpec = WorkersSpec()
     """How the work is distributed."""
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default={})
     """Options of the task; `hfbatch tasks NAME` lists them."""
     rejects: RejectsSpec = RejectsSpec()
     """How many rows may fail."""

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.engines.base import Capability, Completion, Request
-from hfbatch.spec.job import Section, TokenizerSpec
+from hfbatch.spec.job import TokenizerSpec
+from hfbatch.spec.section import Section
 from hfbatch.tasks.positions import embedding_rows
 from hfbatch.tasks.vocabulary import check_vocabulary
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
+from pydantic import TypeAdapter
 
 import hfbatch
 from hfbatch import JobSpec
@@ -24,6 +25,7 @@ from hfbatch.engines import ENGINES
 from hfbatch.predict.run import JobResult
 from hfbatch.predict.verify import verify_output
 from hfbatch.runtime.checks import engine_faults
+from hfbatch.spec.engines import EngineSpec
 from hfbatch.tasks import TASKS, task_class
 from tests.cases.case import Case, near
 from tests.cases.every import CASES
@@ -103,6 +105,10 @@ def check_job(
     compare({row.pop("id"): row for row in read_output(out).to_pylist()}, expected)
 
 
+def engine_spec(name: str) -> EngineSpec:
+    return TypeAdapter(EngineSpec).validate_python(name)
+
+
 def compare(found: Mapping[int, Any], expected: Mapping[int, Any]) -> None:
     assert list(found) == list(expected)
     for k, want in expected.items():
@@ -117,7 +123,7 @@ def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> N
     case, good = CASES[name], list(expected)
     task = make(task_class(name), model, **case.params)
     for engine in ENGINES.keys() - EXPORTED:
-        if not engine_faults(engine, "float32", task):
+        if not engine_faults(engine_spec(engine), "float32", task):
             check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
     columns = {
         column: pa.array([values[k] for k in good], case.types.get(column))
@@ -130,7 +136,9 @@ def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(("name", "engine"), PAIRS)
 def test_an_exported_model_gives_the_answers_of_transformers(tmp_path: Path, name: str, engine: str) -> None:
     model, bad, expected = set_up(name, tmp_path)
-    faults = engine_faults(engine, "float32", make(task_class(name), model, **CASES[name].params))
+    faults = engine_faults(
+        engine_spec(engine), "float32", make(task_class(name), model, **CASES[name].params)
+    )
     assert bool(faults) == (name not in EXPORTABLE), faults
     if not faults:
         check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)

@@ -27,7 +27,8 @@ from hfbatch.hub.models import pin
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import BatchSpec, EngineSpec, ModelSpec
+from hfbatch.spec.engines import EngineSpec
+from hfbatch.spec.job import BatchSpec, ModelSpec
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, part_names, read_output, sentences, write_shards
 

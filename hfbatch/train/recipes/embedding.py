@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from hfbatch.spec.finetune import TrainBatchSpec
-from hfbatch.spec.job import Auto
+from hfbatch.spec.section import Auto
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
 from hfbatch.tasks.multimodal.embedding import Embedding, EmbeddingParams
 from hfbatch.tasks.tokens import list_lengths, text_column
