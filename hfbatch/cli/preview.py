@@ -43,6 +43,8 @@ def render(preview: Preview, console: Console) -> None:
     about = facts()
     add(about, "task", f"{preview.spec.task} with {preview.model}")
     add(about, "engine", preview.engine)
+    if preview.guard:
+        add(about, "precision", preview.guard["summary"])
     add(about, "seconds", ", ".join(f"{name} {value:.1f}" for name, value in preview.seconds.items()))
     for note in preview.notes:
         add(about, "note", note)

@@ -60,6 +60,8 @@ ROW_SCHEMA = pa.schema(
 """The row between stages: texts, and tables as Arrow IPC streams. After forward, `features` holds the outputs."""
 CUT = "cut"
 """The column of `places` that marks truncated rows, bool."""
+Columns = Callable[[], dict[str, pa.Array]]
+"""Returns the task's input columns of a split, which only the worker that makes the runtime choice needs."""
 TEXTS = ("split", "manifest", "rejects")
 SECONDS_BETWEEN_SIGNS = 0.5
 
@@ -148,26 +150,31 @@ class ForwardStage:
             manifest.fatal = True
             raise SplitError(self._fault) from self._cause
         runner = self._runner
-        row, rejected = forward(row, manifest, lambda features: self._predict(runner, features))
+        columns = partial(self._columns, row)
+        row, rejected = forward(row, manifest, lambda features: self._predict(runner, features, columns))
         manifest.worker = runner.label
         self._send()
         self._count("rejects", rejected)
         return row
 
-    def _predict(self, runner: Runner, features: pa.Table) -> Predicted:
+    def _columns(self, row: dict[str, Any]) -> dict[str, pa.Array]:
+        """The task's input columns of a split."""
+        return arrays_of(deserialize(row["rows"]), self._job.inputs)
+
+    def _predict(self, runner: Runner, features: pa.Table, columns: Columns) -> Predicted:
         try:
-            self._choose(runner, features)
+            self._choose(runner, features, columns)
             return runner.predict(features)
         except DeviceLostError:
             os._exit(1)  # a new process gets a fresh device context; the tracker counts this attempt
 
-    def _choose(self, runner: Runner, features: pa.Table) -> None:
+    def _choose(self, runner: Runner, features: pa.Table, columns: Columns) -> None:
         """Gets the runtime choice of the job; proposes one if there is none yet."""
         if not self._chosen:
             tracker = self._job.tracker
             choice = ray.get(tracker.choice.remote(), timeout=ANSWER_S)
             if choice is None:
-                tracker.propose.remote(asdict(runner.propose(features, self._job.rows)))
+                tracker.propose.remote(asdict(runner.propose(features, self._job.rows, columns())))
             begun = time.monotonic()
             while choice is None:  # the driver stores the first proposal before any worker uses it
                 if time.monotonic() - begun > ANSWER_S:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +42,9 @@ class Trial:
     dtype: str
     device: str
     engine: str
+    quantization: str
+    guard: dict[str, Any] | None
+    """The comparison with float32, see `Verdict`."""
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:
@@ -63,13 +66,13 @@ def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:
 def _try(job: StageJob, splits: list[dict[str, Any]], cpus: float) -> dict[str, Any]:
     begun = time.perf_counter()
     runner = Runner(RunnerConfig.from_json(job.runner), share_of_node(cpus))
-    engine = runner.load()
+    runner.load()
     load_seconds = time.perf_counter() - begun
     samples = (_sample(runner, Split.from_dict(split), job) for split in splits)
-    features = next((sample for sample in samples if len(sample)), None)
+    features, columns = next((sample for sample in samples if len(sample[0])), (None, {}))
     if features is None:
         raise WorkerError(f"none of the first {len(splits)} splits has a usable row; see --no-trial")
-    choice = replace(runner.config.choice or runner.propose(features, job.rows), dtype=engine.dtype)
+    choice = runner.config.choice or runner.propose(features, job.rows, columns)
     runner.apply(choice)
     begun = time.perf_counter()
     done = runner.predict(features).stats
@@ -81,12 +84,12 @@ def _try(job: StageJob, splits: list[dict[str, Any]], cpus: float) -> dict[str, 
     }  # fmt: skip
 
 
-def _sample(runner: Runner, split: Split, job: StageJob) -> pa.Table:
-    """Returns the features of some rows of a split; empty if no row can be used."""
+def _sample(runner: Runner, split: Split, job: StageJob) -> tuple[pa.Table, dict[str, pa.Array]]:
+    """Returns the features of some rows of a split, empty if no row can be used, and their input columns."""
     rows = read_split(split, job.read)
     some = pa.array(range(0, len(rows.table), max(len(rows.table) // ROWS, 1)), pa.int64())
     columns = {name: array.take(some) for name, array in arrays_of(rows.table, job.inputs).items()}
-    return runner.preprocess(columns, rows.places.take(some)).features
+    return runner.preprocess(columns, rows.places.take(some)).features, columns
 
 
 def estimate(

@@ -28,7 +28,7 @@ PHASES = {
     "plan": "plan: check everything, make the splits",
     "connect": "connect to Ray, or start it",
     "workers": "start workers, load the model",
-    "calibrate": "choose the batch size",
+    "calibrate": "choose precision and batch size",
 }
 """Phases of the start-up, in order: name in `seconds.phases`, and description."""
 STAGES = ("read", "preprocess", "forward", "postprocess", "write")
@@ -68,7 +68,10 @@ def build_report(
     - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
     - `unplanned`: columns of JSONL that the plan did not see and that are in no part, to rows that have them
     - `failed`: `part` and `error` of each failed split
-    - `model`, `batch_size`, `dtype`, `devices` (the distinct workers), `versions`, `spec`, `fingerprint`
+    - `model`, `batch_size`, `engine`, `dtype`, `quantization`, `devices` (the distinct workers), `versions`, `spec`,
+      `fingerprint`
+    - `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
+      `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
     - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
     - `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
     - `finished`: ISO time, UTC
@@ -113,7 +116,10 @@ def build_report(
         "unplanned": unplanned_columns(done),
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
+        "engine": choice.get("engine", "torch"),
         "dtype": choice.get("dtype"),
+        "quantization": choice.get("quantization", "none"),
+        "guard": choice.get("guard"),
         "devices": sorted({manifest.worker for manifest in done if manifest.worker}),
         "batch_size": choice.get("batch_size"),
         "timeline": _timeline(ran, ended - seconds["total"], seconds["total"]),
@@ -260,6 +266,7 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
     if clock and rest >= 0.05:
         clock["verify and report"] = rest
     stages, histogram = report["stages"], report["histogram"]
+    guard = report.get("guard") or {}
     padding = [("text", report["tokens"]), ("padding", report["padded_tokens"] - report["tokens"])]
     return {
         "throughput": charts.throughput(
@@ -279,6 +286,9 @@ def draw(report: Mapping[str, Any]) -> dict[str, str]:
         "histogram": charts.histogram(
             "histogram", histogram["edges"], histogram["counts"], histogram["name"]
         ),
+        "guard": charts.histogram("guard", guard["edges"], guard["differences"], f"1 less {guard['row']}")
+        if guard.get("differences")
+        else "",
     }
 
 
@@ -336,4 +346,6 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
     model = f"{report['model']['name']} @ {str(report['model']['commit'])[:12]}"
     add("model", ", ".join(filter(None, [model, report["dtype"], device])))
+    if report.get("guard"):
+        add("precision", report["guard"]["summary"])
     return table

@@ -114,6 +114,8 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         add(table, "workers", _layout(plan["layout"]))
     if "trial" in plan:
         add(table, "trial", _trial(plan["trial"]))
+        if plan["trial"]["guard"]:
+            add(table, "precision", plan["trial"]["guard"]["summary"])
     for note in plan["notes"]:
         add(table, "note", note)
     for file, fault in source["broken"].items():

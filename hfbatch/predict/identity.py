@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from hfbatch.data.filesystem import redact
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model
@@ -14,6 +16,7 @@ from hfbatch.output.identity import differences
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.sink import State
 from hfbatch.runtime.config import RuntimeChoice
+from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task
 
@@ -33,7 +36,7 @@ def job_identity(
     return {
         "task": spec.task,
         "model": {"commit": model.commit, "dtype": spec.model.dtype},
-        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True, exclude={"guard"}),
+        "engine": _engine(spec.engine),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {
@@ -91,6 +94,11 @@ def earlier(
     return identity, replace(choice, batch_size=size)
 
 
+def _engine(spec: EngineSpec) -> dict[str, Any]:
+    """Returns the part of the identity that the engine is; the guard changes no result."""
+    return spec.model_dump(mode="json", exclude_defaults=True, exclude={"guard"})
+
+
 def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the identity of an earlier job as this version writes it.
 
@@ -103,7 +111,9 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
     spec, old, settled = job["spec"], job["identity"], job["settled"] or {}
     alias = "continuous" if spec.get("batch", {}).get("continuous") else "torch"
     written = spec.get("engine") or {"name": alias}
-    engine = old["engine"] if isinstance(old["engine"], dict) else written
+    engine = old["engine"]
+    if not isinstance(engine, dict):
+        engine = _engine(TypeAdapter(EngineSpec).validate_python(written))
     model, asked = old.get("model", {}), identity["model"]["dtype"]
     if model.get("dtype") == "auto" and settled.get("dtype") == asked:
         model = {**model, "dtype": asked}

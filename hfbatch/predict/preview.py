@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from hfbatch.spec.job import JobSpec
 
 MOST_SPLITS = 16
 """Splits that are read to find rows: a filter may leave none in the first ones."""
+GUARD_ROWS = 64
+"""Rows on which a lowered precision is compared with float32."""
 
 
 @dataclass
@@ -40,8 +42,10 @@ class Preview:
     rejects: list[dict[str, Any]]
     """`file`, `row`, `input`, `stage`, `error`, `message`, `traceback`."""
     seconds: dict[str, float]
-    """Seconds of each step: plan, read, load, preprocess, predict, postprocess."""
+    """Seconds of each step: plan, read, load, preprocess, predict, postprocess; guard if there was a comparison."""
     notes: list[str]
+    guard: dict[str, Any] | None = None
+    """The comparison of a lowered precision with float32, see `Verdict`; None if nothing is lowered."""
 
 
 def preview(spec: JobSpec, count: int = 5) -> Preview:
@@ -64,6 +68,10 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
     seconds["read"] = time.perf_counter() - begun
 
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
+    begun = time.perf_counter()
+    runner.load()
+    seconds["load"] = time.perf_counter() - begun
+    guard = _compare(bound, runner, seconds)
     done = runner.run(columns, rows.places, unreadable(rows))
     shown = _records(rows, done.positions, done.columns, list(bound.inputs.values()))
     rejects = [
@@ -79,9 +87,23 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
         f"{engine.device}, {engine.dtype}" if engine else "",
         [one for position, one in enumerate(shown) if position not in rejected],
         rejects,
-        {**seconds, **done.seconds},
+        {**done.seconds, **seconds},
         bound.notes + bound.task.notes() + left_out_notes(bound.source),
+        guard,
     )
+
+
+def _compare(bound: Bound, runner: Runner, seconds: dict[str, float]) -> dict[str, Any] | None:
+    """Compares a lowered precision with float32 on the first rows, as a job does on rows of a split."""
+    if not runner.guarded:
+        return None
+    begun = time.perf_counter()
+    rows = _first_rows(bound, GUARD_ROWS)
+    columns = arrays_of(rows.table, bound.inputs)
+    features = runner.preprocess(columns, rows.places, unreadable(rows)).features
+    verdict = runner.guard(features, len(rows.table), columns)
+    seconds["guard"] = time.perf_counter() - begun
+    return asdict(verdict) if verdict else None
 
 
 def _first_rows(bound: Bound, count: int) -> Rows:

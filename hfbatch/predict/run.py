@@ -191,7 +191,7 @@ class Follower:
         if activity["first_batch"]:
             self._show("running")
         elif activity["workers"]:
-            self._show("choosing the batch size")
+            self._show("choosing precision and batch size")
 
     def close(self) -> None:
         """Shows the last state and ends the phases: workers, calibrate, working."""

@@ -67,7 +67,12 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     add(table, "rows", f"{status['rows_out']:,} out, {status['rows_rejected']:,} rejected")
     if status["settled"]:
         chosen = status["settled"]
-        add(table, "chosen", f"batch {chosen['batch_size']}, {chosen['dtype']} on {chosen['device']}")
+        weights = "" if chosen.get("quantization", "none") == "none" else f"{chosen['quantization']} in "
+        engine = chosen.get("engine", "torch")
+        shown = f"batch {chosen['batch_size']}, {engine}, {weights}{chosen['dtype']} on {chosen['device']}"
+        add(table, "chosen", shown)
+        if chosen.get("guard"):
+            add(table, "precision", chosen["guard"]["summary"])
     if status["last_run"]:
         add(table, "last run", f"{status['last_run']['finished']}: {status['last_run']['message']}")
     show(console, table)

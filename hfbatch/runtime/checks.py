@@ -14,6 +14,7 @@ from hfbatch.engines.base import Capability, RowEngine
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
+from hfbatch.runtime.guard import limit_faults
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
@@ -90,6 +91,11 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         faults.append(
             f"engine.quantization {spec.quantization} of engine {name} needs {' and '.join(missing)}; "
             "pip install 'hfbatch[quantization]'"
+        )
+    faults += limit_faults(task, spec.guard)
+    if spec.guard.mode == "required" and task.agreement is None:
+        faults.append(
+            f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
         )
     if dtype not in ("auto", *kind.dtypes):
         faults.append(

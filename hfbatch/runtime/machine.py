@@ -44,6 +44,18 @@ def cgroup_limits(
     return min(cores, default=None), min(memory, default=None)
 
 
+def free_memory() -> int:
+    """Returns the bytes of memory that are free where models run: on the GPU if torch uses one, else on this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    _, limit = cgroup_limits()
+    return min(free, limit) if limit else free
+
+
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
     """Disables Python's garbage collector inside the context.

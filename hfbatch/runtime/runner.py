@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -23,10 +23,12 @@ from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.guard import Verdict, advice, compare
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
+from hfbatch.runtime.variants import REFERENCE, Variant, no_reference
 from hfbatch.runtime.windows import unfold
 
 PREVIEW_BATCH = 32
@@ -81,6 +83,7 @@ class Runner:
         self.config = replace(config, model=config.model.fetch())
         self.task = self.config.build_task()
         self.engine: Engine | None = None
+        self._variant = REFERENCE
         self._predictor: Predictor | RowPredictor | None = None
         self._threads = max(round(usable_cores() * share), 1)
         self._on_batch = on_batch
@@ -99,68 +102,126 @@ class Runner:
             self.task, self.task.output_fields() if fields is None else fields, outputs, columns
         )
 
-    @collector_at_rest()
-    def load(self, dtype: str | None = None) -> Engine:
-        """Loads the model into the engine, in the dtype of the spec or of an earlier choice.
+    @property
+    def variant(self) -> Variant:
+        """Engine and precision of an earlier choice, or those of the spec, with what it leaves open.
 
         :raises WorkerError: for a dtype that `auto` chose on another machine, and this one does not run natively.
         """
-        model, choice, kind = self.task.model, self.config.choice, ENGINES[self.config.engine.name]
+        spec, choice = self.config.engine, self.config.choice
+        name = choice.engine if choice else "torch" if spec.name == "auto" else spec.name
+        quantization = choice.quantization if choice else spec.quantization
+        dtype, kind = choice.dtype if choice else self.config.dtype, ENGINES[name]
         device, native = native_dtype(kind.gpus)
-        dtype = dtype or (choice.dtype if choice else self.config.dtype)
         if self.config.dtype == "auto" and dtype not in ("auto", "float32", native):
             raise WorkerError(
                 f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
+        if missing := kind.missing(quantization):
+            raise WorkerError(f"engine {name} of this job needs {' and '.join(missing)} on every node")
         if dtype == "auto":
             dtype = fastest_dtype(kind.gpus) if native in kind.dtypes else "float32"
-        make, quantization = kind.load(), self.config.engine.quantization
+        return Variant(name, dtype, quantization)
+
+    def load(self, variant: Variant | None = None) -> Engine:
+        """Loads the model, by default as `variant` describes."""
+        self._variant = variant or self.variant
+        self.engine = self._build(self._variant)
+        return self.engine
+
+    @collector_at_rest()
+    def _build(self, variant: Variant) -> Engine:
+        model, task, kind = self.task.model, self.task, ENGINES[variant.engine]
         config = EngineConfig(
             model.folder,
-            self.task.auto_class,
-            dtype,
+            task.auto_class,
+            variant.dtype,
             self._threads,
             model.trust_remote_code,
-            self.task.concurrent,
-            self.task.vocabulary,
-            self.task.seed,
-            self.task.unused,
+            task.concurrent,
+            task.vocabulary,
+            task.seed,
+            task.unused,
             self.config.engine,
             model.commit,
-            kind.needs(quantization),
-            quantization,
+            kind.needs(variant.quantization),
+            variant.quantization,
         )
-        self.engine = made = make(config)
-        return made
+        return kind.load()(config)
 
-    def propose(self, features: pa.Table, rows: int) -> RuntimeChoice:
-        """Batch size, dtype and device that suit this process; tries sizes on features if the spec leaves it open.
+    def propose(self, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]) -> RuntimeChoice:
+        """The runtime choice that suits this process: engine and precision, compared with float32, and batch size.
 
+        :param features: rows of one split.
         :param rows: rows of the job.
+        :param columns: the task's input columns of the whole split.
+        :raises WorkerError: if the model cannot run, or a lowered precision that the spec names changes results too much.
         """
         engine = self.engine or self.load()
-        if isinstance(engine, BatchEngine):
-            self._prepare(engine, _without_positions(features))
+        self._prepare(engine, features)
+        verdict = self.guard(features, rows, columns)
+        engine = self.engine or engine
         size = self.config.batch.size
         if size == "auto" and isinstance(engine, RowEngine):
             size = engine.rows
         elif size == "auto":
             size = choose_batch_size(self.task, cast(BatchEngine, engine), _without_positions(features), rows)
-        return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
+        return RuntimeChoice(
+            size,
+            engine.dtype,
+            engine.device,
+            engine.name,
+            self._variant.quantization,
+            asdict(verdict) if verdict else None,
+        )
 
-    def _prepare(self, engine: BatchEngine, features: pa.Table) -> None:
+    @property
+    def guarded(self) -> bool:
+        """Whether the loaded variant is to be compared with float32."""
+        return self._variant.lowered and self.config.engine.guard.mode != "off"
+
+    def guard(self, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]) -> Verdict | None:
+        """Compares the loaded variant with float32; loads float32 in its place where that is left open and it differs.
+
+        :param features: see `propose`, as for the others.
+        :returns: None if nothing is lowered, or the spec asks for no comparison.
+        :raises WorkerError: if a lowered precision that the spec names changes results too much.
+        """
+        if not self.guarded or not len(features):
+            return None
+        spec, engine, shown = self.config.engine.guard, self.engine, str(self._variant)
+        reason = no_reference(self.task)
+        if reason:
+            verdict = Verdict(shown, "unguarded", reason)
+        else:
+            reference = self._build(REFERENCE)
+            verdict = compare(
+                self.task, reference, cast(Engine, engine), shown, features, columns, spec, rows
+            )
+        if verdict.status == "passed" or (verdict.status == "unguarded" and spec.mode == "auto"):
+            return verdict
+        if (
+            verdict.status == "failed"
+            and self.config.dtype == "auto"
+            and self._variant.quantization == "none"
+        ):
+            self.load(replace(self._variant, dtype="float32"))
+            return verdict
+        raise WorkerError(f"{verdict.summary}. {advice(self._variant)}")
+
+    def _prepare(self, engine: Engine, features: pa.Table) -> None:
         """Has the engine prepare for batches such as that of the first two rows."""
-        windows = unfold(self.task, features.slice(0, 2)).table
-        if len(windows):
+        windows = unfold(self.task, _without_positions(features).slice(0, 2)).table
+        if len(windows) and isinstance(engine, BatchEngine):
             batch = self.task.collate(windows, np.arange(min(len(windows), 2)), 1)
             engine.prepare(batch, self.task.trial_forward)
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
-        engine = self.engine
-        if engine is None or engine.dtype != choice.dtype:
-            engine = self.load(choice.dtype)
+        engine, variant = self.engine, Variant(choice.engine, choice.dtype, choice.quantization)
+        if engine is None or self._variant != variant:
+            engine = self.load(variant)
         size, tokens = choice.batch_size, self.config.batch.tokens
         if isinstance(engine, RowEngine):
             self._predictor = RowPredictor(self.task, engine, size, tokens, self._on_batch)
@@ -220,7 +281,7 @@ class Runner:
         engine = self.engine or self.load()
         size = self.config.batch.size
         size = PREVIEW_BATCH if size == "auto" else size
-        return RuntimeChoice(size, engine.dtype, engine.device, engine.name)
+        return RuntimeChoice(size, engine.dtype, engine.device, engine.name, self._variant.quantization)
 
     @property
     def label(self) -> str:

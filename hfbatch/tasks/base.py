@@ -25,6 +25,7 @@ from hfbatch.data.media_files import RowFiles
 from hfbatch.engines.base import Capability, Completion, Request
 from hfbatch.spec.job import TokenizerSpec
 from hfbatch.spec.section import Section
+from hfbatch.tasks.agreement import Agreement, Comparison
 from hfbatch.tasks.positions import embedding_rows
 from hfbatch.tasks.vocabulary import check_vocabulary
 
@@ -159,6 +160,8 @@ class Task(ABC):
     """
     finite: ClassVar[bool] = True
     """Whether a row is rejected when forward returns NaN or infinity for it; False where these are valid outputs."""
+    agreement: ClassVar[Agreement | None] = None
+    """How outputs in lowered precision are compared with those in float32; None: they are not, unless by `compare_models`."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Features that postprocess reads in addition to the outputs of forward."""
     EXAMPLE: ClassVar[Example]
@@ -315,6 +318,13 @@ class Task(ABC):
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Replaces forward in batch size trials; overridden where forward is slow."""
         return self.forward(model, batch)
+
+    def compare_models(self, reference: Any, model: Any, features: pa.Table) -> Comparison | None:
+        """Compares a model in lowered precision with the same in float32; None: their output columns are to be compared.
+
+        :param features: rows, without the column of positions.
+        """
+        return None
 
     @abstractmethod
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:

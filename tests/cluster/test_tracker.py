@@ -38,7 +38,9 @@ def test_a_slow_split_is_reported_and_does_not_end_the_job(monkeypatch: pytest.M
         assert _silence(state.activity(), 1_000_000.0) == []
     found = state.activity()
     assert (found.reading, now[0] - found.oldest, found.oldest_part) == (256, 1792.0, "part-0")
-    shown = Snapshot(state="choosing the batch size", reading=found.reading, oldest=now[0] - found.oldest)
+    shown = Snapshot(
+        state="choosing precision and batch size", reading=found.reading, oldest=now[0] - found.oldest
+    )
     assert status_line(shown, Rates()).endswith("256 rows being read · slowest split 29:52")
 
     now[0] += pipeline.SILENCE_TIMEOUT_S + 1  # its process is dead, or stopped

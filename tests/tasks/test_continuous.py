@@ -67,7 +67,7 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     columns = {"text": pa.array(texts)}
     places = pa.table({"file": ["a"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
     features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
-    choice = runner.propose(features, len(texts))
+    choice = runner.propose(features, len(texts), columns)
     assert choice == RuntimeChoice(
         32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device, spec.engine.name
     )
@@ -222,7 +222,7 @@ def test_an_output_of_a_version_without_engines_is_continued(
     assert verify_output(str(out)) == []
     now = json.loads(path.read_text())
     assert now["fingerprint"] == old["fingerprint"]
-    assert (now["settled"]["engine"], now["spec"]["engine"]) == ("continuous", {"name": "continuous"})
+    assert (now["settled"]["engine"], now["spec"]["engine"]["name"]) == ("continuous", "continuous")
     texts = pq.read_table(sorted(out.glob("part-*")))["new_generated_text"].to_pylist()
     assert sorted(texts) == sorted(map(add, TEXTS[:9], alone(llama, TEXTS[:9])))
 

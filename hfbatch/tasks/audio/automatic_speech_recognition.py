@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks.agreement import Texts
 from hfbatch.tasks.audio.audio import AudioTask, width_of
 from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.generation.generation_config import read_defaults
@@ -71,6 +72,7 @@ class SpeechRecognition(AudioTask):
         "chunks": "list<struct<text, timestamp>>, start and end in seconds; only with return_timestamps",
     }
     Params = SpeechRecognitionParams
+    agreement = Texts("text")
     histogram = Histogram("characters", (0.0, *(float(2**k) for k in range(16))))
     EXAMPLE = Example({"audio": ["call.wav"]}, {"return_timestamps": "word"})
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from hfbatch.engines.base import Capability
 from hfbatch.tasks import base
+from hfbatch.tasks.agreement import Comparison, Likelihood
 from hfbatch.tasks.base import Histogram, Task
 from hfbatch.tasks.generation.generation_config import GenerationParams, generation_faults
 from hfbatch.tasks.tokens import flatten
@@ -51,6 +52,7 @@ class GeneratingTask(Task):
     concurrent = False
     histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
     ragged: ClassVar[Mapping[str, str]] = {"tokens": "length", "log_probs": "length"}
+    agreement = Likelihood("tokens")
 
     params: Any
 
@@ -116,6 +118,13 @@ class GeneratingTask(Task):
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Generates the first few tokens."""
         return self.decoder(model, batch, TRIAL_TOKENS)
+
+    def compare_models(self, reference: Any, model: Any, features: pa.Table) -> Comparison | None:
+        """Compares the probabilities of the tokens of texts that the reference generates."""
+        from hfbatch.tasks.generation.likelihood import compare_models
+
+        batches = [self.collate(features, np.array([row]), 1) for row in range(len(features))]
+        return compare_models(self.decoder, reference, model, batches)
 
     def measure(self, outputs: pa.Table, columns: list[pa.Array]) -> np.ndarray:
         """Returns the number of new tokens per row, averaged over its texts."""

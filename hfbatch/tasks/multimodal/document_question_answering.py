@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_image
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params, TaskConfig
 from hfbatch.tasks.multimodal.multimodal_generation import BriefTrialTask
 from hfbatch.tasks.tokens import is_words, length_faults, length_limit, text_column
@@ -83,6 +84,7 @@ class DocumentQuestionAnswering(BriefTrialTask):
     Params = DocumentQuestionAnsweringParams
     split_rows = 256
     concurrent = False
+    agreement = Best("answers")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example(
         {

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
+from hfbatch.tasks.agreement import Vectors
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params, TaskConfig
 from hfbatch.tasks.positions import position_limit
 from hfbatch.tasks.text.pooling import apply_dense, load_dense, pool
@@ -72,6 +73,7 @@ class Embedding(TextOrImageTask):
     outputs: ClassVar[Mapping[str, str]] = {"embedding": "fixed-size list of float32"}
     Params = EmbeddingParams
     # The edges lie around 1, not on it: the length of normalized vectors differs from 1 in the last bit.
+    agreement = Vectors("embedding")
     histogram = Histogram("norm", tuple(round(10 ** (step / 5 + 0.1), 6) for step in range(-11, 16)))
     EXAMPLE = Example({"text": ["A man is eating food.", "The cat sleeps.", ""]})
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hfbatch.data.media import to_image
 from hfbatch.tasks import base
+from hfbatch.tasks.agreement import GeneratedTexts
 from hfbatch.tasks.base import Batch, Features, Histogram, InputColumn
 from hfbatch.tasks.generation.generation_config import DecodingParams, idle_faults, read_defaults
 from hfbatch.tasks.multimodal.media_prompts import filled, is_images, is_typed_chat, opened
@@ -64,6 +65,7 @@ class MultimodalGenerationTask(BriefTrialTask):
     outputs: ClassVar[Mapping[str, str]] = {"generated_text": "string, without the prompt"}
     split_rows = 256
     concurrent = False
+    agreement = GeneratedTexts("generated_text")
     histogram = Histogram("characters", (0.0, *(float(2**k) for k in range(16))))
 
     params: DecodingParams

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_image
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import length_faults, text_column
@@ -45,6 +46,7 @@ class VisualQuestionAnswering(PipelineTask):
     Params = VisualQuestionAnsweringParams
     split_rows = 256
     concurrent = False
+    agreement = Best("answers")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg"], "question": ["What is it doing?"]}, {"top_k": 2})
 

@@ -26,6 +26,7 @@ from hfbatch.data.filesystem import one_line
 from hfbatch.data.finite import non_finite
 from hfbatch.engines.base import Capability
 from hfbatch.errors import NonFiniteOutput
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.generation.generation_config import read_defaults
 from hfbatch.tasks.labels import LABEL_LISTS, best_scores
@@ -291,6 +292,7 @@ class PipelineTask(Task):
 class LabelTask(PipelineTask):
     """Base class of tasks whose pipeline returns labels with scores, best first."""
 
+    agreement = Best("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
 
     def output_fields(self) -> list[pa.Field]:

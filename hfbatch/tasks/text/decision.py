@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.tasks.agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import flatten, text_column
@@ -43,6 +44,7 @@ class Decision(PipelineTask):
         "probability of true; probabilities is list<struct<option, probability>>"
     }
     Params = DecisionParams
+    agreement = Items("answers")
     histogram = Histogram("confidence", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example(
         {"state": ["I was charged twice and want a refund.", "Thanks, it works!"]},

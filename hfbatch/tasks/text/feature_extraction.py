@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.engines.base import Capability
+from hfbatch.tasks.agreement import Vectors
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.tokens import (
@@ -52,6 +53,7 @@ class FeatureExtraction(EncoderTask):
     Params = FeatureExtractionParams
     split_rows = 512
     ragged: ClassVar[Mapping[str, str]] = {"features": "length", "attentions": "cells"}
+    agreement = Vectors("features")
     histogram = Histogram("tokens", tuple(float(2**k) for k in range(16)))
     EXAMPLE = Example({"text": ["A man is eating food.", "The cat sleeps.", ""]})
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.engines.base import Capability
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.text.heads import logits_at, narrow_head
@@ -48,6 +49,7 @@ class FillMask(EncoderTask):
     Params = FillMaskParams
     carried = ("input_ids", "masks")
     ragged: ClassVar[Mapping[str, str]] = {"token": "count", "score": "count"}
+    agreement = Best("fills")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"text": ["Paris is the [MASK] of France.", "A [MASK] and a [MASK]."]}, {"top_k": 2})
 

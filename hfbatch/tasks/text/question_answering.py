@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.text.windows import TOKENS, encode_windows, nest
@@ -57,6 +58,7 @@ class QuestionAnswering(EncoderTask):
     Params = QuestionAnsweringParams
     split_rows = 2048
     windows = (*TOKENS, "start", "end")
+    agreement = Best("answers")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"question": ["Who wrote it?"], "context": ["It was written by Ada in London."]})
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Histogram, InputColumn
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import is_text, length_limit, list_lengths, text_column
@@ -48,6 +49,7 @@ class TableQuestionAnswering(PipelineTask):
         "cells": "list<string>",
         "aggregator": "string, such as SUM; null for models that only select cells",
     }
+    agreement = Best("answer")
     histogram = Histogram("cells", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example(
         {

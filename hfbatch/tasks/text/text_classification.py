@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Features, Histogram, Params
 from hfbatch.tasks.labels import best_labels, label_names, named_lists, score_function
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -41,6 +42,7 @@ class TextClassification(EncoderTask):
         "score": "float32; list of them unless top_k is 1",
     }
     Params = TextClassificationParams
+    agreement = Best("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"text": ["A lovely movie.", "Never again.", ""]}, {"top_k": 1})
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.tasks.agreement import Ranking
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.text.windows import TOKENS, any_of
@@ -48,6 +49,7 @@ class TextRanking(EncoderTask):
     Params = TextRankingParams
     split_rows = 2048
     windows = TOKENS
+    agreement = Ranking("scores")
     histogram = Histogram("best score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"query": ["small houses"], "documents": [["A tiny home.", "The stock market."]]})
 

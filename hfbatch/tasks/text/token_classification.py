@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks.agreement import Items
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.labels import label_names
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -75,6 +76,7 @@ class TokenClassification(EncoderTask):
     windows = TOKENS
     carried = ("input_ids", "special", "start", "end")
     ragged: ClassVar[Mapping[str, str]] = {"label": "length", "score": "length"}
+    agreement = Items("entities")
     histogram = Histogram("entities", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example(
         {"text": ["Ada wrote to London.", "No name here.", ""]}, {"aggregation_strategy": "simple"}

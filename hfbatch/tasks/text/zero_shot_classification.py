@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.labels import best_scores
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -52,6 +53,7 @@ class ZeroShotClassification(EncoderTask):
     Params = ZeroShotClassificationParams
     split_rows = 2048
     windows = TOKENS
+    agreement = Best("labels", "scores")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example(
         {"text": ["The match ended in a draw.", "Shares fell."]}, {"candidate_labels": ["sports", "business"]}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.media import to_png
+from hfbatch.tasks.agreement import Pixels
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
 from hfbatch.tasks.vision.vision import ImageTask
@@ -31,6 +32,7 @@ class DepthEstimation(ImageTask):
         "depth": "binary: the same as a grayscale PNG, from minimum to maximum",
     }
     Params = DepthEstimationParams
+    agreement = Pixels("predicted_depth")
     histogram = Histogram("rows of pixels", (0.0, *(float(2**k) for k in range(14))))
     EXAMPLE = Example({"image": ["room.jpg"]})
 

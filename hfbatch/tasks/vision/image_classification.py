@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
+from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.labels import (
     LABEL_LISTS,
@@ -46,6 +47,7 @@ class ImageClassification(PixelTask):
         "score": "list<float32>",
     }
     Params: ClassVar[type[base.Params]] = ImageClassificationParams
+    agreement = Best("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"top_k": 2})
 

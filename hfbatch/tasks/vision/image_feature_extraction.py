@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.filesystem import one_line
+from hfbatch.tasks.agreement import Vectors
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import flatten, list_lengths
 from hfbatch.tasks.vision.vision import PixelTask, shapes_of
@@ -37,6 +38,7 @@ class ImageFeatureExtraction(PixelTask):
     }
     Params = ImageFeatureExtractionParams
     ragged: ClassVar[Mapping[str, str]] = {"features": "length"}
+    agreement = Vectors("features")
     histogram = Histogram("vectors", tuple(float(2**k) for k in range(16)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"pool": True})
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.media import to_png
+from hfbatch.tasks.agreement import Pixels
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.vision.vision import ImageTask
 
@@ -31,6 +32,7 @@ class ImageToImage(ImageTask):
     outputs: ClassVar[Mapping[str, str]] = {"generated_image": "binary: PNG"}
     Params = ImageToImageParams
     split_rows = 32
+    agreement = Pixels("generated_image")
     histogram = Histogram("bytes of PNG", (0.0, *(float(2**k) for k in range(8, 28))))
     EXAMPLE = Example({"image": ["small.png"]}, {"crop": True})
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
+from hfbatch.tasks.agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
+from hfbatch.tasks.vision.masks import box_overlap
 from hfbatch.tasks.vision.vision import DETECTED, ImageTask
 
 
@@ -34,6 +36,7 @@ class ObjectDetection(ImageTask):
         "objects": "list<struct<score, label, box: struct<xmin, ymin, xmax, ymax>>>, boxes in pixels"
     }
     Params: ClassVar[type[base.Params]] = ObjectDetectionParams
+    agreement = Items("objects", "box", box_overlap)
     histogram = Histogram("objects", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example({"image": ["street.jpg"]}, {"threshold": 0.7})
 

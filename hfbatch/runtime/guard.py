@@ -1,0 +1,185 @@
+"""The guard: compares a model in lowered precision with the same model in float32, on rows of the job. Does not import Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.engines.base import BatchEngine, Engine
+from hfbatch.runtime.batching import by_length
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.prepare import POSITION, postprocess
+from hfbatch.runtime.variants import Variant
+from hfbatch.spec.engines import GuardSpec
+from hfbatch.tasks.agreement import Agreement, Comparison, Limit
+from hfbatch.tasks.base import Task
+
+FIRST_ROWS = 8
+"""Rows that are compared in any case, and from whose time the number of the others follows."""
+BATCH = 16
+LEAST_SECONDS, MOST_SECONDS, MOST_SHARE = 1.0, 30.0, 0.05
+"""Limits of the time of a comparison: between the first two, a share of the job's estimated time."""
+EDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Edges of the differences that the report counts."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a comparison, in plain values."""
+
+    precision: str
+    """What was compared with float32, such as `int8 by openvino`."""
+    status: str
+    """passed, failed or unguarded."""
+    reason: str = ""
+    """Which limits do not hold, or why there was no comparison."""
+    rows: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, str] = field(default_factory=dict)
+    """The limits in words, such as `at least 0.98`."""
+    differences: list[int] = field(default_factory=list)
+    """Rows by 1 less their agreement, with the edges EDGES."""
+    row: str = ""
+    """What the agreement of a row is."""
+    seconds: float = 0.0
+
+    edges: tuple[float, ...] = EDGES
+    summary: str = field(init=False)
+    """All of it in a sentence."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summary", self._summary())
+
+    def _summary(self) -> str:
+        if self.status == "unguarded":
+            return f"{self.precision} was not compared with float32: {self.reason}"
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in self.measures.items()) or self.reason
+        if self.status == "passed":
+            return f"{self.precision} agrees with float32 on {self.rows:,} rows: {shown}"
+        broken = f"; {self.reason}" if self.measures else ""
+        return f"{self.precision} differs too much from float32 on {self.rows:,} rows: {shown}{broken}"
+
+
+def advice(variant: Variant) -> str:
+    """Returns what to set instead of a variant that differs too much."""
+    instead = "engine.quantization=none" if variant.quantization != "none" else "model.dtype=float32"
+    return f"Set {instead}; or other engine.guard.limits, if these differences do no harm"
+
+
+def limit_faults(task: Task, spec: GuardSpec) -> list[str]:
+    """Returns errors for limits of measures that the task does not have."""
+    known = task.agreement.limits if task.agreement else {}
+    return [
+        f"engine.guard.limits: task {task.name} has no measure {name!r} (it has: {', '.join(known) or 'none'})"
+        for name in spec.limits
+        if name not in known
+    ]
+
+
+def compare(
+    task: Task,
+    reference: Engine,
+    engine: Engine,
+    precision: str,
+    features: pa.Table,
+    columns: Mapping[str, pa.Array],
+    spec: GuardSpec,
+    rows: int,
+) -> Verdict:
+    """Runs some rows on both engines.
+
+    :param reference: the model in float32.
+    :param features: rows of a split, with the column POSITION.
+    :param columns: the task's input columns of the whole split.
+    :param rows: rows of the job.
+    """
+    begun = time.perf_counter()
+    chosen = sample(task.lengths(features), spec.rows, task.seed)
+    count = FIRST_ROWS
+    for _ in range(2):  # the first time warms both up, and shows how many rows there is time for
+        some, started = features.take(pa.array(chosen[:count])), time.perf_counter()
+        found = _agreement(task, reference, engine, some, columns)
+        each = (time.perf_counter() - started) / len(some)
+        limit = min(max(MOST_SHARE * each * rows / 2, LEAST_SECONDS), MOST_SECONDS)
+        if limit / each <= count:
+            break
+        count = int(limit / each)
+    return verdict(task, found, precision, len(some), spec, time.perf_counter() - begun)
+
+
+def verdict(
+    task: Task, found: Comparison | str, precision: str, rows: int, spec: GuardSpec, seconds: float
+) -> Verdict:
+    """Judges a comparison by the task's limits and those of the spec. :param found: text: no row could be compared."""
+    if isinstance(found, str):
+        return Verdict(precision, "failed", found, rows, seconds=seconds)
+    agreement = agreement_of(task)
+    limits = {
+        name: Limit(spec.limits.get(name, limit.value), limit.most)
+        for name, limit in agreement.limits.items()
+    }
+    broken = [
+        f"{name} must be {limits[name]}"
+        for name, value in found.measures.items()
+        if not limits[name].holds(value)
+    ]
+    counts = np.histogram(1 - np.clip(found.rows, 0, 1), bins=EDGES)[0].tolist()
+    shown = {name: str(limit) for name, limit in limits.items() if limit.value is not None}
+    return Verdict(
+        precision, "failed" if broken else "passed", "; ".join(broken), rows, found.measures, shown, counts,
+        agreement.row, seconds,
+    )  # fmt: skip
+
+
+def agreement_of(task: Task) -> Agreement:
+    """Returns the task's measure. :raises ValueError: if it has none, see `variants.no_reference`."""
+    if task.agreement is None:
+        raise ValueError(f"task {task.name} has no measure of agreement")
+    return task.agreement
+
+
+def sample(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns rows that are spread over the lengths, in an order of which each beginning is spread too.
+
+    :param lengths: int64 [rows].
+    """
+    random = np.random.default_rng(seed)
+    order = by_length(lengths)
+    strata = np.array_split(order, min(count, len(order)))
+    return random.permutation([random.choice(rows) for rows in strata])
+
+
+def _agreement(
+    task: Task, reference: Engine, engine: Engine, features: pa.Table, columns: Mapping[str, pa.Array]
+) -> Comparison | str:
+    """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute."""
+    plain, positions = features.drop_columns([POSITION]), features[POSITION].to_numpy()
+    compared = task.compare_models(cast(Any, reference).model, cast(Any, engine).model, plain)
+    if compared is not None:
+        return compared
+    one, other = (
+        Predictor(task, cast(BatchEngine, each), BATCH).predict(plain) for each in (reference, engine)
+    )
+    lost = np.setdiff1d(one.kept, other.kept)
+    if len(lost):
+        error = next(error for row, error in other.failures if row == lost[0])
+        return f"{len(lost)} of {len(plain)} rows fail, which do not in float32: {error}"
+    fields, answers = task.fields_for(set(columns)), []
+    for made in (one, other):
+        outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
+        answers.append(postprocess(task, fields, outputs, columns)[:2])
+    both = np.intersect1d(answers[0][0], answers[1][0])
+    if not len(both):
+        return "no row has a result in both"
+    kept = [pa.array(np.isin(rows, both)) for rows, _ in answers]
+    names = [column.name for column in fields]
+    aligned = [
+        {name: array.filter(mask) for name, array in zip(names, arrays, strict=True)}
+        for mask, (_, arrays) in zip(kept, answers, strict=True)
+    ]
+    return agreement_of(task).compare(*aligned)

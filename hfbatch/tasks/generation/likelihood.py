@@ -1,0 +1,65 @@
+"""Compares two generating models on the same texts: the probability of each token, given the tokens before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hfbatch.tasks.agreement import Comparison
+
+if TYPE_CHECKING:
+    from hfbatch.tasks.generation.decoder import Decoder
+
+TOKENS = 32
+"""New tokens of each text."""
+
+
+def compare_models(
+    decoder: Decoder, reference: Any, model: Any, batches: list[dict[str, torch.Tensor]]
+) -> Comparison:
+    """Generates a text for each row with the reference, and computes the probability of its tokens with both.
+
+    :param batches: inputs of `generate`, each of a single row.
+    """
+    changes, same = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            made = decoder(
+                reference, {name: tensor.to(reference.device) for name, tensor in batch.items()}, TOKENS
+            )
+            tokens = made["tokens"][:, : int(made["lengths"].flatten()[0])].long()
+            if not tokens.shape[1]:
+                continue
+            one, other = _log_probs(reference, batch, tokens), _log_probs(model, batch, tokens)
+            index = tokens[0, :, None]
+            changes.append((one.gather(1, index) - other.gather(1, index)).abs().flatten().cpu().numpy())
+            same.append((one.argmax(1) == other.argmax(1)).cpu().numpy())
+    if not changes:
+        return Comparison(np.ones(0), {})
+    return Comparison(
+        np.clip([1 - change.mean() for change in changes], 0, 1),
+        {
+            "log_prob_change_mean": float(np.concatenate(changes).mean()),
+            "next_token_agreement": float(np.concatenate(same).mean()),
+        },
+    )
+
+
+def _log_probs(model: Any, batch: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    """Returns the log-probabilities at each token of a text, float32 [tokens, vocabulary].
+
+    :param tokens: int64 [1, tokens].
+    """
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "seed"}
+    tokens = tokens.to(model.device)
+    if model.config.is_encoder_decoder:
+        logits = model(**inputs, labels=tokens).logits
+    else:
+        ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[
+            :, -tokens.shape[1] - 1 : -1
+        ]
+    return logits[0].float().log_softmax(-1).to("cpu")
