@@ -102,13 +102,12 @@ class Runner:
             self.task, self.task.output_fields() if fields is None else fields, outputs, columns
         )
 
-    @property
-    def variant(self) -> Variant:
-        """Engine and precision of an earlier choice, or those of the spec, with what it leaves open.
+    def variant(self, choice: RuntimeChoice | None) -> Variant:
+        """Engine and precision of the job's choice, or those of the spec, with what it leaves open.
 
-        :raises WorkerError: for a dtype that `auto` chose on another machine, and this one does not run natively.
+        :raises WorkerError: for a choice of another machine that this one cannot honour.
         """
-        spec, choice = self.config.engine, self.config.choice
+        spec = self.config.engine
         name = choice.engine if choice else "torch" if spec.name == "auto" else spec.name
         quantization = choice.quantization if choice else spec.quantization
         dtype, kind = choice.dtype if choice else self.config.dtype, ENGINES[name]
@@ -125,8 +124,8 @@ class Runner:
         return Variant(name, dtype, quantization)
 
     def load(self, variant: Variant | None = None) -> Engine:
-        """Loads the model, by default as `variant` describes."""
-        self._variant = variant or self.variant
+        """Loads the model, by default as an earlier choice or the spec says."""
+        self._variant = variant or self.variant(self.config.choice)
         self.engine = self._build(self._variant)
         return self.engine
 
@@ -219,7 +218,7 @@ class Runner:
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
-        engine, variant = self.engine, Variant(choice.engine, choice.dtype, choice.quantization)
+        engine, variant = self.engine, self.variant(choice)
         if engine is None or self._variant != variant:
             engine = self.load(variant)
         size, tokens = choice.batch_size, self.config.batch.tokens

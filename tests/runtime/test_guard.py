@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from hfbatch.hub.models import pin
 from hfbatch.runtime.checks import engine_faults
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import sample
+from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.runner import Runner
+from hfbatch.runtime.variants import Variant
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, Vectors
 from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
-from tests.models.text import tiny_bert_encoder
+from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_t5
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(60)]
 
@@ -133,6 +136,37 @@ def test_labels_are_compared(encoder: str, tmp_path: Path) -> None:
     assert verdict["status"] == "passed"
     assert set(verdict["measures"]) == {"agreement", "score_change_mean", "score_change_max"}
     assert verdict["measures"]["score_change_max"] < 0.05
+
+
+@pytest.mark.parametrize("engine", ["torch", "continuous"])
+def test_generated_tokens_are_compared(tmp_path: Path, engine: str) -> None:
+    params = {"max_new_tokens": 40, "do_sample": False}
+    _, choice = proposed(tiny_llama(tmp_path), "text-generation", engine={"name": engine}, params=params)
+    assert choice.guard["status"] == "passed", choice.guard
+    assert 0 < choice.guard["measures"]["log_prob_change_mean"] < 0.2
+    assert choice.guard["measures"]["next_token_agreement"] > 0.9
+
+
+def test_the_same_model_gives_the_same_probabilities(tmp_path: Path) -> None:
+    """Also of an encoder-decoder model, and of the second text of a row, which is not compared."""
+    for folder, task in (
+        (tiny_t5(tmp_path / "t5"), "text2text-generation"),
+        (tiny_llama(tmp_path / "llama"), "text-generation"),
+    ):
+        params = {"max_new_tokens": 12, "num_beams": 2, "num_return_sequences": 2}
+        spec = JobSpec.build(
+            {"task": task, "model": folder, "params": params, "input": "in", "output": "out"}
+        )
+        runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=1e-9)
+        columns = {"text": pa.array(TEXTS[:3])}
+        places = pa.table({"file": ["a"] * 3, "row": pa.array(range(3), pa.int64())})
+        features = runner.preprocess(columns, places).features.drop_columns([POSITION])
+        model = runner.load(Variant("torch", "float32")).model
+        found = runner.task.compare_models(model, model, features)
+        assert found.measures == {"log_prob_change_mean": 0, "next_token_agreement": 1}
+        other = copy.deepcopy(model)
+        other.get_output_embeddings().weight.data.mul_(3)
+        assert runner.task.compare_models(model, other, features).measures["log_prob_change_mean"] > 0
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.integers(1, 300), st.integers(0, 3))

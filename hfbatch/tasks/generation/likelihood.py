@@ -18,23 +18,22 @@ TOKENS = 32
 
 
 def compare_models(
-    decoder: Decoder, reference: Any, model: Any, batches: list[dict[str, torch.Tensor]]
+    decoder: Decoder, reference: Any, model: Any, batches: list[dict[str, np.ndarray]]
 ) -> Comparison:
     """Generates a text for each row with the reference, and computes the probability of its tokens with both.
 
-    :param batches: inputs of `generate`, each of a single row.
+    :param batches: inputs of `generate`, each of a single row without padding.
     """
     changes, same = [], []
     with torch.inference_mode():
-        for batch in batches:
-            made = decoder(
-                reference, {name: tensor.to(reference.device) for name, tensor in batch.items()}, TOKENS
-            )
+        for arrays in batches:
+            batch = {name: torch.from_numpy(array).to(reference.device) for name, array in arrays.items()}
+            made = decoder(reference, batch, TOKENS)
             tokens = made["tokens"][:, : int(made["lengths"].flatten()[0])].long()
             if not tokens.shape[1]:
                 continue
             one, other = _log_probs(reference, batch, tokens), _log_probs(model, batch, tokens)
-            index = tokens[0, :, None]
+            index = tokens[0, :, None].cpu()
             changes.append((one.gather(1, index) - other.gather(1, index)).abs().flatten().cpu().numpy())
             same.append((one.argmax(1) == other.argmax(1)).cpu().numpy())
     if not changes:
