@@ -45,6 +45,8 @@ class Trial:
     quantization: str
     guard: dict[str, Any] | None
     """The comparison with float32, see `Verdict`."""
+    trials: list[dict[str, Any]] | None
+    """What `engine: auto` tried, see `EngineTrial`."""
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:

@@ -31,6 +31,8 @@ class EngineKind:
     """Packages that it needs besides torch and transformers, which the extra of its name installs. Their versions may change results."""
     gpus: bool = True
     """Whether it can use a GPU."""
+    exports: bool = False
+    """Whether it runs a graph that is exported from the model."""
     quantizations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the weights can be quantised to, and the packages that it needs besides."""
 
@@ -72,6 +74,7 @@ ENGINES = {
         dtypes=("float32", "bfloat16"),
         packages=("openvino",),
         gpus=False,
+        exports=True,
         quantizations={"int8": ("nncf",)},
     ),
     "onnx": EngineKind(
@@ -80,7 +83,13 @@ ENGINES = {
         dtypes=("float32",),
         packages=("onnxruntime", "onnxscript"),
         gpus=False,
+        exports=True,
         quantizations={"int8": ("onnx",)},
     ),
 }
 """Engines by the name that the spec gives."""
+
+
+def kind_of(name: str) -> EngineKind:
+    """Returns the kind of the engine that a job begins with: that of its name, or for `auto` torch, which runs every task."""
+    return ENGINES["torch" if name == "auto" else name]

@@ -72,6 +72,7 @@ def build_report(
       `fingerprint`
     - `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
       `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
+    - `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
     - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
     - `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
     - `finished`: ISO time, UTC
@@ -120,6 +121,7 @@ def build_report(
         "dtype": choice.get("dtype"),
         "quantization": choice.get("quantization", "none"),
         "guard": choice.get("guard"),
+        "trials": choice.get("trials"),
         "devices": sorted({manifest.worker for manifest in done if manifest.worker}),
         "batch_size": choice.get("batch_size"),
         "timeline": _timeline(ran, ended - seconds["total"], seconds["total"]),

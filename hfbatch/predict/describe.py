@@ -114,6 +114,8 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         add(table, "workers", _layout(plan["layout"]))
     if "trial" in plan:
         add(table, "trial", _trial(plan["trial"]))
+        for one in plan["trial"]["trials"] or ():
+            add(table, "tried", _tried(one))
         if plan["trial"]["guard"]:
             add(table, "precision", plan["trial"]["guard"]["summary"])
     for note in plan["notes"]:
@@ -143,9 +145,14 @@ def _layout(layout: dict[str, float]) -> str:
     )
 
 
+def _tried(trial: dict[str, Any]) -> str:
+    rate = f"{trial['rows_per_s']:,.0f} rows/s" if trial["rows_per_s"] else ""
+    return f"{trial['variant']}: {'; '.join(filter(None, [rate, trial['note']]))}"
+
+
 def _trial(trial: dict[str, Any]) -> str:
     return (
         f"{trial['rows_per_s']:,.0f} rows/s, {trial['tokens_per_s']:,.0f} tokens/s on one worker "
-        f"({trial['device']}, {trial['dtype']}, batch {trial['batch_size']}); "
+        f"({trial['device']}, {trial['engine']}, {trial['dtype']}, batch {trial['batch_size']}); "
         f"about {seconds_in_words(trial['eta_s'])} for {trial['rows_todo']:,} rows on all"
     )

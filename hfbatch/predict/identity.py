@@ -87,9 +87,8 @@ def earlier(
             f"output {shown} was created by a newer hfbatch, which also chose {', '.join(sorted(unknown))}; "
             "use that version, choose another output, or replace it with --overwrite"
         )
-    choice = RuntimeChoice(
-        **{**job["settled"], "engine": spec.engine.name, "quantization": spec.engine.quantization}
-    )
+    given = {"engine": spec.engine.name, "quantization": spec.engine.quantization}
+    choice = RuntimeChoice(**{**job["settled"], **({} if spec.engine.name == "auto" else given)})
     size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
     return identity, replace(choice, batch_size=size)
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.data.reader import ReadPlan
 from hfbatch.data.source import Source
 from hfbatch.data.splits import Split
-from hfbatch.engines import ENGINES
+from hfbatch.engines import ENGINES, kind_of
 from hfbatch.errors import SpecError, SplitError
 from hfbatch.hub.models import Model
 from hfbatch.output.identity import digest
@@ -107,7 +108,7 @@ class Plan:
     def workers(self) -> WorkersSpec:
         """The workers of the spec; none takes a GPU that the engine cannot use."""
         spec = self.spec.workers
-        idle = spec.gpus == "auto" and not ENGINES[self.spec.engine.name].gpus
+        idle = spec.gpus == "auto" and not kind_of(self.spec.engine.name).gpus
         return spec.model_copy(update={"gpus": 0}) if idle else spec
 
     @property
@@ -152,7 +153,7 @@ class Plan:
             "schema": types_of(stored_schema(self.schema)),
             "left_out": self.source.left_out,
             "types": self.source.types,
-            "versions": versions(ENGINES[self.spec.engine.name].needs(self.spec.engine.quantization)),
+            "versions": versions(_packages(self.spec)),
         }
 
 
@@ -202,6 +203,13 @@ def look_again(plan: Plan) -> None:
 def split_rows(spec: JobSpec) -> int:
     """Returns the rows per split: from the spec, else the task's default."""
     return spec.input.split_rows or task_class(spec.task).split_rows
+
+
+def _packages(spec: JobSpec) -> list[str]:
+    """Returns the packages of the engine, or of those that `auto` may choose."""
+    if spec.engine.name != "auto":
+        return list(ENGINES[spec.engine.name].needs(spec.engine.quantization))
+    return list(dict.fromkeys(name for kind in ENGINES.values() for name in kind.packages if find_spec(name)))
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:

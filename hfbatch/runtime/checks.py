@@ -9,7 +9,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.engines import ENGINES
+from hfbatch.engines import ENGINES, kind_of
 from hfbatch.engines.base import Capability, RowEngine
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
@@ -76,7 +76,7 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
     :param dtype: of the spec.
     :param gpus: of one worker, of the spec.
     """
-    name, kind = spec.name, ENGINES[spec.name]
+    name, kind = spec.name, kind_of(spec.name)
     lacking = [need for need in Capability if need in task.asks - kind.answers]
     if lacking:
         able = [other for other, one in ENGINES.items() if task.asks <= one.answers]

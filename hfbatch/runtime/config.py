@@ -29,6 +29,8 @@ class RuntimeChoice:
     quantization: str = "none"
     guard: dict[str, Any] | None = None
     """The comparison with float32, see `Verdict`; None if nothing was lowered."""
+    trials: list[dict[str, Any]] | None = None
+    """What `engine: auto` tried, see `EngineTrial`; None if it tried nothing."""
 
 
 @dataclass(frozen=True)

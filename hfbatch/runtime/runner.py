@@ -23,6 +23,7 @@ from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.engine_trials import EngineSearch
 from hfbatch.runtime.guard import Verdict, advice, compare
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
@@ -30,6 +31,7 @@ from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess,
 from hfbatch.runtime.rows import RowPredictor
 from hfbatch.runtime.variants import REFERENCE, Variant, no_reference
 from hfbatch.runtime.windows import unfold
+from hfbatch.spec.engines import AutoEngineSpec
 
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
@@ -159,7 +161,8 @@ class Runner:
         """
         engine = self.engine or self.load()
         self._prepare(engine, features)
-        verdict = self.guard(features, rows, columns)
+        trials = self._try_engines(engine, features, rows, columns)
+        verdict = trials.verdict if trials else self.guard(features, rows, columns)
         engine = self.engine or engine
         size = self.config.batch.size
         if size == "auto" and isinstance(engine, RowEngine):
@@ -173,7 +176,28 @@ class Runner:
             engine.name,
             self._variant.quantization,
             asdict(verdict) if verdict else None,
+            [asdict(trial) for trial in trials.trials] if trials else None,
         )
+
+    def _try_engines(
+        self, engine: Engine, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]
+    ) -> EngineSearch | None:
+        """Takes the fastest variant if the spec leaves the engine open; None if nothing was tried."""
+        spec = self.config.engine
+        if not isinstance(spec, AutoEngineSpec) or not isinstance(engine, BatchEngine) or not len(features):
+            return None
+
+        def build(variant: Variant) -> Engine:
+            """Loads a variant, ready for batches of such rows."""
+            made = self._build(variant)
+            self._prepare(made, features)
+            return made
+
+        search = EngineSearch(self.task, build, spec, features, rows, columns)
+        if not search.run(self._variant, engine):
+            return None
+        self.engine, self._variant = search.engine, search.variant
+        return search
 
     @property
     def guarded(self) -> bool:

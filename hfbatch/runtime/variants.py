@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfbatch.engines import ENGINES
-from hfbatch.engines.precision import native_dtype
+from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.runtime.machine import free_memory
 from hfbatch.tasks.base import Task
 
@@ -42,11 +42,11 @@ def candidates(task: Task, dtype: str, gpus: bool) -> Iterator[Variant]:
 
     Quantised weights save memory rather than time in PyTorch, so that only other engines are tried with them.
 
-    :param dtype: of the spec; `auto`: float32 and what the device runs natively.
+    :param dtype: of the spec; `auto`: float32 and what the device is fastest in.
     :param gpus: whether the worker has a GPU.
     """
-    device, native = native_dtype(gpus)
-    dtypes = list(dict.fromkeys(("float32", native))) if dtype == "auto" else [dtype]
+    device, _ = native_dtype(gpus)
+    dtypes = list(dict.fromkeys(("float32", fastest_dtype(gpus)))) if dtype == "auto" else [dtype]
     for name, kind in ENGINES.items():
         if (
             kind.rows

@@ -72,8 +72,25 @@ class OnnxEngineSpec(_EngineSpec):
     """int8: weights of linear layers as 8-bit integers for each channel, activations quantised for each batch."""
 
 
+class AutoEngineSpec(_EngineSpec):
+    """The fastest installed engine and precision whose results agree with float32 on rows of the job.
+
+    Jobs of less than some two minutes run on torch in the native dtype.
+    """
+
+    name: Literal["auto"]
+    """Name of the engine."""
+    seconds: float = Field(default=20, gt=0)
+    """Maximum of seconds for the trials, and at most a twentieth of the estimated job; if a fiftieth of it is more, that."""
+
+    @property
+    def quantization(self) -> str:
+        """What the job begins with."""
+        return "none"
+
+
 EngineSpec = Annotated[
-    TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec,
+    TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec | AutoEngineSpec,
     Field(discriminator="name"),
     shorthand("name"),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -43,7 +43,7 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
         case "union_tag_not_found":
             return f"{name}.name is missing; add it to the spec"
         case "extra_forbidden":
-            known = _fields_at(model, path[:-1])
+            known = _fields_at(model, [*map(str, fault["loc"][:-1])])
             near = [name.removesuffix(path[-1]) + key for key in get_close_matches(path[-1], known, 1)]
             meant = near or _elsewhere(path[-1], model)
             alike = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
@@ -65,15 +65,15 @@ def _without_tags(loc: Iterable[str], model: type[BaseModel]) -> list[str]:
     return path
 
 
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        kinds = [*_kinds_of(model, part).values()]
-        if kinds:
-            return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
-        section = _section(model, part)
-        if section is None:
+def _fields_at(model: type[BaseModel], loc: list[str]) -> list[str]:
+    """Returns the keys of a section. :param loc: its place as pydantic gives it, with the names of kinds."""
+    kinds: Mapping[str, type[BaseModel]] = {}
+    for part in loc:
+        section = kinds.get(part) or _section(model, part)
+        kinds = {} if part in kinds else _kinds_of(model, part)
+        if section is None and not kinds:
             break
-        model = section
+        model = section or model
     return list(model.model_fields)
 
 

@@ -1,0 +1,152 @@
+"""`engine: auto`: tries what is installed on rows of the job, and takes the fastest that agrees with float32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import pyarrow as pa
+
+from hfbatch.engines import ENGINES
+from hfbatch.engines.base import BatchEngine, Engine
+from hfbatch.engines.exports import cached_exports
+from hfbatch.errors import HfbatchError, one_line
+from hfbatch.runtime.guard import Verdict, compare, sample
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.prepare import POSITION
+from hfbatch.runtime.variants import REFERENCE, Variant, candidates, no_reference
+from hfbatch.spec.engines import AutoEngineSpec
+from hfbatch.tasks.base import Task
+
+LEAST_JOB_SECONDS = 120.0
+"""Estimated time of a job below which nothing is tried: torch computes it in the native dtype."""
+EXPORT_JOB_SECONDS = 300.0
+"""The same for models that have to be exported first, which takes 10 to 25 s."""
+SHARE, LONG_SHARE = 0.05, 0.02
+"""Limits of all trials as shares of the estimated job: the first one up to the seconds of the spec, the other one beyond."""
+SECONDS_EACH, LEAST_ROWS, MOST_ROWS = 1.0, 16, 512
+"""Time that the first variant computes for, and limits of its rows; the others compute the same rows."""
+TRIES = 2
+GAIN = 1.05
+"""How much faster than the best so far a variant has to be."""
+
+
+@dataclass(frozen=True)
+class EngineTrial:
+    """What became of a variant, in plain values."""
+
+    variant: str
+    rows_per_s: float | None = None
+    note: str = ""
+    """The comparison with float32, or why the variant is out."""
+
+
+@dataclass
+class EngineSearch:
+    """Tries variants one after the other, and keeps the best.
+
+    :param build: loads a variant, ready for such rows.
+    :param rows: rows of the job.
+    :param columns: the task's input columns of the whole split.
+    """
+
+    task: Task
+    build: Callable[[Variant], Engine]
+    spec: AutoEngineSpec
+    features: pa.Table
+    rows: int
+    columns: Mapping[str, pa.Array]
+    engine: Engine | None = None
+    """The best engine so far."""
+    variant: Variant = REFERENCE
+    verdict: Verdict | None = None
+    trials: list[EngineTrial] = field(default_factory=list)
+    _rate: float = 0.0
+    _reference: Engine | None = None
+
+    def run(self, first: Variant, engine: Engine) -> bool:
+        """Tries variants until time is up; returns whether any was tried, since a short job does not repay it.
+
+        :param first: what the job runs in if nothing is tried, with its engine.
+        """
+        begun = time.perf_counter()
+        some = self._some(engine)
+        seconds = self.rows / self._speed(engine, some)
+        if seconds < LEAST_JOB_SECONDS or engine.device.startswith("cuda"):
+            return False
+        limit = max(min(self.spec.seconds, SHARE * seconds), LONG_SHARE * seconds)
+        others = [one for one in candidates(self.task, "auto", gpus=True) if one != first]
+        for variant in (first, *others):
+            if variant != first and time.perf_counter() - begun > limit:
+                found = EngineTrial(str(variant), note="not tried: time was up")
+            elif seconds < EXPORT_JOB_SECONDS and not self._exported(variant):
+                found = EngineTrial(str(variant), note="not tried: the job is too short for an export")
+            else:
+                found = self._try(variant, engine if variant == first else None, some)
+            self.trials.append(found)
+        self.engine = self.engine or self.build(REFERENCE)
+        return True
+
+    def _try(self, variant: Variant, engine: Engine | None, some: pa.Table) -> EngineTrial:
+        """Measures a variant, and compares it with float32 if it is the fastest so far; keeps it if it agrees."""
+        try:
+            engine = engine or self.build(variant)
+            rate = self._speed(engine, some)
+            if rate < GAIN * self._rate:
+                return EngineTrial(str(variant), rate, "not faster")
+            verdict = self._compare(variant, engine) if variant.lowered else None
+        except HfbatchError as error:
+            return EngineTrial(str(variant), note=one_line(error))
+        if (
+            verdict
+            and verdict.status != "passed"
+            and not (self.engine is None and verdict.status == "unguarded")
+        ):
+            return EngineTrial(str(variant), rate, verdict.summary)
+        self.engine, self.variant, self.verdict, self._rate = engine, variant, verdict, rate
+        return EngineTrial(str(variant), rate, verdict.summary if verdict else "")
+
+    def _compare(self, variant: Variant, engine: Engine) -> Verdict:
+        if reason := no_reference(self.task):
+            return Verdict(str(variant), "unguarded", reason)
+        self._reference = self._reference or self.build(REFERENCE)
+        return compare(
+            self.task,
+            self._reference,
+            engine,
+            str(variant),
+            self.features,
+            self.columns,
+            self.spec.guard,
+            self.rows,
+        )
+
+    def _some(self, engine: Engine) -> pa.Table:
+        """Returns rows spread over the lengths that take about SECONDS_EACH."""
+        order = pa.array(sample(self.task.lengths(self.features), MOST_ROWS, self.task.seed))
+        rows = self.features.drop_columns([POSITION]).take(order)
+        rate = self._speed(engine, rows.slice(0, LEAST_ROWS))
+        return rows.slice(0, max(int(rate * SECONDS_EACH), LEAST_ROWS))
+
+    def _speed(self, engine: Engine, rows: pa.Table) -> float:
+        """Returns rows per second, of the faster of two tries: other load on the machine can only slow one down."""
+        runner = cast(BatchEngine, engine)
+        predictor = Predictor(self.task, runner, runner.batch_sizes[0], runner.batch_tokens)
+        times = []
+        for _ in range(TRIES):
+            begun = time.perf_counter()
+            predictor.predict(rows)
+            times.append(time.perf_counter() - begun)
+        return len(rows) / min(times)
+
+    def _exported(self, variant: Variant) -> bool:
+        """Whether the variant needs no export, or this machine has one of the model."""
+        if not ENGINES[variant.engine].exports:
+            return True
+        wanted = variant.engine, self.task.model.commit, variant.quantization
+        return any(
+            (key["engine"], key["model"], key.get("quantization", "none")) == wanted
+            for key in cached_exports().values()
+        )

@@ -1,0 +1,123 @@
+"""`engine: auto`: what is tried, and what is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from hfbatch import JobSpec
+from hfbatch.engines import ENGINES
+from hfbatch.hub.models import pin
+from hfbatch.runtime import engine_trials, variants
+from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.runner import Runner
+from hfbatch.runtime.variants import Variant
+from tests.models.text import tiny_bert_encoder
+
+TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(40)]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_bert_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def proposed(folder: str, rows: int, **engine: Any) -> tuple[Runner, RuntimeChoice]:
+    """The runner and the choice for a job of so many rows."""
+    values = {
+        "task": "embedding",
+        "model": folder,
+        "engine": {"name": "auto", **engine},
+        "input": "i",
+        "output": "o",
+    }
+    spec = JobSpec.build(values)
+    runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=1e-9)
+    columns = {"text": pa.array(TEXTS)}
+    places = pa.table({"file": ["a"] * len(TEXTS), "row": pa.array(range(len(TEXTS)), pa.int64())})
+    return runner, runner.propose(runner.preprocess(columns, places).features, rows, columns)
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Rows per second of each variant, in place of measurements; each engine is loaded and compared all the same."""
+    rates: dict[str, float] = {}
+    monkeypatch.setattr(
+        engine_trials.EngineSearch, "_speed",
+        lambda search, engine, rows: rates.get(f"{engine.name} {engine.dtype}", 1.0),
+    )  # fmt: skip
+    monkeypatch.setattr(variants, "fastest_dtype", lambda gpus: "bfloat16")
+    monkeypatch.setattr("hfbatch.runtime.runner.native_dtype", lambda gpus: ("cpu", "bfloat16"))
+    monkeypatch.setattr("hfbatch.runtime.runner.fastest_dtype", lambda gpus: "float32")
+    return rates
+
+
+@pytest.fixture
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openvino", "onnx"):
+        monkeypatch.delitem(ENGINES, name)
+
+
+def test_a_short_job_tries_nothing(encoder: str) -> None:
+    runner, choice = proposed(encoder, len(TEXTS))
+    assert (choice.engine, choice.dtype, choice.trials) == ("torch", runner.engine.dtype, None)
+
+
+@pytest.mark.usefixtures("torch_alone")
+def test_the_fastest_that_agrees_with_float32_is_chosen(encoder: str, speeds: dict[str, float]) -> None:
+    speeds["torch bfloat16"] = 1.2
+    runner, choice = proposed(encoder, 10_000)
+    assert (choice.engine, choice.dtype, runner.engine.dtype) == ("torch", "bfloat16", "bfloat16")
+    assert choice.guard["status"] == "passed"
+    assert [(one["variant"], one["rows_per_s"]) for one in choice.trials] == [
+        ("torch (float32)", 1.0), ("torch (bfloat16)", 1.2)
+    ]  # fmt: skip
+    runner.apply(RuntimeChoice(**asdict(choice)))
+    assert runner.engine.dtype == "bfloat16"
+
+
+@pytest.mark.usefixtures("torch_alone")
+@pytest.mark.parametrize(
+    ("speed", "limit", "note"), [(1.2, 1.01, "differs too much"), (1.04, 0.9, "not faster")]
+)
+def test_a_variant_that_differs_or_is_not_faster_is_out(
+    encoder: str, speeds: dict[str, float], speed: float, limit: float, note: str
+) -> None:
+    speeds["torch bfloat16"] = speed
+    _, choice = proposed(encoder, 10_000, guard={"limits": {"cosine_mean": limit}})
+    assert (choice.engine, choice.dtype, choice.guard) == ("torch", "float32", None)
+    assert note in choice.trials[1]["note"]
+
+
+def test_another_engine_is_chosen_if_its_export_is_worth_it(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(ENGINES, "openvino")  # one export is enough
+    speeds["onnx float32"] = 2.0
+    _, choice = proposed(encoder, 200)
+    notes = {one["variant"]: one["note"] for one in choice.trials}
+    assert (choice.engine, notes["onnx (float32)"]) == (
+        "torch",
+        "not tried: the job is too short for an export",
+    )
+    runner, choice = proposed(encoder, 10_000, seconds=1e9)
+    assert (choice.engine, choice.dtype, runner.engine.name) == ("onnx", "float32", "onnx")
+    spec = JobSpec.build(
+        {"task": "embedding", "model": encoder, "engine": "auto", "input": "i", "output": "o"}
+    )
+    again = Runner(RunnerConfig.of(spec, pin(spec.model), choice=choice), share=1e-9)
+    assert (again.load().name, again.variant(choice)) == ("onnx", Variant("onnx", "float32"))
+
+
+@pytest.mark.usefixtures("torch_alone")
+def test_no_trial_begins_when_time_is_up(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds["torch bfloat16"] = 2.0
+    monkeypatch.setattr(engine_trials, "LONG_SHARE", 0.0)
+    _, choice = proposed(encoder, 10_000, seconds=1e-9)
+    assert choice.dtype == "float32"
+    assert [one["note"] for one in choice.trials] == ["", "not tried: time was up"]
