@@ -19,6 +19,7 @@ from hfbatch.engines.precision import native_dtype
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.runtime.runner import Runner
+from hfbatch.runtime.variants import Variant
 from hfbatch.spec.job import JobSpec
 from tests.benchmarks.tools import minilm
 
@@ -35,7 +36,7 @@ def bare_loop(source: Path, batch: int, dtype: str = "auto") -> dict[str, float 
         plan = make_plan(spec)
     dtype = native_dtype()[1] if dtype == "auto" else dtype
     runner = Runner(plan.runner)
-    engine = runner.load(dtype)
+    engine = runner.load(Variant("torch", dtype))
     runner.apply(RuntimeChoice(batch, dtype, engine.device))
     tokenised, features = 0.0, []
     for split in plan.splits:

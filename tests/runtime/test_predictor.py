@@ -17,6 +17,7 @@ from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
+from hfbatch.runtime import autotune
 from hfbatch.runtime.autotune import WARM_UP_ROWS, choose_batch_size
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.spec.job import ModelSpec
@@ -130,6 +131,33 @@ def test_the_chosen_batch_size_is_one_that_fits(encoder: str, engine: TorchEngin
     cramped = make(SmallMemory, encoder)
     for rows in (3, 300):  # the predictor halves what does not fit
         assert choose_batch_size(cramped, engine, features_of(cramped, rows), MANY) == engine.batch_sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ([1.0, 0.9, 1.6], 16),
+        ([1.0, 1.2, 1.04], 8),
+        ([1.0, 1.02, 1.04], 4),
+        ([1.0, 2.0, None], 8),
+        ([None, 2.0, 2.0], 4),
+    ],
+)
+def test_the_fastest_batch_size_is_chosen_wherever_it_is(
+    encoder: str, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch, rates: list[float | None], chosen: int
+) -> None:
+    """And the smallest of those that are about as fast; None: memory is full."""
+    monkeypatch.setattr(engine, "batch_sizes", (4, 8, 16))
+
+    def rate(task: Any, engine: Any, features: Any, order: Any, size: int, batches: int) -> float:
+        found = dict(zip((4, 8, 16), rates, strict=True))[size]
+        if found is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(autotune, "_rate", rate)
+    task = make(Embedding, encoder)
+    assert choose_batch_size(task, engine, features_of(task, 100), MANY) == chosen
 
 
 def test_a_row_that_raises_does_not_end_the_choice_of_a_batch_size(encoder: str, engine: TorchEngine) -> None:
