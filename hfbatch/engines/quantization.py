@@ -27,7 +27,6 @@ def quantization_arguments(config: EngineConfig, dtype: torch.dtype) -> dict[str
         return {}
     from transformers import AutoConfig
 
-    quiet()
     remote = config.trust_remote_code
     settings = AutoConfig.from_pretrained(config.folder, trust_remote_code=remote)
     kept = kept_layers(skeleton_of(settings, config.auto_class, remote))
@@ -121,6 +120,9 @@ def settle(model: Any) -> None:
 
 
 def quiet() -> None:
-    """Silences a warning of bitsandbytes for every layer and batch, and torchao's of kernels for other devices."""
-    for name in ("bitsandbytes", "torchao"):
+    """Silences warnings of bitsandbytes for every layer and batch, and those of torchao's import, which says what it lacks.
+
+    transformers imports torchao with the first model, whether it is quantised or not.
+    """
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
-from hfbatch.engines.quantization import quantization_arguments, quantization_faults, settle
+from hfbatch.engines.quantization import quantization_arguments, quantization_faults, quiet, settle
 from hfbatch.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     """
     import transformers
 
+    quiet()
     quantized = quantization_arguments(config, dtype)
     model, loading = getattr(transformers, config.auto_class).from_pretrained(
         config.folder,

@@ -32,7 +32,7 @@ def job_identity(
     flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
         "task": spec.task,
-        "model": {"commit": model.commit, "dtype": spec.model.dtype},
+        "model": {"commit": model.version, "dtype": spec.model.dtype},
         "engine": spec.engine.model_dump(mode="json", exclude_defaults=True, exclude={"guard"}),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import Capability, Engine, RowEngine
+from hfbatch.engines.gguf import as_folder
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
@@ -21,6 +22,15 @@ from hfbatch.tasks import named, task_class
 from hfbatch.tasks.base import CompletingTask, Task
 from hfbatch.tasks.label_maps import label_faults, label_notes
 from hfbatch.tasks.model_support import infer, misfits
+
+
+def readable(model: Model) -> Model:
+    """Returns a pinned model with the files that the plan reads; those of a GGUF file are written first.
+
+    :raises SpecError: for a GGUF file that transformers does not read.
+    """
+    with model_faults(model.name):
+        return as_folder(model, weights=False)
 
 
 def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
