@@ -1,4 +1,4 @@
-"""Loads models whose weights are quantised, by bitsandbytes or torchao, and says which models can be. Does not import Ray.
+"""Loads models whose weights are quantised, by the spec or in the checkpoint, and says which can be. Does not import Ray.
 
 What is quantised: the weights of the linear layers in the base model. What keeps the dtype of the model: embeddings, norms,
 biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), and all layers outside the base
@@ -8,29 +8,50 @@ model (the heads of classifiers and taggers). transformers by itself leaves out 
 from __future__ import annotations
 
 import logging
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.engines.base import EngineConfig
+from hfbatch.hub.jsonfiles import read_object
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
 BITSANDBYTES = ("int8", "nf4", "fp4")
+SHARED = ("bitsandbytes", "torchao")
+"""Methods whose layers several threads may call at once; those of others change in a call, or were not tried."""
 BLOCK, ROWS = 64, 32
 """bitsandbytes' fused 4-bit product on CPUs needs inputs and outputs in multiples of these."""
 
 
 def quantization_arguments(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the arguments of `from_pretrained` that quantise the weights; none if the spec does not ask for it."""
+    """Returns the arguments of `from_pretrained` for quantised weights; none for a checkpoint as it is.
+
+    Compressed tensors are written out in the dtype of the model: transformers has no kernels for them, and would write them out
+    in the first call.
+    """
     if config.quantization == "none":
-        return {}
+        if checkpoint_method(config.folder) != "compressed-tensors":
+            return {}
+        from transformers import CompressedTensorsConfig
+
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     from transformers import AutoConfig
 
     remote = config.trust_remote_code
     settings = AutoConfig.from_pretrained(config.folder, trust_remote_code=remote)
     kept = kept_layers(skeleton_of(settings, config.auto_class, remote))
     return {"quantization_config": _settings(config.quantization, dtype, kept)}
+
+
+def checkpoint_method(folder: str) -> str | None:
+    """Returns by what the weights of a checkpoint are quantised, if they are."""
+    given = (read_object(Path(folder, "config.json")) or {}).get("quantization_config")
+    if not isinstance(given, dict):
+        return None
+    return str(given.get("quant_method") or "bitsandbytes")  # which older files do not name
 
 
 def _settings(quantization: str, dtype: torch.dtype, kept: list[str]) -> Any:
@@ -100,15 +121,31 @@ def quantization_faults(
     ]
 
 
-def settle(model: Any) -> None:
+def may_share(model: Any) -> bool:
+    """Whether several threads may call the model at once, as far as its quantisation is concerned."""
+    method = getattr(model, "quantization_method", None)
+    return method is None or getattr(method, "value", method) in SHARED or is_written_out(model)
+
+
+def is_written_out(model: Any) -> bool:
+    """Whether the weights of a quantised checkpoint were written out in the dtype of the model."""
+    settings = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    return bool(getattr(settings, "dequantize", False))
+
+
+def settle(model: Any, dtype: torch.dtype) -> None:
     """Brings the layers of bitsandbytes into the state of their first call, which threads must not share.
 
-    A 4-bit layer on a CPU with AVX512-BF16 then computes in bfloat16 whatever the dtype of the model, and fails for sizes that
+    Other weights of a quantised checkpoint are cast to dtype: transformers leaves some in that of the checkpoint. A 4-bit layer on a CPU with AVX512-BF16 then computes in bfloat16 whatever the dtype of the model, and fails for sizes that
     are not multiples of BLOCK and ROWS; it does so only where the model is in bfloat16 and the sizes fit.
     """
     import torch
 
+    if getattr(model, "quantization_method", None) in (None, "bitsandbytes"):
+        _cast(model, dtype)
     for layer in model.modules():
+        if getattr(layer, "quant_state", None) is not None:
+            layer.compute_dtype = dtype
         if hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:
             layer.init_8bit_state()
         elif getattr(layer, "support_avx512bf16_for_cpu", False):
@@ -119,6 +156,19 @@ def settle(model: Any) -> None:
                     layer(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
 
 
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    import torch
+
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    for name, weight in model.named_parameters():
+        if (
+            type(weight) is torch.nn.Parameter
+            and weight.is_floating_point()
+            and not kept & {*name.split(".")}
+        ):
+            weight.data = weight.data.to(dtype)
+
+
 def quiet() -> None:
     """Silences warnings of bitsandbytes for every layer and batch, and those of torchao's import, which says what it lacks.
 
@@ -126,3 +176,4 @@ def quiet() -> None:
     """
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to write the weights out

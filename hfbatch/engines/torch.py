@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
-from hfbatch.engines.quantization import quantization_arguments, quantization_faults, quiet, settle
+from hfbatch.engines.quantization import (
+    checkpoint_method,
+    may_share,
+    quantization_arguments,
+    quantization_faults,
+    quiet,
+    settle,
+)
 from hfbatch.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -63,6 +70,7 @@ class TorchEngine(BatchEngine):
             and config.concurrent
             and not config.trust_remote_code
             and is_stateless(self.model)
+            and may_share(self.model)
         ):
             self._lanes = ThreadPoolExecutor(config.threads)
             self.depth, self.parallel = 2 * config.threads, config.threads
@@ -170,14 +178,15 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     import transformers
 
     quiet()
-    quantized = quantization_arguments(config, dtype)
+    arguments = quantization_arguments(config, dtype)
+    quantized = bool(arguments) or checkpoint_method(config.folder) is not None
     model, loading = getattr(transformers, config.auto_class).from_pretrained(
         config.folder,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
-        **({"device_map": {"": device}, **quantized} if quantized else {}),
+        **({"device_map": {"": device}, **arguments} if quantized else {}),
     )
     missing = sorted(
         name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
@@ -191,7 +200,7 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     model = model.eval().requires_grad_(False)
     if not quantized:
         return model.to(device)
-    settle(model)
+    settle(model, dtype)
     return model
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,20 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine, load_model
+from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
 from hfbatch.runtime.checks import engine_faults
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec
+from tests.models.quantised import KINDS, quantised_checkpoint
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama, tiny_t5
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.05}
 NEAREST = {"int8": 0.999, "nf4": 0.95, "fp4": 0.9, "int8_weight_only": 0.9995, "int8_dynamic": 0.999}
 """Lowest cosine of a row to float32, with the tiny models of this file."""
+CHECKPOINTS = {"int8": 0.998, "nf4": 0.95, "torchao": 0.998, "W8A8": 0.999, "W4A16": 0.95, "fp8": 0.995}
+"""The same for checkpoints that are quantised."""
 IDS = torch.arange(5, 45).reshape(4, 10)
 
 
@@ -72,6 +79,7 @@ def state_of(model: torch.nn.Module) -> dict[str, Any]:
 def test_every_quantization_of_the_engines_is_tested_here() -> None:
     for name in ("torch", "continuous"):
         assert set(ENGINES[name].quantizations) == set(NEAREST)
+    assert set(KINDS) == set(CHECKPOINTS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -194,6 +202,45 @@ def test_a_model_without_layers_to_quantise_is_refused(gpt2: str, llama: str) ->
         assert (
             faults_of(spec_of(llama, "int8_dynamic", "text-generation", engine=engine, params=params)) == []
         )
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "nearest"), CHECKPOINTS.items())
+def test_a_quantised_checkpoint_is_computed_in_the_dtype_of_the_job(
+    llama: str, tmp_path: Path, kind: str, nearest: float, stored: torch.dtype
+) -> None:
+    """Whatever the dtype of its other weights, which transformers would keep."""
+    plain = load_model(config_of(llama, "none", "CausalLM"), torch.float32)
+    folder = quantised_checkpoint(kind, llama, tmp_path / "model", stored)
+    assert faults_of(spec_of(folder, "none", "text-generation")) == []
+    for dtype in ("float32", "bfloat16"):
+        engine = TorchEngine(config_of(folder, "none", "CausalLM", dtype=dtype, threads=4))
+        assert engine.dtype == dtype
+        assert engine.parallel == 4
+        with ThreadPoolExecutor(4) as pool:
+            shared = list(pool.map(lambda row: logits_of(engine.model, IDS[row : row + 1]), [0, 1, 2, 3] * 4))
+        alone = [logits_of(engine.model, IDS[row : row + 1]) for row in (0, 1, 2, 3)] * 4
+        assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
+        plain_ones = [one for one in engine.model.parameters() if type(one) is torch.nn.Parameter]
+        assert {weight.dtype for weight in plain_ones} == {getattr(torch, dtype)}
+        with torch.inference_mode():
+            found = engine.model(input_ids=IDS).logits
+        assert found.dtype == getattr(torch, dtype)
+        assert lowest_cosine(found.float(), logits_of(plain)) > nearest
+        assert lowest_cosine(found.float(), logits_of(plain)) < 0.999999
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_checkpoint_names_the_library_that_it_needs(llama: str, tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": method, "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    with pytest.raises(
+        SpecError, match=rf"quantised by {method}, which needs gptqmodel.*pip install gptqmodel"
+    ):
+        pin(spec_of(str(folder), "none").model)
 
 
 def test_weights_that_are_quantised_already_are_not_quantised_again(llama: str, tmp_path: Path) -> None:
