@@ -31,7 +31,7 @@ def test_plain_strings_stand_for_name_and_paths() -> None:
 
 def test_all_faults_come_together() -> None:
     faults = faults_of({**LEAST, "model": {"nam": "x"}, "batch": {"size": 0}, "worker": {}})
-    assert "unknown key 'model.nam' (known here: name, revision, dtype, trust_remote_code)" in faults
+    assert "unknown key 'model.nam' (known here: name, file, revision, dtype, trust_remote_code)" in faults
     assert "model.name is missing" in faults
     assert "batch.size" in faults
     assert "unknown key 'worker'" in faults

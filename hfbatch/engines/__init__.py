@@ -55,7 +55,6 @@ TORCH_QUANTIZATIONS = {
     "nf4": ("bitsandbytes",),
     "fp4": ("bitsandbytes",),
     "int8_weight_only": ("torchao",),
-    "int4_weight_only": ("torchao",),
     "int8_dynamic": ("torchao",),
 }
 ENGINES = {

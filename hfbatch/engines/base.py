@@ -83,6 +83,13 @@ class Engine(ABC):
     """The torch device type with the hardware model: `cuda (NVIDIA H200)`."""
     dtype: str
 
+    @classmethod
+    def quantization_faults(
+        cls, model: PretrainedConfig, auto_class: str, trust_remote_code: bool, quantization: str
+    ) -> list[str]:
+        """Returns errors for models that the engine cannot quantise. Loads no weights."""
+        return []
+
     @abstractmethod
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether a smaller batch may succeed."""

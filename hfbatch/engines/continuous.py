@@ -52,6 +52,15 @@ class ContinuousEngine(RowEngine):
         self.device, self.dtype = self._torch.device, self._torch.dtype
 
     @classmethod
+    def quantization_faults(
+        cls, model: PretrainedConfig, auto_class: str, trust_remote_code: bool, quantization: str
+    ) -> list[str]:
+        """Returns errors for a model that has no layers to quantise."""
+        from hfbatch.engines.quantization import quantization_faults
+
+        return quantization_faults(model, auto_class, trust_remote_code, cls.name, quantization)
+
+    @classmethod
     def option_faults(
         cls, model: PretrainedConfig, generation: GenerationConfig, begin_with: str | None
     ) -> list[str]:

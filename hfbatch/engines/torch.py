@@ -5,13 +5,24 @@ from __future__ import annotations
 import ctypes
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
+from hfbatch.engines.quantization import (
+    checkpoint_method,
+    may_share,
+    quantization_arguments,
+    quantization_faults,
+    quiet,
+    settle,
+)
 from hfbatch.errors import WorkerError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass
@@ -44,7 +55,7 @@ class TorchEngine(BatchEngine):
         self.dtype = config.dtype
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
-        self.model = load_model(config, getattr(torch, config.dtype)).to(self._torch_device)
+        self.model = load_model(config, getattr(torch, config.dtype), self._torch_device)
         if self._torch_device.type == "cuda":
             self.depth, self.parallel, self.pad_multiple = 3, 3, 8
             self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None
@@ -59,9 +70,17 @@ class TorchEngine(BatchEngine):
             and config.concurrent
             and not config.trust_remote_code
             and is_stateless(self.model)
+            and may_share(self.model)
         ):
             self._lanes = ThreadPoolExecutor(config.threads)
             self.depth, self.parallel = 2 * config.threads, config.threads
+
+    @classmethod
+    def quantization_faults(
+        cls, model: PretrainedConfig, auto_class: str, trust_remote_code: bool, quantization: str
+    ) -> list[str]:
+        """Returns errors for a model that has no layers to quantise."""
+        return quantization_faults(model, auto_class, trust_remote_code, cls.name, quantization)
 
     def expect(self, batches: int) -> None:
         """Divides the threads among the concurrent batches."""
@@ -151,19 +170,23 @@ class TorchEngine(BatchEngine):
         return error
 
 
-def load_model(config: EngineConfig, dtype: torch.dtype) -> Any:
-    """Loads the model on the CPU, for inference.
+def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    """Loads the model for inference.
 
     :raises WorkerError: if the weights lack layers, which transformers would initialise at random after a warning.
     """
     import transformers
 
+    quiet()
+    arguments = quantization_arguments(config, dtype)
+    quantized = bool(arguments) or checkpoint_method(config.folder) is not None
     model, loading = getattr(transformers, config.auto_class).from_pretrained(
         config.folder,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
+        **({"device_map": {"": device}, **arguments} if quantized else {}),
     )
     missing = sorted(
         name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
@@ -174,7 +197,11 @@ def load_model(config: EngineConfig, dtype: torch.dtype) -> Any:
         )
     if config.vocabulary is not None:
         grow_vocabulary(model, config.vocabulary, config.seed)
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if not quantized:
+        return model.to(device)
+    settle(model, dtype)
+    return model
 
 
 def grow_vocabulary(model: Any, size: int, seed: int) -> None:

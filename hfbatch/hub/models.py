@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from hfbatch.errors import SpecError
 from hfbatch.hub import weights as safetensors_files
+from hfbatch.hub.gguf import ENDING, gguf_faults, unnamed_fault
 from hfbatch.hub.jsonfiles import read_json
 from hfbatch.hub.modelfiles import file_faults, layout_faults
 from hfbatch.spec.job import ModelSpec
@@ -30,7 +32,7 @@ PICKLES = (
     "*.onnx",
     "*.mlmodel",
 )
-"""Never downloaded: weights in formats that run code when opened, or that the engine does not read."""
+"""Not downloaded: weights in formats that run code when opened, or that no engine reads; of GGUF files, the one in the spec is."""
 WHOLE_FILE_BYTES = 64 << 20
 
 
@@ -45,6 +47,15 @@ class Model:
     """The Hub commit, or a digest of the folder's files."""
     trust_remote_code: bool = False
     hub: bool = False
+    file: str = ""
+    """Name of the GGUF file that holds the model, if one does."""
+    source: str = ""
+    """Local folder of that file; `folder` is where the engines have written what it holds (engines/gguf.py)."""
+
+    @property
+    def version(self) -> str:
+        """What determines the content: the commit, and the name of the GGUF file in a repository that may have several."""
+        return f"{self.commit}/{self.file}" if self.hub and self.file else self.commit
 
     def fetch(self) -> Model:
         """Returns the same model with all its files on this machine; downloads a Hub model once per node."""
@@ -52,6 +63,9 @@ class Model:
             return self
         from huggingface_hub import snapshot_download
 
+        if self.file:
+            source = snapshot_download(self.name, revision=self.commit, allow_patterns=[self.file])
+            return replace(self, source=source)
         folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=list(PICKLES))
         return replace(self, folder=folder)
 
@@ -86,11 +100,15 @@ def pin(spec: ModelSpec, weights: bool = True) -> Model:
 
     :param weights: whether weights are required.
 
-    :raises SpecError: no such folder or Hub model, no config, no weights, or or weights in pickle files only.
+    :raises SpecError: no such folder or Hub model, no config, no weights, or weights in pickle files only.
     """
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
         return _pin_folder(spec, folder.resolve(), weights)
+    if folder.is_file() and folder.suffix == ENDING:
+        raise SpecError(
+            f"model.name {spec.name!r} is a file; give model.name={str(folder.parent)!r} and model.file={folder.name!r}"
+        )
     if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") > 1:
         raise SpecError(
             f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
@@ -104,6 +122,8 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
             f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
         )
     names = files_in(folder)
+    if spec.file:
+        return _pin_file(spec, folder, names)
     faults = weight_faults(spec.name, names, weights, folder)
     if not faults:
         faults = file_faults(spec.name, folder, names, spec.trust_remote_code)
@@ -115,6 +135,20 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
     return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
 
 
+def _pin_file(spec: ModelSpec, folder: Path, names: Collection[str], commit: str = "") -> Model:
+    """Checks a GGUF file. :param commit: of a Hub model; without one, the file is digested."""
+    file = str(spec.file)
+    faults = gguf_faults(spec.name, file, names, folder)
+    if faults:
+        raise SpecError(faults)
+    digest = hashlib.blake2b(digest_size=20)
+    if not commit:
+        _digest_file(folder / file, digest)
+    return Model(
+        spec.name, str(folder), commit or digest.hexdigest(), hub=bool(commit), file=file, source=str(folder)
+    )
+
+
 def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -124,6 +158,11 @@ def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
     try:
         info = HfApi().model_info(spec.name, revision=spec.revision)
         names = [file.rfilename for file in info.siblings or []]
+        if spec.file:
+            if faults := gguf_faults(spec.name, spec.file, names):
+                raise SpecError(faults)
+            folder = snapshot_download(spec.name, revision=info.sha, allow_patterns=[spec.file])
+            return _pin_file(spec, Path(folder), names, str(info.sha))
         faults = weight_faults(spec.name, names, weights)
         if faults:
             raise SpecError(faults)
@@ -154,6 +193,8 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
             f"{where}: no such folder here, not in the cache, and the Hub cannot be reached "
             f"({type(cause).__name__}); give a folder"
         ) from error
+    if spec.file:
+        return _pin_file(spec, Path(folder), files_in(Path(folder)), Path(folder).name)
     _check_snapshot(spec, Path(folder))
     return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
 
@@ -193,10 +234,12 @@ def weight_faults(name: str, files: list[str], weights: bool = True, folder: Pat
     :param weights: whether weights are required.
     :param folder: folder of its JSON files, if they are on this machine.
     """
+    top = [file for file in files if "/" not in file]
+    if not any(file.endswith(".safetensors") for file in top) and (fault := unnamed_fault(name, files)):
+        return [fault]
     faults = layout_faults(name, files, folder)
     if faults or not weights:
         return faults
-    top = [file for file in files if "/" not in file]
     if safetensors_files.WEIGHTS in top or safetensors_files.INDEX in top:
         return []
     if folder and safetensors_files.weight_files(folder):  # named in config.json

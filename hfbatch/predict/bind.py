@@ -15,7 +15,7 @@ from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
-from hfbatch.runtime.checks import check_task, name_task
+from hfbatch.runtime.checks import check_task, name_task, readable
 from hfbatch.runtime.machine import collector_at_rest
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import InputColumn, Task
@@ -53,7 +53,7 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
         source = open_source(spec.input, types)
         notes += source.notes
     with gather(faults):
-        model = pin(spec.model)
+        model = readable(pin(spec.model))
     with gather(faults):
         spec = name_task(spec, model, notes)
         task = check_task(spec, model, source.root_url if source else "", faults, notes)

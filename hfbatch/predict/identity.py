@@ -35,7 +35,7 @@ def job_identity(
     flag = {"truncated": spec.output.truncated_column} if spec.output.truncated else {}
     return {
         "task": spec.task,
-        "model": {"commit": model.commit, "dtype": spec.model.dtype},
+        "model": {"commit": model.version, "dtype": spec.model.dtype},
         "engine": _engine(spec.engine),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},

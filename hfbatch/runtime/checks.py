@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES, kind_of
-from hfbatch.engines.base import Capability, RowEngine
+from hfbatch.engines.base import Capability, Engine, RowEngine
+from hfbatch.engines.gguf import as_folder
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
@@ -22,6 +23,15 @@ from hfbatch.tasks import named, task_class
 from hfbatch.tasks.base import CompletingTask, Task
 from hfbatch.tasks.label_maps import label_faults, label_notes
 from hfbatch.tasks.model_support import infer, misfits
+
+
+def readable(model: Model) -> Model:
+    """Returns a pinned model with the files that the plan reads; those of a GGUF file are written first.
+
+    :raises SpecError: for a GGUF file that transformers does not read.
+    """
+    with model_faults(model.name):
+        return as_folder(model, weights=False)
 
 
 def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
@@ -103,11 +113,30 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         )
     if not kind.gpus and gpus not in ("auto", 0):
         faults.append(f"engine {name} computes on CPUs; leave workers.gpus out, or use engine torch")
-    if not kind.rows or faults:
+    if faults:
         return faults
-    engine: type[RowEngine] = kind.load()
-    asking = cast(CompletingTask, task)
-    return engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+    if spec.quantization != "none":
+        faults += _quantization_faults(spec, task)
+    if kind.rows:
+        engine: type[RowEngine] = kind.load()
+        asking = cast(CompletingTask, task)
+        faults += engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+    return faults
+
+
+def _quantization_faults(spec: EngineSpec, task: Task) -> list[str]:
+    """Returns errors for weights that are quantised already, and for models that the engine cannot quantise."""
+    given = getattr(task.config, "quantization_config", None)
+    if given is not None:
+        method = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+        method = getattr(method, "value", method)
+        return [
+            f"engine.quantization {spec.quantization}: the weights of model {task.model.name!r} are quantised already, by "
+            f"{method}; leave engine.quantization out"
+        ]
+    engine: type[Engine] = ENGINES[spec.name].load()
+    remote = task.model.trust_remote_code
+    return engine.quantization_faults(task.config, task.auto_class, remote, spec.quantization)
 
 
 def _embedding_notes(task: Task) -> list[str]:

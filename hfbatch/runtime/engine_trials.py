@@ -145,7 +145,7 @@ class EngineSearch:
         """Whether the variant needs no export, or this machine has one of the model."""
         if not ENGINES[variant.engine].exports:
             return True
-        wanted = variant.engine, self.task.model.commit, variant.quantization
+        wanted = variant.engine, self.task.model.version, variant.quantization
         return any(
             (key["engine"], key["model"], key.get("quantization", "none")) == wanted
             for key in cached_exports().values()

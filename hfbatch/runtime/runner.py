@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine, EngineConfig, RowEngine
+from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
@@ -82,7 +83,7 @@ class Runner:
         from transformers.utils import logging
 
         logging.set_verbosity_error()  # it would warn of single rows
-        self.config = replace(config, model=config.model.fetch())
+        self.config = replace(config, model=as_folder(config.model.fetch()))
         self.task = self.config.build_task()
         self.engine: Engine | None = None
         self._variant = REFERENCE
@@ -145,7 +146,7 @@ class Runner:
             task.seed,
             task.unused,
             self.config.engine,
-            model.commit,
+            model.version,
             kind.needs(variant.quantization),
             variant.quantization,
         )

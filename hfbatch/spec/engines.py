@@ -9,9 +9,7 @@ from pydantic import Field
 from hfbatch.spec.section import Section
 from hfbatch.spec.shorthand import shorthand
 
-TorchQuantization = Literal[
-    "none", "int8", "nf4", "fp4", "int8_weight_only", "int4_weight_only", "int8_dynamic"
-]
+TorchQuantization = Literal["none", "int8", "nf4", "fp4", "int8_weight_only", "int8_dynamic"]
 
 
 class GuardSpec(Section):

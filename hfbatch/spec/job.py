@@ -22,7 +22,9 @@ class ModelSpec(Section):
     """Which model, at which revision and precision."""
 
     name: Location
-    """A Hub name (org/model) or a folder with config.json and safetensors weights."""
+    """A Hub name (org/model) or a folder with config.json and safetensors weights, or with GGUF files."""
+    file: str | None = None
+    """The GGUF file to read config, tokenizer and weights from, where the model has GGUF files."""
     revision: str | None = None
     """A branch, tag or commit of the Hub; pinned to a commit before work starts."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

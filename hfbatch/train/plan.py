@@ -144,6 +144,10 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         raise SpecError(faults)
     model = recipe = None
     with gather(faults):
+        if spec.model.file:
+            raise SpecError(
+                "model.file: a GGUF file holds rounded weights and is not fine-tuned; give the model that it was made from"
+            )
         model = pin(spec.model, weights=not spec.model.scratch)
     if model is not None:
         with gather(faults), model_faults(spec.model.name):

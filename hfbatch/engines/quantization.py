@@ -1,0 +1,179 @@
+"""Loads models whose weights are quantised, by the spec or in the checkpoint, and says which can be. Does not import Ray.
+
+What is quantised: the weights of the linear layers in the base model. What keeps the dtype of the model: embeddings, norms,
+biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), and all layers outside the base
+model (the heads of classifiers and taggers). transformers by itself leaves out the output embeddings alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfbatch.engines.base import EngineConfig
+from hfbatch.hub.jsonfiles import read_object
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+BITSANDBYTES = ("int8", "nf4", "fp4")
+SHARED = ("bitsandbytes", "torchao")
+"""Methods whose layers several threads may call at once; those of others change in a call, or were not tried."""
+BLOCK, ROWS = 64, 32
+"""bitsandbytes' fused 4-bit product on CPUs needs inputs and outputs in multiples of these."""
+
+
+def quantization_arguments(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the arguments of `from_pretrained` for quantised weights; none for a checkpoint as it is.
+
+    Compressed tensors are written out in the dtype of the model: transformers has no kernels for them, and would write them out
+    in the first call.
+    """
+    if config.quantization == "none":
+        if checkpoint_method(config.folder) != "compressed-tensors":
+            return {}
+        from transformers import CompressedTensorsConfig
+
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    from transformers import AutoConfig
+
+    remote = config.trust_remote_code
+    settings = AutoConfig.from_pretrained(config.folder, trust_remote_code=remote)
+    kept = kept_layers(skeleton_of(settings, config.auto_class, remote))
+    return {"quantization_config": _settings(config.quantization, dtype, kept)}
+
+
+def checkpoint_method(folder: str) -> str | None:
+    """Returns by what the weights of a checkpoint are quantised, if they are."""
+    given = (read_object(Path(folder, "config.json")) or {}).get("quantization_config")
+    if not isinstance(given, dict):
+        return None
+    return str(given.get("quant_method") or "bitsandbytes")  # which older files do not name
+
+
+def _settings(quantization: str, dtype: torch.dtype, kept: list[str]) -> Any:
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    if quantization in BITSANDBYTES:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization,
+            bnb_4bit_use_double_quant=quantization == "nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=kept,
+        )
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+
+    kinds = {
+        "int8_weight_only": Int8WeightOnlyConfig,
+        "int8_dynamic": Int8DynamicActivationInt8WeightConfig,
+    }
+    return TorchAoConfig(kinds[quantization](), modules_to_not_convert=kept)
+
+
+def skeleton_of(settings: PretrainedConfig, auto_class: str, trust_remote_code: bool = False) -> Any:
+    """Returns the model without memory for its weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, auto_class).from_config(settings, trust_remote_code=trust_remote_code)
+
+
+def kept_layers(model: Any) -> list[str]:
+    """Returns the names of the output embeddings and of the layers outside the base model, which are not quantised."""
+    base, head = model.base_model, model.get_output_embeddings()
+    kept = {name for name, layer in model.named_modules() if head is not None and layer is head}
+    if base is not model:
+        kept |= {name for name, layer in model.named_children() if layer is not base}
+    return sorted(kept)
+
+
+def linear_layers(model: Any, quantization: str) -> list[str]:
+    """Returns the names of the layers of a model, or of its skeleton, that a quantisation applies to."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, Conv1D) if quantization in BITSANDBYTES else (torch.nn.Linear,)
+    kept = kept_layers(model)
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds) and not any(name == one or name.startswith(f"{one}.") for one in kept)
+    ]
+
+
+def quantization_faults(
+    settings: PretrainedConfig, auto_class: str, trust_remote_code: bool, engine: str, quantization: str
+) -> list[str]:
+    """Returns errors for a model that has no layers to quantise. Loads no weights."""
+    if linear_layers(skeleton_of(settings, auto_class, trust_remote_code), quantization):
+        return []
+    others = "int8, nf4, fp4" if quantization not in BITSANDBYTES else "none"
+    return [
+        f"engine.quantization {quantization} of engine {engine} quantises linear layers, and {settings.model_type} models "
+        f"have none that it knows; set engine.quantization to {others}"
+    ]
+
+
+def may_share(model: Any) -> bool:
+    """Whether several threads may call the model at once, as far as its quantisation is concerned."""
+    method = getattr(model, "quantization_method", None)
+    return method is None or getattr(method, "value", method) in SHARED or is_written_out(model)
+
+
+def is_written_out(model: Any) -> bool:
+    """Whether the weights of a quantised checkpoint were written out in the dtype of the model."""
+    settings = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    return bool(getattr(settings, "dequantize", False))
+
+
+def settle(model: Any, dtype: torch.dtype) -> None:
+    """Brings the layers of bitsandbytes into the state of their first call, which threads must not share.
+
+    Other weights of a quantised checkpoint are cast to dtype: transformers leaves some in that of the checkpoint. A 4-bit layer on a CPU with AVX512-BF16 then computes in bfloat16 whatever the dtype of the model, and fails for sizes that
+    are not multiples of BLOCK and ROWS; it does so only where the model is in bfloat16 and the sizes fit.
+    """
+    import torch
+
+    if getattr(model, "quantization_method", None) in (None, "bitsandbytes"):
+        _cast(model, dtype)
+    for layer in model.modules():
+        if getattr(layer, "quant_state", None) is not None:
+            layer.compute_dtype = dtype
+        if hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:
+            layer.init_8bit_state()
+        elif getattr(layer, "support_avx512bf16_for_cpu", False):
+            fits = layer.in_features % BLOCK == 0 and layer.out_features % ROWS == 0
+            layer.support_avx512bf16_for_cpu = fits and layer.compute_dtype == torch.bfloat16
+            if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
+                with torch.inference_mode():
+                    layer(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    import torch
+
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    for name, weight in model.named_parameters():
+        if (
+            type(weight) is torch.nn.Parameter
+            and weight.is_floating_point()
+            and not kept & {*name.split(".")}
+        ):
+            weight.data = weight.data.to(dtype)
+
+
+def quiet() -> None:
+    """Silences warnings of bitsandbytes for every layer and batch, and those of torchao's import, which says what it lacks.
+
+    transformers imports torchao with the first model, whether it is quantised or not.
+    """
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to write the weights out
