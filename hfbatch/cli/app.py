@@ -28,6 +28,7 @@ COMMANDS = (
     tools.tasks,
     tools.engines,
     tools.cache,
+    tools.quantize,
     tools.docs,
     tools.schema,
     tools.attention,

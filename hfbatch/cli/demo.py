@@ -224,31 +224,36 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
     spec = demo_spec(folder)
     begin = time.monotonic()
     rows = corpus(folder / "docstrings")
-    _say(
-        console, 1, f"{rows:,} docstrings of Python {platform.python_version()}", begin, folder / "docstrings"
+    announce(
+        console,
+        "1/4",
+        f"{rows:,} docstrings of Python {platform.python_version()}",
+        begin,
+        folder / "docstrings",
     )
     (folder / "demo.yaml").write_text(spec.to_yaml(), encoding="utf8")
     begin = time.monotonic()
     result = run(spec, console=console)
     if result.exit_code:
         return result.exit_code
-    _say(console, 2, "embedded", begin, folder / "embeddings")
+    announce(console, "2/4", "embedded", begin, folder / "embeddings")
     begin = time.monotonic()
     faults = verify_output(result.output, spec.input.path)
     for fault in faults:
         say_marked(console, "✗", "red", fault)
     if faults:
         return 1
-    _say(console, 3, "verified: every row once, none lost", begin)
+    announce(console, "3/4", "verified: every row once, none lost", begin)
     _answer(spec, result.output, queries or QUERIES, console)
     _farewell(folder, console)
     return 0
 
 
-def _say(console: Console, step: int, text: str, begin: float, place: Path | None = None) -> None:
+def announce(console: Console, step: str, text: str, begin: float, place: Path | None = None) -> None:
+    """Says that a step is done. :param begin: when it began, by time.monotonic()."""
     where = f" → {place}" if place else ""
     took = f" ({time.monotonic() - begin:.1f} s)"
-    say(console, ("✓", "green"), f" {step}/4 {text}", (where, "dim"), (took, "dim"))
+    say(console, ("✓", "green"), f" {step} {text}", (where, "dim"), (took, "dim"))
 
 
 def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -> None:
@@ -260,7 +265,7 @@ def _answer(spec: JobSpec, out: str, queries: Sequence[str], console: Console) -
     runner = Runner(RunnerConfig.of(spec, pin(spec.model)))
     vectors = runner.run({"text": pa.array(queries)}).columns["embedding"]
     found = search(out, np.stack(vectors.to_numpy(zero_copy_only=False)))
-    _say(console, 4, "searched by meaning", begin)
+    announce(console, "4/4", "searched by meaning", begin)
     for query, hits in zip(queries, found, strict=True):
         say(console)
         say(console, (f"“{query}”", "cyan"))

@@ -6,7 +6,7 @@ import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -16,6 +16,9 @@ from hfbatch.console.display import table as headed
 from hfbatch.engines import ENGINES
 from hfbatch.engines.exports import cache_folder, cached_exports
 from hfbatch.spec.engines import EngineSpec
+
+if TYPE_CHECKING:
+    from hfbatch.predict.quantize import Quantized
 
 
 def list_engines() -> list[dict[str, Any]]:
@@ -51,6 +54,16 @@ def render_engines(engines: list[dict[str, Any]], console: Console) -> None:
         )
     show(console, table)
     say(console, "`hfbatch docs engines` says which task runs on which engine.")
+
+
+def render_quantized(found: Quantized, console: Console) -> None:
+    """Prints what was written."""
+    say(
+        console,
+        f"{found.out}: {found.quantization}, {decimal(found.bytes)} of weights, {decimal(found.bytes_before)} before",
+    )
+    if found.guard:
+        say(console, found.guard["summary"])
 
 
 def list_exports() -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hfbatch.cli.options import Json, Model
+from hfbatch.cli.options import Columns, Json, Model, Params, Sets, job_spec
 from hfbatch.cli.terminal import answer, faults_shown
 from hfbatch.console.display import say, screen
 
@@ -57,6 +58,31 @@ def cache(
         answer(found, as_json, lambda console: render_exports(found, console))
 
 
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name or folder.")],
+    out: Annotated[str, typer.Argument(help="Folder to write; it must not exist.")],
+    to: Annotated[str, typer.Option(help="Quantisation: int8, nf4, fp4, int8_weight_only or int8_dynamic.")],
+    rows: Annotated[str, typer.Option(help="Folder, file, glob or URL of rows to compare with float32.")],
+    task: Annotated[str, typer.Option(help="Name of the task; auto: decided by the model's files.")] = "auto",
+    column: Columns = None,
+    param: Params = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model with quantised weights to a folder, with a card that says how close its results are to float32.
+
+    Example: hfbatch quantize org/model model-int8 --to int8 --rows reviews/ --column text=body
+    """
+    with faults_shown(as_json):
+        from hfbatch.cli.engines import render_quantized
+        from hfbatch.predict.quantize import quantize as run
+
+        engine = {"name": "torch", "quantization": to}
+        values = {"task": task, "model": model, "input": rows, "output": out, "engine": engine}
+        found = run(job_spec(values, column, None, param, set_, None, None))
+        answer(asdict(found), as_json, lambda console: render_quantized(found, console))
+
+
 def attention(
     text: Annotated[str, typer.Argument(help="Input of the model.")],
     model: Model,
@@ -99,15 +125,21 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for corpus, spec and output.")] = Path(
         "hfbatch-demo"
     ),
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Answer chats with a small language model instead.")
+    ] = False,
 ) -> None:
     """Embed the docstrings of this Python and search them; needs no network.
 
     Example: hfbatch demo
     """
     with faults_shown(False, supervised=True):
-        from hfbatch.cli.demo import run_demo
+        if generate:
+            from hfbatch.cli.demo_generate import run_generate_demo as run
+        else:
+            from hfbatch.cli.demo import run_demo as run
 
-        raise typer.Exit(run_demo(folder, screen()))
+        raise typer.Exit(run(folder, screen()))
 
 
 def docs(

@@ -63,7 +63,7 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
     seconds = {"plan": time.perf_counter() - begun}
 
     begun = time.perf_counter()
-    rows = _first_rows(bound, count)
+    rows = first_rows(bound, count)
     columns = arrays_of(rows.table, bound.inputs)
     seconds["read"] = time.perf_counter() - begun
 
@@ -98,7 +98,7 @@ def _compare(bound: Bound, runner: Runner, seconds: dict[str, float]) -> dict[st
     if not runner.guarded:
         return None
     begun = time.perf_counter()
-    rows = _first_rows(bound, GUARD_ROWS)
+    rows = first_rows(bound, GUARD_ROWS)
     columns = arrays_of(rows.table, bound.inputs)
     features = runner.preprocess(columns, rows.places, unreadable(rows)).features
     verdict = runner.guard(features, len(rows.table), columns)
@@ -106,7 +106,7 @@ def _compare(bound: Bound, runner: Runner, seconds: dict[str, float]) -> dict[st
     return asdict(verdict) if verdict else None
 
 
-def _first_rows(bound: Bound, count: int) -> Rows:
+def first_rows(bound: Bound, count: int) -> Rows:
     """The first rows of the first split that has any. :raises SpecError: where none of the first splits does."""
     spec = bound.spec
     limit = spec.input.limit if spec.input.filter else min(count, spec.input.limit or count)

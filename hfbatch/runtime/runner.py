@@ -287,7 +287,7 @@ class Runner:
             places = pa.table({"file": pa.array([""] * rows), "row": pa.array(range(rows), pa.int64())})
         seconds: dict[str, float] = {}
         with _timed(seconds, "load"):
-            self.apply(self.config.choice or self._default_choice())
+            self.apply(self.config.choice or self.default_choice())
         with _timed(seconds, "preprocess"):
             prepared = self.preprocess(columns, places, unreadable)
         with _timed(seconds, "predict"):
@@ -301,7 +301,8 @@ class Runner:
         made = {column.name: array for column, array in zip(fields, arrays, strict=True)}
         return Outcome(positions, made, rejects, prepared.cut, predicted.stats, seconds)
 
-    def _default_choice(self) -> RuntimeChoice:
+    def default_choice(self) -> RuntimeChoice:
+        """What a few rows run in: the variant of the spec, in batches of PREVIEW_BATCH rows, without trials."""
         engine = self.engine or self.load()
         size = self.config.batch.size
         size = PREVIEW_BATCH if size == "auto" else size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from hfbatch.output.manifest import Manifest
 from hfbatch.pages import report
 from hfbatch.predict.plan import Plan, look_again, make_plan
 from hfbatch.predict.run import Clock, JobResult, _finish, _prepare_output
-from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.runtime.runner import Runner
 
 CHARTS = "throughput", "lengths", "padding", "stages", "clock", "rejects", "histogram"
@@ -44,8 +44,7 @@ def job_here(
         manifests: list[Manifest] = []
         if plan.todo:
             runner = Runner(plan.runner, 1e-9)
-            engine = runner.load()
-            choice = plan.choice or RuntimeChoice(_size(spec), engine.dtype, engine.device, engine.name)
+            choice = plan.choice or replace(runner.default_choice(), batch_size=_size(spec))
             plan.ledger.write_job({**job, "settled": vars(choice)})
             runner.apply(choice)
             manifests = [_split_here(plan, runner, split) for split in plan.todo]

@@ -1,0 +1,105 @@
+"""`hfbatch quantize`: the folder holds the quantised model, its card what it costs, and a job reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from hfbatch import JobSpec
+from hfbatch.cli.app import app
+from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.torch import TorchEngine
+from tests.jobs.here import job_here
+from tests.jobs.tools import read_output, sentences
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.table({"id": range(24), "text": sentences(24)}), tmp_path / "rows" / "rows.parquet")
+    return str(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("to", ["int8", "nf4", "int8_weight_only"])
+def test_a_folder_gives_what_the_job_gives_that_quantises(
+    classifier: str, rows: str, tmp_path: Path, to: str
+) -> None:
+    out = tmp_path / "model"
+    flags = [
+        "--to",
+        to,
+        "--rows",
+        rows,
+        "--json",
+        "--set",
+        "model.dtype=float32",
+        "--set",
+        "engine.guard.limits={agreement: 0, score_change_mean: 9}",
+    ]
+    done = CliRunner().invoke(app, ["quantize", classifier, str(out), *flags])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["out"], found["quantization"], found["guard"]["status"]) == (str(out), to, "passed")
+    assert 0 < found["bytes"] == sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    card = (out / "README.md").read_text()
+    assert all(word in card for word in ("base_model:", to, found["guard"]["summary"], "score_change_mean"))
+    values = {"task": "text-classification", "input": rows, "batch": {"size": 8}}
+    tables = []
+    for name, model, engine in (
+        ("asked", classifier, {"name": "torch", "quantization": to, "guard": "off"}), ("kept", str(out), "torch"),
+    ):  # fmt: skip
+        target = tmp_path / name
+        spec = {
+            **values,
+            "model": {"name": model, "dtype": "float32"},
+            "engine": engine,
+            "output": str(target),
+        }
+        result = job_here(JobSpec.build(spec))
+        assert result.exit_code == 0, result.message
+        tables.append(read_output(target))
+    assert tables[0].equals(tables[1])
+
+
+def test_a_quantisation_that_does_harm_is_not_written(classifier: str, rows: str, tmp_path: Path) -> None:
+    """A model with an outlier in each row of its weights: 8 bits leave nothing of the others."""
+    folder = tmp_path / "outliers"
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        for layer in model.base_model.encoder.layer:
+            for part in (layer.intermediate.dense, layer.output.dense, layer.attention.self.value):
+                part.weight[:, 0] = 300.0
+    model.save_pretrained(folder)
+    for file in Path(classifier).glob("*token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    out = tmp_path / "model"
+    flags = ["--to", "int8_dynamic", "--rows", rows, "--json", "--set", "model.dtype=float32"]
+    done = CliRunner().invoke(app, ["quantize", str(folder), str(out), *flags])
+    assert done.exit_code == 1
+    shown = " ".join(done.stderr.split())
+    assert "differs too much from float32" in shown
+    assert "Set engine.quantization=none" in shown
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
+
+
+def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path: Path) -> None:
+    for given, fault in (
+        ([classifier, rows, "--to", "int8"], "exists; choose another folder"),
+        (
+            [classifier, str(tmp_path / "m"), "--to", "gptq"],
+            "engine.quantization: Input should be 'none', 'int8'",
+        ),
+        ([classifier, str(tmp_path / "m"), "--to", "none"], "names no quantisation"),
+    ):
+        done = CliRunner().invoke(app, ["quantize", *given, "--rows", rows])
+        assert done.exit_code == 2
+        assert fault in " ".join(done.stderr.split())
+    assert TorchEngine(EngineConfig(classifier, "AutoModel", "float32")).dtype == "float32"  # still whole
