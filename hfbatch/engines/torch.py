@@ -13,11 +13,11 @@ import torch
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
 from hfbatch.engines.quantization import (
     checkpoint_method,
+    finish_loading,
     may_share,
     quantization_arguments,
     quantization_faults,
     quiet,
-    settle,
 )
 from hfbatch.errors import WorkerError
 
@@ -200,7 +200,7 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     model = model.eval().requires_grad_(False)
     if not quantized:
         return model.to(device)
-    settle(model, dtype)
+    finish_loading(model, dtype)
     return model
 
 
