@@ -17,6 +17,9 @@ from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task
 
+NOT_IN_RESULTS = {"guard", "device_map", "memory"}
+"""What the engine's section of a spec says of checks and of places, which change no results."""
+
 
 def job_identity(
     spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
@@ -33,7 +36,7 @@ def job_identity(
     return {
         "task": spec.task,
         "model": {"commit": model.version, "dtype": spec.model.dtype},
-        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True, exclude={"guard"}),
+        "engine": spec.engine.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_RESULTS),
         "params": task.params.model_dump(mode="json"),
         "batch": {"max_length": spec.batch.max_length},
         "input": {
