@@ -34,6 +34,7 @@ def list_engines() -> list[dict[str, Any]]:
             "gpus": kind.gpus,
             "missing": kind.missing(),
             "install": f"pip install 'hfbatch[{name}]'" if kind.missing() else None,
+            "quantizations": {one: kind.missing(one) for one in kind.quantizations},
         }
         for name, kind in ENGINES.items()
     ]
@@ -53,6 +54,14 @@ def render_engines(engines: list[dict[str, Any]], console: Console) -> None:
             engine["install"] or "installed",
         )
     show(console, table)
+    for engine in engines:
+        kinds = [
+            f"{name} (needs {' and '.join(missing)})" if missing else name
+            for name, missing in engine["quantizations"].items()
+        ]
+        say(console, f"engine.quantization of {engine['name']}: {', '.join(kinds) or 'none'}")
+    if any(missing for engine in engines for missing in engine["quantizations"].values()):
+        say(console, "pip install 'hfbatch[quantization]' installs what quantisation needs.")
     say(console, "`hfbatch docs engines` says which task runs on which engine.")
 
 

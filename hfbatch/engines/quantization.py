@@ -133,7 +133,7 @@ def is_written_out(model: Any) -> bool:
     return bool(getattr(settings, "dequantize", False))
 
 
-def settle(model: Any, dtype: torch.dtype) -> None:
+def finish_loading(model: Any, dtype: torch.dtype) -> None:
     """Brings the layers of bitsandbytes into the state of their first call, which threads must not share.
 
     Other weights of a quantised checkpoint are cast to dtype: transformers leaves some in that of the checkpoint. A 4-bit layer on a CPU with AVX512-BF16 then computes in bfloat16 whatever the dtype of the model, and fails for sizes that

@@ -13,11 +13,11 @@ import torch
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
 from hfbatch.engines.quantization import (
     checkpoint_method,
+    finish_loading,
     may_share,
     quantization_arguments,
     quantization_faults,
     quiet,
-    settle,
 )
 from hfbatch.errors import WorkerError
 
@@ -71,6 +71,7 @@ class TorchEngine(BatchEngine):
             and not config.trust_remote_code
             and is_stateless(self.model)
             and may_share(self.model)
+            and not is_spread(config)
         ):
             self._lanes = ThreadPoolExecutor(config.threads)
             self.depth, self.parallel = 2 * config.threads, config.threads
@@ -180,13 +181,17 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     quiet()
     arguments = quantization_arguments(config, dtype)
     quantized = bool(arguments) or checkpoint_method(config.folder) is not None
+    if spread := is_spread(config):
+        arguments |= {"device_map": "auto", "max_memory": _max_memory(config)}
+    elif quantized:
+        arguments |= {"device_map": {"": device}}
     model, loading = getattr(transformers, config.auto_class).from_pretrained(
         config.folder,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
-        **({"device_map": {"": device}, **arguments} if quantized else {}),
+        **arguments,
     )
     missing = sorted(
         name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
@@ -198,10 +203,22 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     if config.vocabulary is not None:
         grow_vocabulary(model, config.vocabulary, config.seed)
     model = model.eval().requires_grad_(False)
+    if spread:
+        return model
     if not quantized:
         return model.to(device)
-    settle(model, dtype)
+    finish_loading(model, dtype)
     return model
+
+
+def is_spread(config: EngineConfig) -> bool:
+    """Whether the spec spreads the model over several devices."""
+    return getattr(config.options, "device_map", None) is not None
+
+
+def _max_memory(config: EngineConfig) -> dict[int | str, str] | None:
+    memory: dict[str, str] = getattr(config.options, "memory", {})
+    return {int(name) if name.isdigit() else name: size for name, size in memory.items()} or None
 
 
 def grow_vocabulary(model: Any, size: int, seed: int) -> None:

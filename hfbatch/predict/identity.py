@@ -20,6 +20,9 @@ from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task
 
+NOT_IN_RESULTS = {"guard", "device_map", "memory"}
+"""What the engine's section of a spec says of checks and of places, which change no results."""
+
 
 def job_identity(
     spec: JobSpec, model: Model, task: Task, inputs: dict[str, str], keep: list[str]
@@ -94,8 +97,8 @@ def earlier(
 
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:
-    """Returns the part of the identity that the engine is; the guard changes no result."""
-    return spec.model_dump(mode="json", exclude_defaults=True, exclude={"guard"})
+    """Returns the part of the identity that the engine is; other options change no result."""
+    return spec.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_RESULTS)
 
 
 def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,12 +115,30 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         faults.append(f"engine {name} computes on CPUs; leave workers.gpus out, or use engine torch")
     if faults:
         return faults
+    if getattr(spec, "device_map", None):
+        faults += _spread_faults(task)
     if spec.quantization != "none":
         faults += _quantization_faults(spec, task)
     if kind.rows:
         engine: type[RowEngine] = kind.load()
         asking = cast(CompletingTask, task)
         faults += engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+    return faults
+
+
+def _spread_faults(task: Task) -> list[str]:
+    """Returns errors for tasks and models that cannot be spread over several devices."""
+    faults = []
+    if Capability.MODULE in task.asks:
+        faults.append(
+            f"engine.device_map: task {task.name} needs {Capability.MODULE.value} on one device; leave it out"
+        )
+    if task.vocabulary is not None:
+        faults.append("engine.device_map: tokens cannot be added to a model on several devices; leave it out")
+    if getattr(task.config, "quantization_config", None) is not None:
+        faults.append(
+            f"engine.device_map: the weights of model {task.model.name!r} are quantised; leave it out"
+        )
     return faults
 
 

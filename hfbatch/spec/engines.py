@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hfbatch.spec.section import Section
 from hfbatch.spec.shorthand import shorthand
@@ -38,6 +38,22 @@ class TorchEngineSpec(_EngineSpec):
     quantization: TorchQuantization = "none"
     """Precision of the weights; int8 (LLM.int8), nf4 and fp4 by bitsandbytes, the others by torchao. They save memory; on CPUs, no
     time."""
+    device_map: Literal["auto"] | None = None
+    """auto: for a model larger than a device, spread its layers over the GPUs of a worker, its memory and its disk."""
+    memory: dict[
+        Annotated[str, Field(pattern=r"^(cpu|\d+)$")], Annotated[str, Field(pattern=r"^\d+[KMGT]i?B$")]
+    ] = Field(default={})
+    """Maximum for the weights on each device with device_map, such as {"0": 40GB, cpu: 100GB}; default: what is free."""
+
+    @model_validator(mode="after")
+    def _memory_of_a_map(self) -> Self:
+        if self.memory and self.device_map is None:
+            raise ValueError(
+                "memory limits the devices of device_map; add device_map: auto, or leave memory out"
+            )
+        if self.device_map and self.quantization != "none":
+            raise ValueError("device_map cannot spread weights that are quantised; leave one of them out")
+        return self
 
 
 class ContinuousEngineSpec(_EngineSpec):

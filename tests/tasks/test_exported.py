@@ -196,6 +196,7 @@ def test_engines_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch
     assert {*listed} == {*ENGINES}
     assert listed["onnx"] | {"summary": ""} == {
         "name": "onnx", "summary": "", "dtypes": ["float32"], "gpus": False, "missing": [], "install": None,
+        "quantizations": {"int8": []},
     }  # fmt: skip
     monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
     assert "hfbatch[onnx]" in CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
 
+from hfbatch.cli.app import app
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine, load_model
@@ -217,13 +220,10 @@ def test_a_quantised_checkpoint_is_computed_in_the_dtype_of_the_job(
         engine = TorchEngine(config_of(folder, "none", "CausalLM", dtype=dtype, threads=4))
         assert engine.dtype == dtype
         assert engine.parallel == 4
+        rows = [IDS[row : row + 1] for row in (0, 1, 2, 3)]
         with ThreadPoolExecutor(4) as pool:
-            shared = list(
-                pool.map(
-                    lambda row, engine=engine: logits_of(engine.model, IDS[row : row + 1]), [0, 1, 2, 3] * 4
-                )
-            )
-        alone = [logits_of(engine.model, IDS[row : row + 1]) for row in (0, 1, 2, 3)] * 4
+            shared = list(pool.map(partial(logits_of, engine.model), rows * 4))
+        alone = [logits_of(engine.model, row) for row in rows] * 4
         assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
         plain_ones = [one for one in engine.model.parameters() if type(one) is torch.nn.Parameter]
         assert {weight.dtype for weight in plain_ones} == {getattr(torch, dtype)}
@@ -263,3 +263,11 @@ def test_a_library_that_is_missing_is_named(llama: str, monkeypatch: pytest.Monk
     monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
     (fault,) = faults_of(spec_of(llama, "int8_dynamic", "text-generation"))
     assert "int8_dynamic of engine torch needs torchao; pip install 'hfbatch[quantization]'" in fault
+    shown = CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
+    assert "engine.quantization of continuous: int8 (needs bitsandbytes), nf4 (needs bitsandbytes)" in shown
+    assert "pip install 'hfbatch[quantization]' installs what quantisation needs." in shown
+    monkeypatch.undo()
+    assert (
+        "torch: int8, nf4, fp4, int8_weight_only, int8_dynamic\n"
+        in CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
+    )
