@@ -7,6 +7,9 @@ from typing import Any
 
 from hfbatch.engines.exported import ExportedEngine
 
+QUANTIZED = ["MatMul", "Attention", "Gather"]
+"""Operations whose weights are quantised: convolutions would get one scale for all channels."""
+
 
 class OnnxEngine(ExportedEngine):
     """Runs graphs with ONNX Runtime."""
@@ -29,7 +32,7 @@ class OnnxEngine(ExportedEngine):
         from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
         from transformers.exporters.configs import ExportFormat
 
-        config = OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True)
+        config = OnnxRuntimeDynamicConfig(op_types_to_quantize=QUANTIZED, per_channel=True, reduce_range=True)
         return OnnxRuntimeQuantizer(config).quantize(program, {}, ExportFormat.ONNX)
 
     def open(self, folder: Path, precise: bool = False) -> Any:
