@@ -53,7 +53,7 @@ def cached_export(key: Mapping[str, Any], packages: tuple[str, ...], export: Cal
 
 
 def _remove_left_ones(folder: Path) -> None:
-    """Removes what exports have left that were killed: nobody holds their locks."""
+    """Removes what exports have left that were killed: no process holds their locks."""
     from filelock import FileLock, Timeout
 
     for left in folder.glob(f"*{SCRATCH}"):
