@@ -83,6 +83,7 @@ def list_exports() -> list[dict[str, Any]]:
             "engine": key["engine"],
             "model": key["model"],
             "auto_class": key["auto_class"],
+            "quantization": key.get("quantization", "none"),  # absent from what an earlier version made
             "bytes": sum(path.stat().st_size for path in folder.iterdir()),
             "seconds": round(time.time() - folder.stat().st_mtime),
         }
@@ -92,7 +93,7 @@ def list_exports() -> list[dict[str, Any]]:
 
 def render_exports(exports: list[dict[str, Any]], console: Console) -> None:
     """Prints the list."""
-    table = headed("engine", "model", "class", "size", "age")
+    table = headed("engine", "model", "class", "quantization", "size", "age")
     for export in exports:
         age = timedelta(seconds=export["seconds"])
         add(
@@ -100,6 +101,7 @@ def render_exports(exports: list[dict[str, Any]], console: Console) -> None:
             export["engine"],
             export["model"][:12],
             export["auto_class"],
+            export["quantization"],
             decimal(export["bytes"]),
             str(age),
         )

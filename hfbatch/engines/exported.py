@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,9 +63,16 @@ class ExportedEngine(BatchEngine):
     def release_memory(self) -> None:
         """Does nothing: memory on the CPU is returned when it is freed."""
 
+    quantizer: ClassVar[str]
+    """The package that quantises graphs, which graphs in float32 do not depend on."""
+
     @abstractmethod
     def export(self, model: torch.nn.Module, inputs: dict[str, Any], folder: Path) -> None:
         """Writes the graph of a float32 model, with variable batch and length, to a folder."""
+
+    @abstractmethod
+    def quantize(self, program: Any) -> Any:
+        """Returns a graph in float32 with weights in 8-bit integers."""
 
     @abstractmethod
     def open(self, folder: Path, precise: bool = False) -> Any:
@@ -113,18 +120,32 @@ class Graphs:
     def _open(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> Any:
         """Loads the graph for such inputs, exporting the model if this machine does not have it."""
         engine, config = self._engine, self._engine.config
-        key = {
-            "engine": engine.name,
-            "model": config.commit,
-            "auto_class": config.auto_class,
-            "vocabulary": config.vocabulary,
-            "seed": config.seed,
-            "inputs": sorted(tensors),
-            "options": options,
-        }
+
+        def quantize(folder: Path) -> None:
+            """Writes the graph in integers, from the graph in float32."""
+            with _quiet():
+                graph = engine.open(self._export(tensors, options), precise=True)
+                (component,) = graph.components.values()
+                component.program = engine.quantize(component.program)
+                graph.save_pretrained(folder)
+
+        try:
+            if config.quantization == "none":
+                return engine.open(self._export(tensors, options))
+            key = self._key(tensors, options) | {"quantization": config.quantization}
+            return engine.open(cached_export(key, ("torch", "transformers", *config.packages), quantize))
+        except HfbatchError:
+            raise
+        except Exception as error:
+            raise WorkerError(
+                f"model {config.folder!r} cannot be exported for engine {engine.name}: {one_line(error)}; use engine torch"
+            ) from error
+
+    def _export(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> Path:
+        """Returns the folder of the graph in float32, which agrees with the model."""
+        engine, config = self._engine, self._engine.config
 
         def export(folder: Path) -> None:
-            """Writes the graph, once it agrees with the model."""
             model = load_model(config, torch.float32)
             if not is_stateless(model):
                 raise WorkerError(
@@ -136,14 +157,22 @@ class Graphs:
                 engine.export(model, {**sample, **options}, folder)
                 self._check(model, engine.open(folder, precise=True), sample, options)
 
-        try:
-            return engine.open(cached_export(key, ("torch", "transformers", *config.packages), export))
-        except HfbatchError:
-            raise
-        except Exception as error:
-            raise WorkerError(
-                f"model {config.folder!r} cannot be exported for engine {engine.name}: {one_line(error)}; use engine torch"
-            ) from error
+        packages = [name for name in config.packages if name != engine.quantizer]
+        return cached_export(self._key(tensors, options), ("torch", "transformers", *packages), export)
+
+    def _key(self, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+        """What determines the graph in float32, besides the versions of packages."""
+        config = self._engine.config
+        return {
+            "engine": self._engine.name,
+            "model": config.commit,
+            "auto_class": config.auto_class,
+            "vocabulary": config.vocabulary,
+            "seed": config.seed,
+            "inputs": sorted(tensors),
+            "options": dict(options),
+            "quantization": "none",
+        }
 
     def _check(
         self,

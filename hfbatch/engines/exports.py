@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hfbatch._version import __version__
 
 KEY = "hfbatch_export.json"
 """File with what an export was made of."""
+SCRATCH = ".making"
+"""Ending of the folder in which an export is made, beside the lock of the process that makes it."""
 
 
 def cached_export(key: Mapping[str, Any], packages: tuple[str, ...], export: Callable[[Path], None]) -> Path:
@@ -35,13 +38,27 @@ def cached_export(key: Mapping[str, Any], packages: tuple[str, ...], export: Cal
     target = folder / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            with TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch, "export")
-                made.mkdir()
+            _remove_left_ones(folder)
+            scratch = target.with_suffix(SCRATCH)
+            shutil.rmtree(scratch, ignore_errors=True)
+            made = scratch / "export"
+            made.mkdir(parents=True)
+            try:
                 export(made)
                 (made / KEY).write_text(text, encoding="utf8")
                 os.rename(made, target)
+            finally:
+                shutil.rmtree(scratch)
     return target
+
+
+def _remove_left_ones(folder: Path) -> None:
+    """Removes what exports have left that were killed: no process holds their locks."""
+    from filelock import FileLock, Timeout
+
+    for left in folder.glob(f"*{SCRATCH}"):
+        with suppress(Timeout), FileLock(left.with_suffix(".lock"), blocking=False):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def cache_folder() -> Path:

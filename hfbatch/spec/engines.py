@@ -74,7 +74,7 @@ class OpenVINOEngineSpec(_EngineSpec):
     name: Literal["openvino"]
     """Name of the engine."""
     quantization: Literal["none", "int8"] = "none"
-    """int8: weights and activations of linear layers and convolutions as 8-bit integers, by NNCF."""
+    """int8: weights as 8-bit integers for each channel, by NNCF; activations of linear layers quantised in groups of 128."""
 
 
 class OnnxEngineSpec(_EngineSpec):

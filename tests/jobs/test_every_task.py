@@ -38,7 +38,7 @@ NULL, UNREADABLE = 7, 9
 EXPORTED = {"openvino", "onnx"}
 """Engines that run a graph of the model, which takes some ten seconds to export."""
 EXPORTABLE = {
-    "embedding", "feature-extraction", "image-classification", "image-feature-extraction", "question-answering",
+    "embedding", "feature-extraction", "fill-mask", "image-classification", "image-feature-extraction", "question-answering",
     "text-classification", "text-ranking", "token-classification", "zero-shot-classification",
 }  # fmt: skip
 """Tasks that need no more of a model than its outputs."""

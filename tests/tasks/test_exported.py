@@ -6,6 +6,7 @@ That they give the answers of transformers is tested in tests/jobs/test_every_ta
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 from pydantic import TypeAdapter
 from transformers import AutoModel, BigBirdConfig, CanineConfig, PretrainedConfig
 from typer.testing import CliRunner
@@ -21,6 +23,7 @@ from hfbatch.cli.app import app
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.exported import ExportedEngine
+from hfbatch.engines.exports import SCRATCH, cache_folder, cached_export, cached_exports
 from hfbatch.engines.openvino import OpenVINOEngine
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import pin
@@ -68,7 +71,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ({"engine": "onnx", "model.dtype": "bfloat16"}, "onnx does not compute in bfloat16; set model.dtype to float32"),
         ({"engine": "openvino", "workers.gpus": 1}, "openvino computes on CPUs; leave workers.gpus out"),
-        ({"engine": "openvino", "task": "fill-mask"}, "openvino cannot run task fill-mask, which needs the PyTorch module"),
+        ({"engine": "openvino", "task": "feature-extraction", "params": {"attentions": True}}, "openvino cannot run task feature-extraction, which needs the PyTorch module"),
     ],
 )  # fmt: skip
 def test_what_an_engine_cannot_do_is_refused_in_the_plan(
@@ -149,6 +152,7 @@ def test_a_model_is_exported_once_for_each_commit_and_set_of_inputs(
     runner = CliRunner()
     listed = json.loads(runner.invoke(app, ["cache", "--json"]).stdout)
     assert [(one["engine"], one["model"]) for one in listed] == [("openvino", "1"), ("openvino", "2")]
+    assert {one["quantization"] for one in listed} == {"none"}
     assert all(one["bytes"] > 10_000 for one in listed)
     assert "2 exported models" in runner.invoke(app, ["cache"]).stdout
     assert len(json.loads(runner.invoke(app, ["cache", "--clear", "--json"]).stdout)) == 2
@@ -158,14 +162,15 @@ def test_a_model_is_exported_once_for_each_commit_and_set_of_inputs(
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_a_job_that_goes_on_gives_the_same_bits(tmp_path: Path, encoder: str, engine: str) -> None:
     write_shards(tmp_path / "in", sentences(24))
+    section = {"name": engine, "quantization": "int8", "guard": "off"}
     spec = make_spec(
-        "embedding", encoder, tmp_path / "in", tmp_path / "out", engine=engine, input={"split_rows": 6},
+        "embedding", encoder, tmp_path / "in", tmp_path / "out", engine=section, input={"split_rows": 6},
     )  # fmt: skip
     assert job_here(spec).exit_code == 0
     whole = read_output(tmp_path / "out")
     job = json.loads((tmp_path / "out/__hfbatch/job.json").read_text())
     assert job["settled"]["engine"] == engine
-    assert {*ENGINES[engine].packages} <= {*job["versions"]}
+    assert {*ENGINES[engine].needs("int8")} <= {*job["versions"]}
     lost = part_names(tmp_path / "out")[:2]
     for name in lost:
         (tmp_path / "out" / name).unlink()
@@ -173,6 +178,79 @@ def test_a_job_that_goes_on_gives_the_same_bits(tmp_path: Path, encoder: str, en
     assert job_here(spec).exit_code == 0
     assert read_output(tmp_path / "out").equals(whole)
     assert {*lost} <= {*part_names(tmp_path / "out")}
+
+
+@pytest.fixture(scope="module")
+def short_minilm(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> str:
+    """Folder of the first two layers of all-MiniLM-L6-v2: random weights would say nothing of rounding."""
+    folder = tmp_path_factory.mktemp("short")
+    AutoModel.from_pretrained(minilm, num_hidden_layers=2).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("engine", "least"), [("openvino", 0.99), ("onnx", 0.98)])
+def test_a_quantised_graph_has_8_bit_weights_and_is_near_the_model(
+    short_minilm: str, own_cache: None, engine: str, least: float
+) -> None:
+    ids = np.random.default_rng(0).integers(1000, 9000, (4, 24))
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def run(quantization: str) -> np.ndarray:
+        kind = ENGINES[engine]
+        made = kind.load()(EngineConfig(
+            short_minilm, "AutoModel", "float32", commit="short", quantization=quantization,
+            packages=kind.needs(quantization),
+        ))  # fmt: skip
+        made.prepare(batch, hidden)
+        return made.collect(made.submit(batch, hidden))["hidden"].copy()
+
+    found = run("int8")
+    whole, graph = cached_exports().items()  # the graph in float32 first, which agrees with the model
+    assert [key["quantization"] for _, key in (whole, graph)] == ["none", "int8"]
+    np.testing.assert_array_equal(run("int8"), found)
+    wanted = run("none")
+    assert len(cached_exports()) == 2, "the graph in float32 is shared"
+    cosine = (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert least < cosine.min() < 1 - 1e-5
+    assert matrices_of(graph[0]) <= {"int8", "uint8"}
+    assert matrices_of(whole[0]) == {"float32"}
+
+
+def matrices_of(folder: Path) -> set[str]:
+    """Types of a graph's constants of two dimensions with more than 100,000 values."""
+    if (folder / "openvino_model.xml").is_file():
+        import openvino
+
+        nodes = openvino.Core().read_model(folder / "openvino_model.xml").get_ops()
+        found = [
+            (node.shape, node.get_element_type().to_dtype().name)
+            for node in nodes
+            if node.get_type_name() == "Constant"
+        ]
+    else:
+        import onnx
+
+        weights = onnx.load(folder / "model.onnx").graph.initializer
+        found = [(one.dims, onnx.helper.tensor_dtype_to_np_dtype(one.data_type).name) for one in weights]
+    return {kind for shape, kind in found if len(shape) == 2 and math.prod(shape) > 100_000}
+
+
+def test_what_a_killed_export_has_left_is_removed_by_the_next(own_cache: None) -> None:
+    left, under_way = (cache_folder() / f"{name}{SCRATCH}" for name in ("left", "under_way"))
+    for folder in (left, under_way):
+        (folder / "export").mkdir(parents=True)
+    with FileLock(under_way.with_suffix(".lock")):
+        cached_export({"engine": "none"}, (), lambda folder: None)
+    assert not left.exists()
+    assert under_way.is_dir()
+    with pytest.raises(OSError, match="disk full"):
+        cached_export({"engine": "other"}, (), fail)
+    assert not [*cache_folder().glob(f"*{SCRATCH}")]
+    assert len(cached_exports()) == 1
+
+
+def fail(folder: Path) -> None:
+    raise OSError("disk full")
 
 
 def test_the_precision_is_the_one_asked_for(encoder: str) -> None:

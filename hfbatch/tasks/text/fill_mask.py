@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.engines.base import Capability
 from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -118,11 +117,6 @@ class FillMask(EncoderTask):
         batch["masks"], real = pad(features["masks"], rows, 0)
         batch["count"] = real.sum(1).astype(np.int32)
         return batch
-
-    @property
-    def asks(self) -> frozenset[Capability]:
-        """Also the module, whose head is computed at the masks only."""
-        return super().asks | {Capability.MODULE}
 
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the most probable tokens for each mask.

@@ -32,8 +32,12 @@ _PREPARING = Lock()
 
 
 def narrow_head(model: Any) -> None:
-    """Enables a cheap `logits_at` on this model; call once. Other calls of the model are unchanged."""
-    head = model.get_output_embeddings()
+    """Enables a cheap `logits_at` on this model; call once. Other calls of the model are unchanged.
+
+    Exported graphs have no head of their own: they compute the logits of all tokens.
+    """
+    head_of = getattr(model, "get_output_embeddings", None)
+    head = head_of() if head_of else None
     if head is not None:
         head.register_forward_pre_hook(_narrow)
 
