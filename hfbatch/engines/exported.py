@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,7 +147,7 @@ class Graphs:
         engine, config = self._engine, self._engine.config
 
         def export(folder: Path) -> None:
-            model = load_model(config, torch.float32)
+            model = load_model(replace(config, quantization="none"), torch.float32)
             if not is_stateless(model):
                 raise WorkerError(
                     f"engine {engine.name} cannot run this model, which computes in another way from some length on; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -93,11 +94,13 @@ def test_a_variant_that_differs_or_is_not_faster_is_out(
 
 
 def test_another_engine_is_chosen_if_its_export_is_worth_it(
-    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delitem(ENGINES, "openvino")  # one export is enough
     speeds["onnx float32"] = 2.0
-    _, choice = proposed(encoder, 200)
+    with monkeypatch.context() as patch:
+        patch.setenv("HFBATCH_CACHE", str(tmp_path))  # nothing is exported yet
+        _, choice = proposed(encoder, 200)
     notes = {one["variant"]: one["note"] for one in choice.trials}
     assert (choice.engine, notes["onnx (float32)"]) == (
         "torch",

@@ -18,7 +18,11 @@ from tests.models.text import CORPUS, tiny_bert, tiny_bert_encoder, tiny_bert_fo
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
 SPREAD = {"name": "torch", "device_map": "auto", "memory": {"cpu": "300KB"}}
-COLUMN = {"text-generation": {"max_new_tokens": 8, "do_sample": False}, "text-classification": {}}
+COLUMN = {
+    "text-generation": {"max_new_tokens": 8, "do_sample": False},
+    "text-classification": {},
+    "fill-mask": {},
+}
 
 
 def spec_of(folder: str, task: str, engine: Any, **more: Any) -> JobSpec:
@@ -33,14 +37,17 @@ def spec_of(folder: str, task: str, engine: Any, **more: Any) -> JobSpec:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("task", COLUMN)
 def test_layers_on_disk_give_the_same_bits(tmp_path: Path, task: str, dtype: str) -> None:
-    build = tiny_llama if task == "text-generation" else tiny_bert
-    folder, found = build(tmp_path, **SIZES), []
+    if task == "fill-mask":
+        folder = tiny_bert_for(tmp_path, "MaskedLM", **SIZES)
+    else:
+        folder = (tiny_llama if task == "text-generation" else tiny_bert)(tmp_path, **SIZES)
+    found, texts = [], [f"{text} [MASK]" if task == "fill-mask" else text for text in CORPUS[:12]]
     for engine in ("torch", SPREAD):
         spec = spec_of(folder, task, engine, dtype=dtype)
         runner = Runner(RunnerConfig.of(spec, pin(spec.model)))
         runner._threads = 2
         runner.apply(RuntimeChoice(4, dtype, "cpu"))
-        made = runner.run({"text": pa.array(CORPUS[:12])})
+        made = runner.run({"text": pa.array(texts)})
         assert len(made.positions) == 12
         found.append({name: column.to_pylist() for name, column in made.columns.items()})
     assert found[0] == found[1]
@@ -51,7 +58,6 @@ def test_layers_on_disk_give_the_same_bits(tmp_path: Path, task: str, dtype: str
 
 def test_what_cannot_be_spread_is_refused(tmp_path: Path) -> None:
     folder = tiny_bert_encoder(tmp_path / "encoder")
-    masks = tiny_bert_for(tmp_path / "masks", "MaskedLM")
 
     def faults_of(task: str, model: str = folder, **more: Any) -> list[str]:
         spec = spec_of(model, task, SPREAD, **more)
@@ -60,8 +66,8 @@ def test_what_cannot_be_spread_is_refused(tmp_path: Path) -> None:
     assert faults_of("embedding") == []
     (fault,) = faults_of("embedding", tokenizer={"add_tokens": ["covid"]})
     assert "tokens cannot be added to a model on several devices" in fault
-    (fault,) = faults_of("fill-mask", masks)
-    assert "task fill-mask needs the PyTorch module of the model on one device" in fault
+    (fault,) = faults_of("feature-extraction", params={"attentions": True})
+    assert "task feature-extraction needs the PyTorch module of the model on one device" in fault
     for engine, message in (
         ({"name": "torch", "memory": {"cpu": "1GB"}}, "add device_map: auto, or leave memory out"),
         ({**SPREAD, "quantization": "int8"}, "device_map cannot spread weights that are quantised"),
