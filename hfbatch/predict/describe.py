@@ -30,6 +30,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "task": plan.spec.task,
         "model": {
             "name": plan.model.name,
+            "file": plan.model.file or None,
             "commit": plan.model.commit,
             "parameters": parameters,
             "bytes": stored,
@@ -95,7 +96,7 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
     weights = (
         f"{model['parameters']:,} parameters, {decimal(model['bytes'])}"
         if model["parameters"]
-        else "not fetched yet"
+        else model["file"] or "not fetched yet"
     )
     add(table, "model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
     files = count(source["files"], f"{source['format']} file")

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hfbatch.data.media_files import RowFiles
+from hfbatch.engines.quantization import quiet
 from hfbatch.hub.models import Model
 from hfbatch.runtime.machine import collector_at_rest
 from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
@@ -96,6 +97,7 @@ class RunnerConfig:
 
         :raises pydantic.ValidationError: for params that the task does not have.
         """
+        quiet()
         cls = task_class(self.task)
         task = cls(
             TaskConfig(
