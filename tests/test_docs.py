@@ -21,7 +21,7 @@ from hfbatch.cli.docs import FOLDER, list_topics, read_topic
 from hfbatch.cli.reference import spec_reference, type_of
 from hfbatch.console.display import markdown
 from hfbatch.spec.schema import KINDS, json_schema
-from tests.generate import ROOT, SCHEMA, schema_text
+from tests.generate import ENGINES, ROOT, SCHEMA, measures_table, schema_text
 
 TOPICS = [topic["topic"] for topic in list_topics()]
 VALIDATOR = Draft202012Validator(json_schema())
@@ -128,6 +128,10 @@ def test_types_and_defaults_are_those_of_the_fields() -> None:
 
 
 # The JSON Schema.
+
+
+def test_the_table_of_measures_is_that_of_the_tasks() -> None:
+    assert measures_table() in ENGINES.read_text(encoding="utf8"), "run: python -m tests.generate"
 
 
 def test_the_shipped_schema_is_the_generated_one() -> None:

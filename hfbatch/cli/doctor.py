@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,8 @@ from rich.filesize import decimal
 
 from hfbatch.console.display import add, show
 from hfbatch.console.display import table as headed
-from hfbatch.runtime.machine import cgroup_limits, usable_cores
+from hfbatch.engines import ENGINES
+from hfbatch.runtime.machine import cgroup_limits, host_memory, usable_cores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,7 @@ def run_checks(folder: Path | None = None) -> list[Check]:
     return [
         *check_packages(),
         check_device(),
+        *check_engines(),
         check_cores(),
         check_memory(),
         check_shared_memory(),
@@ -148,6 +150,21 @@ def check_device() -> Check:
     return Check("device", "ok", detail)
 
 
+def check_engines() -> Iterator[Check]:
+    """Yields what each engine can compute in here, and how to install what is missing."""
+    for name, kind in ENGINES.items():
+        able = [*kind.dtypes, *(one for one in kind.quantizations if not kind.missing(one))]
+        if lacking := kind.missing():
+            yield Check(
+                f"engine {name}", "warn", f"lacks {', '.join(lacking)}", f"pip install 'hfbatch[{name}]'"
+            )
+        else:
+            rest = [one for one in kind.quantizations if kind.missing(one)]
+            fix = "pip install 'hfbatch[quantization]'" if rest else ""
+            more = f"; not installed: {', '.join(rest)}" if rest else ""
+            yield Check(f"engine {name}", "warn" if rest else "ok", ", ".join(able) + more, fix)
+
+
 def check_cores() -> Check:
     """Checks the cores available to this process, by affinity and by the quota of the container."""
     usable = usable_cores()
@@ -159,12 +176,8 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Checks the memory that is free for a job, within the limit of the container."""
-    facts = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    )
-    total, free = (int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    total, free = host_memory()
     _, limit = cgroup_limits()
-    free = min(free, limit or free)
     detail = f"{decimal(free)} free of {decimal(total)}" + (
         f", limited to {decimal(limit)}" if limit and limit < total else ""
     )

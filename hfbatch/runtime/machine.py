@@ -50,10 +50,16 @@ def free_memory() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
+    return host_memory()[1]
+
+
+def host_memory() -> tuple[int, int]:
+    """Returns the bytes of memory of this machine, and those that are free, within the limit of the container."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    facts = dict(line.split(":", 1) for line in lines)
+    total, free = (int(facts[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
     _, limit = cgroup_limits()
-    return min(free, limit) if limit else free
+    return total, min(free, limit or free)
 
 
 @contextmanager

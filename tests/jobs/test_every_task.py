@@ -28,7 +28,7 @@ from hfbatch.runtime.checks import engine_faults
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.tasks import TASKS, task_class
 from tests.cases.case import Case, near
-from tests.cases.every import CASES
+from tests.cases.every import CASES, EXPORTABLE
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, read_rejects
 from tests.models.video import moving, video_file
@@ -37,11 +37,6 @@ from tests.tasks.drive import make, run
 NULL, UNREADABLE = 7, 9
 EXPORTED = {"openvino", "onnx"}
 """Engines that run a graph of the model, which takes some ten seconds to export."""
-EXPORTABLE = {
-    "embedding", "feature-extraction", "fill-mask", "image-classification", "image-feature-extraction", "question-answering",
-    "text-classification", "text-ranking", "token-classification", "zero-shot-classification",
-}  # fmt: skip
-"""Tasks that need no more of a model than its outputs."""
 ALWAYS = {("token-classification", "openvino"), ("image-classification", "onnx")}
 PAIRS = [
     pytest.param(name, engine, marks=() if (name, engine) in ALWAYS else pytest.mark.matrix)
