@@ -72,6 +72,11 @@ def test_an_engine_is_a_name_or_a_section_and_has_an_alias() -> None:
     assert all(JobSpec.build(yaml.safe_load(spec.to_yaml())) == spec for spec in specs)
     for other in ({}, {"engine": None}, {"batch": {"continuous": False}}, {"batch": {"continuous": None}}):
         assert JobSpec.build({**LEAST, **other}).engine.name == "torch"
+    over = apply_overrides(LEAST, ["engine.quantization=int8"])
+    assert (
+        JobSpec.build(over).engine
+        == JobSpec.build({**LEAST, "engine": {"name": "torch", "quantization": "int8"}}).engine
+    )
     over = apply_overrides({**LEAST, "engine": "torch"}, ["engine.name=continuous"])
     assert JobSpec.build(over).engine.name == "continuous"
 
@@ -80,7 +85,7 @@ def test_an_engine_is_a_name_or_a_section_and_has_an_alias() -> None:
     ("given", "fault"),
     [
         ({"engine": "tensorrt"}, "engine.name: 'tensorrt' is none of: 'torch', 'continuous'"),
-        ({"engine": {}}, "engine.name is missing; add it to the spec"),
+        ({"engine": {"quantization": "int9"}}, "engine.quantization: Input should be 'none', 'int8'"),
         (
             {"engine": {"name": "torch", "nam": 1}},
             "unknown key 'engine.nam' (known here: guard, name, quantization, device_map, memory); did you mean 'engine.name'",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hfbatch.spec.section import Section
 from hfbatch.spec.shorthand import shorthand
@@ -103,9 +103,14 @@ class AutoEngineSpec(_EngineSpec):
         return "none"
 
 
+def _torch_by_default(value: Any) -> Any:
+    return {"name": "torch", **value} if isinstance(value, dict) and "name" not in value else value
+
+
 EngineSpec = Annotated[
     TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec | AutoEngineSpec,
     Field(discriminator="name"),
     shorthand("name"),
+    BeforeValidator(_torch_by_default),
 ]
-"""The engine of a job. The type of the section follows from `name`."""
+"""The engine of a job. The type of the section follows from `name`, which is torch if it is left out."""
