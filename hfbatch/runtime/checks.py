@@ -16,6 +16,7 @@ from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import limit_faults
+from hfbatch.runtime.variants import is_quantised
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
@@ -106,6 +107,11 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
     if spec.guard.mode == "required" and task.agreement is None:
         faults.append(
             f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
+        )
+    if spec.guard.mode == "required" and is_quantised(task):
+        faults.append(
+            f"engine.guard required: the weights of model {task.model.name!r} are quantised already, so that there is nothing "
+            "to compare them with; give the model in full precision, or leave it out"
         )
     if dtype not in ("auto", *kind.dtypes):
         faults.append(

@@ -30,7 +30,7 @@ from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
-from hfbatch.runtime.variants import REFERENCE, Variant, no_reference
+from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised, no_reference
 from hfbatch.runtime.windows import unfold
 from hfbatch.spec.engines import AutoEngineSpec
 
@@ -202,8 +202,9 @@ class Runner:
 
     @property
     def guarded(self) -> bool:
-        """Whether the loaded variant is to be compared with float32."""
-        return self._variant.lowered and self.config.engine.guard.mode != "off"
+        """Whether the loaded variant is to be compared with float32, or reported as one that cannot be."""
+        lowered = self._variant.lowered or is_quantised(self.task)
+        return lowered and self.config.engine.guard.mode != "off"
 
     def guard(self, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]) -> Verdict | None:
         """Compares the loaded variant with float32; loads float32 in its place where that is left open and it differs.

@@ -61,11 +61,16 @@ def candidates(task: Task, dtype: str, gpus: bool) -> Iterator[Variant]:
             yield from (Variant(name, "float32", one) for one in kind.quantizations if not kind.missing(one))
 
 
+def is_quantised(task: Task) -> bool:
+    """Returns whether the weights of the model are quantised already."""
+    return bool(getattr(task.config, "quantization_config", None))
+
+
 def no_reference(task: Task) -> str:
     """Returns why the model has no float32 reference on this machine; empty if it has one."""
     if task.agreement is None:
         return f"task {task.name} has no measure of agreement"
-    if getattr(task.config, "quantization_config", None):
+    if is_quantised(task):
         return "its weights are quantised already"
     parameters, _ = task.model.size()
     needed, free = parameters * FLOAT32_BYTES * ROOM, free_memory()

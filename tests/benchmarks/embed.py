@@ -27,7 +27,12 @@ import pyarrow.dataset as ds
 from tests.benchmarks import tools
 from tests.benchmarks.corpus import write_corpus
 
-HFBATCH = {"hfbatch": (), "hfbatch-fp32": ("model.dtype=float32",)}
+HFBATCH = {
+    "hfbatch": (),
+    "hfbatch-fp32": ("model.dtype=float32",),
+    "hfbatch-int8": ("engine={name: openvino, quantization: int8}", "model.dtype=float32"),
+    "hfbatch-auto": ("engine=auto",),
+}
 PEERS = ("sbert", "sbert-bf16", "ray-recipe", "daft")
 BARE = "bare"
 NAMES = (*HFBATCH, BARE, *PEERS)

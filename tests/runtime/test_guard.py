@@ -26,6 +26,7 @@ from hfbatch.runtime.variants import Variant
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, Vectors
 from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
+from tests.models.quantised import quantised_checkpoint
 from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_t5
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(60)]
@@ -136,6 +137,26 @@ def test_labels_are_compared(encoder: str, tmp_path: Path) -> None:
     assert verdict["status"] == "passed"
     assert set(verdict["measures"]) == {"agreement", "score_change_mean", "score_change_max"}
     assert verdict["measures"]["score_change_max"] < 0.05
+
+
+def test_weights_that_are_quantised_already_are_reported(tmp_path: Path) -> None:
+    """In float32 too, which is not the precision of the weights."""
+    folder = quantised_checkpoint("int8", tiny_llama(tmp_path / "plain"), tmp_path / "int8")
+    given = {"model": {"dtype": "float32"}, "params": {"max_new_tokens": 4, "do_sample": False}}
+    verdict = proposed(folder, "text-generation", **given)[1].guard
+    assert verdict["status"] == "unguarded"
+    assert "its weights are quantised already" in verdict["summary"]
+    spec = JobSpec.build(
+        {
+            "task": "text-generation",
+            "model": folder,
+            "engine": {"guard": "required"},
+            "input": "i",
+            "output": "o",
+        }
+    )
+    (fault,) = engine_faults(spec.engine, "float32", RunnerConfig.of(spec, pin(spec.model)).build_task())
+    assert "there is nothing to compare them with" in fault
 
 
 @pytest.mark.parametrize("engine", ["torch", "continuous"])
