@@ -1,7 +1,7 @@
 """Inference engines: each loads a model and answers what tasks ask of it.
 
 A new engine is one new file with a subclass of `BatchEngine` or `RowEngine`, its kind in ENGINES, and its section in the
-spec (`hfbatch/spec/job.py`, EngineSpec).
+spec (`hfbatch/spec/engines.py`, EngineSpec).
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ class Engine(ABC):
     device: str
     """The torch device type with the hardware model: `cuda (NVIDIA H200)`."""
     dtype: str
+    model: Any
+    """The transformers model, or an object that behaves like it where tasks use it."""
 
     @classmethod
     def quantization_faults(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine
 from hfbatch.engines.exports import cached_exports
-from hfbatch.errors import HfbatchError, one_line
+from hfbatch.errors import HfbatchError, WorkerError, one_line
 from hfbatch.runtime.guard import Verdict, compare, sample
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
@@ -48,6 +48,7 @@ class EngineSearch:
     """Tries variants one after the other, and keeps the best.
 
     :param build: loads a variant, ready for such rows.
+    :param dtype: of the spec; another than auto is tried alone, without quantisation.
     :param rows: rows of the job.
     :param columns: the task's input columns of the whole split.
     """
@@ -55,6 +56,7 @@ class EngineSearch:
     task: Task
     build: Callable[[Variant], Engine]
     spec: AutoEngineSpec
+    dtype: str
     features: pa.Table
     rows: int
     columns: Mapping[str, pa.Array]
@@ -77,7 +79,7 @@ class EngineSearch:
         if seconds < LEAST_JOB_SECONDS or engine.device.startswith("cuda"):
             return False
         limit = max(min(self.spec.seconds, SHARE * seconds), LONG_SHARE * seconds)
-        others = [one for one in candidates(self.task, "auto", gpus=True) if one != first]
+        others = [one for one in candidates(self.task, self.dtype, gpus=True) if one != first]
         for variant in (first, *others):
             if variant != first and time.perf_counter() - begun > limit:
                 found = EngineTrial(str(variant), note="not tried: time was up")
@@ -86,8 +88,14 @@ class EngineSearch:
             else:
                 found = self._try(variant, engine if variant == first else None, some)
             self.trials.append(found)
-        self.engine = self.engine or self.build(REFERENCE)
+        self.engine = self.engine or self._fallback()
         return True
+
+    def _fallback(self) -> Engine:
+        """Returns float32 in torch where no variant agrees with it. :raises WorkerError: if the spec names another dtype."""
+        if self.dtype not in ("auto", "float32"):
+            raise WorkerError(f"{self.trials[0].note}. Set model.dtype=float32, or other engine.guard.limits")
+        return self.build(REFERENCE)
 
     def _try(self, variant: Variant, engine: Engine | None, some: pa.Table) -> EngineTrial:
         """Measures a variant, and compares it with float32 if it is the fastest so far; keeps it if it agrees."""

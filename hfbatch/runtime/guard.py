@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -159,7 +159,7 @@ def _agreement(
 ) -> Comparison | str:
     """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute."""
     plain, positions = features.drop_columns([POSITION]), features[POSITION].to_numpy()
-    compared = task.compare_models(cast(Any, reference).model, cast(Any, engine).model, plain)
+    compared = task.compare_models(reference.model, engine.model, plain)
     if compared is not None:
         return compared
     one, other = (

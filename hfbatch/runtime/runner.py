@@ -194,7 +194,7 @@ class Runner:
             self._prepare(made, features)
             return made
 
-        search = EngineSearch(self.task, build, spec, features, rows, columns)
+        search = EngineSearch(self.task, build, spec, self.config.dtype, features, rows, columns)
         if not search.run(self._variant, engine):
             return None
         self.engine, self._variant = search.engine, search.variant
@@ -204,7 +204,7 @@ class Runner:
     def guarded(self) -> bool:
         """Whether the loaded variant is to be compared with float32, or reported as one that cannot be."""
         lowered = self._variant.lowered or is_quantised(self.task)
-        return lowered and self.config.engine.guard.mode != "off"
+        return lowered and self.config.engine.guard.mode != "skip"
 
     def guard(self, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]) -> Verdict | None:
         """Compares the loaded variant with float32; loads float32 in its place where that is left open and it differs.

@@ -15,8 +15,8 @@ TorchQuantization = Literal["none", "int8", "nf4", "fp4", "int8_weight_only", "i
 class GuardSpec(Section):
     """The comparison of a lowered precision with float32, on rows of the job, before the first part is written."""
 
-    mode: Literal["auto", "required", "off"] = "auto"
-    """auto: compare where a float32 reference can be computed; required: refuse a job without one; off: do not compare."""
+    mode: Literal["auto", "required", "skip"] = "auto"
+    """auto: compare where a float32 reference can be computed; required: refuse a job without one; skip: do not compare."""
     rows: int = Field(default=256, ge=8)
     """Maximum number of rows to compare; fewer if they take longer than a twentieth of the job."""
     limits: dict[str, float] = Field(default={})

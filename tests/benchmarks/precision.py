@@ -138,7 +138,7 @@ def run(subject: Classifier | Tagger, model: str, variant: tuple[str, str, str])
         guard = (runner.propose(features, 20_000, columns).guard or {}).get("summary", "")
     except HfbatchError as error:
         guard = f"refused: {error}"
-        values["engine"]["guard"] = "off"
+        values["engine"]["guard"] = "skip"
     spec = JobSpec.build(values)
     runner = Runner(RunnerConfig.of(spec, pin(spec.model)))
     done = runner.run(columns, places)

@@ -53,7 +53,7 @@ def test_a_folder_gives_what_the_job_gives_that_quantises(
     values = {"task": "text-classification", "input": rows, "batch": {"size": 8}}
     tables = []
     for name, model, engine in (
-        ("asked", classifier, {"name": "torch", "quantization": to, "guard": "off"}), ("kept", str(out), "torch"),
+        ("asked", classifier, {"name": "torch", "quantization": to, "guard": "skip"}), ("kept", str(out), "torch"),
     ):  # fmt: skip
         target = tmp_path / name
         spec = {

@@ -71,9 +71,9 @@ def test_a_healthy_model_passes(encoder: str) -> None:
     assert choice.guard["summary"].startswith("torch (bfloat16) agrees with float32 on ")
 
 
-def test_nothing_is_compared_in_float32_or_if_the_guard_is_off(encoder: str) -> None:
+def test_nothing_is_compared_in_float32_or_if_the_guard_is_skipped(encoder: str) -> None:
     assert proposed(encoder, model={"dtype": "float32"})[1].guard is None
-    assert proposed(encoder, guard="off")[1].guard is None
+    assert proposed(encoder, guard="skip")[1].guard is None
 
 
 def test_a_fragile_model_ends_the_job_before_work(fragile: str) -> None:

@@ -162,7 +162,7 @@ def test_a_model_is_exported_once_for_each_commit_and_set_of_inputs(
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_a_job_that_goes_on_gives_the_same_bits(tmp_path: Path, encoder: str, engine: str) -> None:
     write_shards(tmp_path / "in", sentences(24))
-    section = {"name": engine, "quantization": "int8", "guard": "off"}
+    section = {"name": engine, "quantization": "int8", "guard": "skip"}
     spec = make_spec(
         "embedding", encoder, tmp_path / "in", tmp_path / "out", engine=section, input={"split_rows": 6},
     )  # fmt: skip
