@@ -31,10 +31,11 @@ PRELOADED = [
     "hfbatch.train.loop.trainer", "hfbatch.engines.torch", "transformers.modeling_utils", "pandas",
     "transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", "sklearn.metrics",
     "torch.utils.tensorboard", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "hfbatch.train.loop.export", "hfbatch.train.recipes.text_classification", "scipy.io", "tests.warm",
 ]  # fmt: skip
 WITH_RAY = [
     "ray._private.workers.default_worker", "ray.train.torch", "hfbatch.cluster.stage_job", "hfbatch.cluster.stages",
-    "hfbatch.cluster.tracker", "hfbatch.train.worker_group", "hfbatch.train.recipes.text_classification",
+    "hfbatch.cluster.tracker", "hfbatch.train.worker_group",
 ]  # fmt: skip
 """What the processes of one raylet import."""
 NO_JOB = {"RAY_JOB_ID": "f" * 8}
