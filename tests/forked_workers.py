@@ -2,8 +2,9 @@
 
 Ray starts a Python interpreter for each worker, where the imports of torch and transformers take five to eight seconds of
 a core, longer than the work of most tests. Here, the raylet starts this file instead of Ray's `setup_worker.py`: it passes
-the command line, the environment and the streams that the raylet gave it to a process that forks, and the fork runs Ray's
-own program for workers. Ray itself is imported by the fork, since it reads the environment when it is imported.
+the command line, the environment and the streams that the raylet gave it to a process that forks, and a fork runs Ray's
+own program for workers. Ray reads its variables when it is imported, among them the raylet's process: there is one fork for
+each raylet, which imports Ray and forks the raylet's workers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ PRELOADED = [
     "hfbatch.train.loop.trainer", "hfbatch.engines.torch", "transformers.modeling_utils", "pandas",
     "transformers.models.auto.tokenization_auto", "transformers.models.bert.modeling_bert", "sklearn.metrics",
     "torch.utils.tensorboard", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "hfbatch.train.loop.export", "hfbatch.train.recipes.text_classification", "scipy.io", "tests.warm",
 ]  # fmt: skip
+WITH_RAY = [
+    "ray._private.workers.default_worker", "ray.train.torch", "hfbatch.cluster.stage_job", "hfbatch.cluster.stages",
+    "hfbatch.cluster.tracker", "hfbatch.train.worker_group",
+]  # fmt: skip
+"""What the processes of one raylet import."""
+NO_JOB = {"RAY_JOB_ID": "f" * 8}
+"""The job of workers that are started before there is one; theirs comes with their first task."""
 ROOT = Path(__file__).parent.parent
 START_S = 120
 SOCKET = "HFBATCH_TESTS_FORK_SOCKET"
@@ -80,13 +89,15 @@ def use_forked_workers() -> None:
     RayParams.update_if_absent = with_this_file
 
 
+Request = tuple[list[int], list[str], dict[str, str], str]
+"""Streams, command line, environment and folder of a worker."""
+
+
 def serve(path: str) -> None:
-    """Forks a worker for each connection, until it is terminated."""
-    for name in PRELOADED:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
+    """Has a worker forked for each connection, until it is terminated."""
+    _import(PRELOADED)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    raylets: dict[frozenset[tuple[str, str]], socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path + ".new")
         server.listen(64)
@@ -94,16 +105,63 @@ def serve(path: str) -> None:
         while True:
             client, _ = server.accept()
             with client:
-                size, streams, _, _ = socket.recv_fds(client, SIZE, 3)
-                message = b""
-                while len(message) < int.from_bytes(size):
-                    message += client.recv(1 << 20)
-                if os.fork() == 0:
-                    server.close()
-                    client.close()
-                    _work(streams, *json.loads(message))
-                for stream in streams:
-                    os.close(stream)
+                request = receive(client)
+            assert request is not None
+            streams, arguments, environment, folder = request
+            settings = {key: value for key, value in environment.items() if key.startswith("RAY_")}
+            key = frozenset((settings | NO_JOB).items())
+            if key not in raylets:
+                raylets[key] = _process_of_a_raylet(environment, streams, server, *raylets.values())
+            send(raylets[key], streams, arguments, environment, folder)
+            for stream in streams:
+                os.close(stream)
+
+
+def _process_of_a_raylet(
+    environment: dict[str, str], streams: list[int], *inherited: socket.socket
+) -> socket.socket:
+    """Starts the process that forks the workers of one raylet; what is sent to the socket are requests for them."""
+    ours, requests = socket.socketpair(socket.AF_UNIX)
+    if os.fork():
+        requests.close()
+        return ours
+    for one in (ours, *inherited):
+        one.close()
+    for stream in streams:
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(environment | NO_JOB)
+    _import(WITH_RAY)
+    while request := receive(requests):
+        if os.fork() == 0:
+            requests.close()
+            _work(*request)
+        for stream in request[0]:
+            os.close(stream)
+    os._exit(0)
+
+
+def _import(names: list[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def send(to: socket.socket, streams: list[int], *values: object) -> None:
+    """Sends the request for a worker."""
+    message = json.dumps(values).encode()
+    socket.send_fds(to, [len(message).to_bytes(SIZE)], streams)
+    to.sendall(message)
+
+
+def receive(source: socket.socket) -> Request | None:
+    """The next request for a worker; None if the other end is closed."""
+    size, streams, _, _ = socket.recv_fds(source, SIZE, 3)
+    message = b""
+    while len(message) < int.from_bytes(size):
+        message += source.recv(int.from_bytes(size) - len(message))
+    return (list(streams), *json.loads(message)) if size else None
 
 
 def _work(streams: list[int], arguments: list[str], environment: dict[str, str], folder: str) -> None:
@@ -145,9 +203,7 @@ def start(arguments: list[str]) -> None:
     command = [one for one in arguments if not one.startswith((CONTEXT, "--language="))]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[SOCKET])
-        message = json.dumps([command, environment, os.getcwd()]).encode()
-        socket.send_fds(server, [len(message).to_bytes(SIZE)], [0, 1, 2])
-        server.sendall(message)
+        send(server, [0, 1, 2], command, environment, os.getcwd())
         server.recv(1)
 
 

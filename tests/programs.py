@@ -24,6 +24,9 @@ PRELOADED = [
     "hfbatch.train.loop.trainer", "hfbatch.engines.torch", "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert", "sklearn.metrics", "torch.utils.tensorboard",
     "torch.distributed.checkpoint.state_dict", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "torch.utils.serialization", "torch.profiler._cupti_monitor", "scipy.io", "hfbatch.train.loop.loop",
+    "hfbatch.train.recipes.text_classification", "hfbatch.train.recipes.text_generation",
+    "hfbatch.train.recipes.summarization", "hfbatch.train.recipes.image_classification", "tests.warm",
 ]  # fmt: skip
 """What the processes of training tests need too: there is one forking process for all."""
 
