@@ -30,7 +30,8 @@ def _sections(
         for reference in references:
             path, section = f"{prefix}{name}", definitions[reference]
             if reference in seen:
-                yield path, f"Has the same fields as `{seen[reference]}`.", None
+                if seen[reference] != path:  # a section of several kinds of one section is of them all
+                    yield path, f"Has the same fields as `{seen[reference]}`.", None
                 continue
             seen[reference] = path
             kind = f": {section['properties']['name']['const']}" if len(references) > 1 else ""
