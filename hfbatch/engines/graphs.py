@@ -13,7 +13,7 @@ from hfbatch.engines.base import EngineConfig
 from hfbatch.errors import WorkerError
 
 NEUTRAL = {"attention_mask": 1, "pixel_mask": 1, "token_type_ids": 0}
-"""Inputs that tell a model nothing if they have this value everywhere: a graph may do without them, or want them besides."""
+"""Inputs that change nothing if they have this value everywhere: a graph may do without them, or take them besides."""
 ALIASES = {"last_hidden_state": "token_embeddings"}
 """Names in transformers, and those that exports of sentence-transformers have; their `sentence_embedding` is not read."""
 
@@ -42,7 +42,9 @@ class GraphOutput:
         self._file, self._values = file, values
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        for known in (name, ALIASES.get(name)):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        for known in (name, ALIASES.get(name, name)):
             if known in self._values:
                 return self._values[known]
         raise WorkerError(
@@ -125,9 +127,7 @@ def outline(config: EngineConfig) -> tuple[Any, Callable[..., Any]]:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    found = transformers.AutoConfig.from_pretrained(
-        config.folder, trust_remote_code=config.trust_remote_code
-    )
+    found = transformers.AutoConfig.from_pretrained(config.folder, trust_remote_code=config.trust_remote_code)
     with torch.device("meta"):
         loader = getattr(transformers, config.auto_class)
         skeleton = loader.from_config(found, trust_remote_code=config.trust_remote_code)

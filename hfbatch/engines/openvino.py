@@ -62,7 +62,11 @@ class OpenVINOEngine(ExportedEngine):
             self.dtype if self.dtype == "bfloat16" else "float32",
             {port.get_any_name(): port.get_element_type().to_dtype() for port in model.inputs},
             [_name(port, at) for at, port in enumerate(outputs)],
-            {_name(port, at): _shape(port) for ports in (model.inputs, outputs) for at, port in enumerate(ports)},
+            {
+                _name(port, at): _shape(port)
+                for ports in (model.inputs, outputs)
+                for at, port in enumerate(ports)
+            },
             run,
         )
 
@@ -84,4 +88,6 @@ def _name(port: Any, at: int) -> str:
 def _shape(port: Any) -> list[int | None]:
     """Returns the dimensions of an input or output; None for those that vary."""
     shape = port.get_partial_shape()
-    return [None if size.is_dynamic else size.get_length() for size in shape] if shape.rank.is_static else [None]
+    return (
+        [None if size.is_dynamic else size.get_length() for size in shape] if shape.rank.is_static else [None]
+    )

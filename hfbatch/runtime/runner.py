@@ -207,7 +207,7 @@ class Runner:
 
     @property
     def guarded(self) -> bool:
-        """Whether the loaded variant is to be compared with float32; of a graph nobody knows what it was made from."""
+        """Whether the loaded variant is to be compared with float32. A graph always is: what it was made from is unknown."""
         lowered = self._variant.lowered or bool(self.task.model.graphs)
         return lowered and self.config.engine.guard.mode != "off"
 

@@ -25,20 +25,27 @@ def tiny_graph(
     sizes: tuple[Any, Any] = ("rows", "tokens"),
     external: str = "",
     half: bool = False,
+    head: str = "",
 ) -> np.ndarray:
     """A graph that embeds tokens and their types; `logits` are its mean over the tokens, other outputs are per token.
 
     :param inside: folder of the graph in the model's, such as `onnx/`.
     :param external: name of a file that the weights go to; without one, they are in the graph.
     :param half: whether the graph computes in float16.
+    :param head: of the model by its config, if the graph is of another.
     :returns: the embeddings of the tokens, [tokens, 8]: each type adds 1.
     """
     tokenizer = wordpiece_tokenizer(64)
     tokenizer.save_pretrained(folder)
-    sized = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sized = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     names = labels_of({place: f"class {place}" for place in range(WIDTH)})
-    head = "BertForSequenceClassification" if output == "logits" else "BertModel"
-    BertConfig(**sized, architectures=[head], intermediate_size=8, **names).save_pretrained(folder)
+    head = head or ("ForSequenceClassification" if output == "logits" else "Model")
+    BertConfig(**sized, architectures=[f"Bert{head}"], intermediate_size=8, **names).save_pretrained(folder)
     kind = np.float16 if half else np.float32
     weights = np.random.default_rng(0).normal(size=(len(tokenizer), WIDTH)).astype(kind)
     types = np.stack([np.zeros(WIDTH, kind), np.ones(WIDTH, kind)])
@@ -84,5 +91,7 @@ def as_openvino(folder: Path) -> None:
     import openvino
 
     file = folder / "model.onnx"
-    openvino.save_model(openvino.Core().read_model(file), folder / "openvino_model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.Core().read_model(file), folder / "openvino_model.xml", compress_to_fp16=False
+    )
     file.unlink()
