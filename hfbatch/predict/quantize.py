@@ -18,6 +18,7 @@ from hfbatch._version import __version__
 from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.engines import ENGINES
+from hfbatch.engines.base import Engine
 from hfbatch.engines.exports import KEY
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.output.rejects import unreadable
@@ -90,18 +91,17 @@ def quantize(spec: JobSpec) -> Quantized:
     rows = first_rows(bound, ROWS)
     columns = arrays_of(rows.table, bound.inputs)
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
-    engine = runner.load()
+    runner.load()
     features = runner.preprocess(columns, rows.places, unreadable(rows)).features
-    runner.prepare(engine, features)
+    runner.prepare(cast(Engine, runner.engine), features)
     verdict = runner.guard(features, len(rows.table), columns)
     size = runner.task.model.size()[1]
     with _made(out) as made:
         if exports:
-            stored = _copy_graph(cast(Any, engine).model.folders, made)
+            stored = _copy_graph(cast(Any, runner.engine).model.folders, made)
         else:
-            cast(Any, runner.load()).model.save_pretrained(
-                made
-            )  # anew: a call can change how weights are kept
+            runner.load()  # anew: a call of the model can change how its weights are kept
+            cast(Any, runner.engine).model.save_pretrained(made)
             stored = sum(file.stat().st_size for file in made.glob("*.safetensors"))
         _copy_others(Path(runner.task.model.folder), made)
         card = _card(bound.spec, bound.model.name, bound.model.commit, verdict, out)
