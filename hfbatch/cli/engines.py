@@ -67,9 +67,12 @@ def render_engines(engines: list[dict[str, Any]], console: Console) -> None:
 
 def render_quantized(found: Quantized, console: Console) -> None:
     """Prints what was written."""
+    form = (
+        f"{found.engine} graph, {found.quantization}" if ENGINES[found.engine].exports else found.quantization
+    )
     say(
         console,
-        f"{found.out}: {found.quantization}, {decimal(found.bytes)} of weights, {decimal(found.bytes_before)} before",
+        f"{found.out}: {form}, {decimal(found.bytes)} of weights, {decimal(found.bytes_before)} before",
     )
     if found.guard:
         say(console, found.guard["summary"])

@@ -61,15 +61,23 @@ def cache(
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name or folder.")],
     out: Annotated[str, typer.Argument(help="Folder to write; it must not exist.")],
-    to: Annotated[str, typer.Option(help="Quantisation: int8, nf4, fp4, int8_weight_only or int8_dynamic.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Quantisation: int8, nf4, fp4, int8_weight_only or int8_dynamic; of a graph int8, or none."
+        ),
+    ],
     rows: Annotated[str, typer.Option(help="Folder, file, glob or URL of rows to compare with float32.")],
+    engine: Annotated[
+        str, typer.Option(help="torch: weights of transformers; openvino, onnx: a graph for that engine.")
+    ] = "torch",
     task: Annotated[str, typer.Option(help="Name of the task; auto: decided by the model's files.")] = "auto",
     column: Columns = None,
     param: Params = None,
     set_: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model with quantised weights to a folder, with a card that says how close its results are to float32.
+    """Write a model with quantised weights, or as a graph, to a folder, with a card that compares it with float32.
 
     Example: hfbatch quantize org/model model-int8 --to int8 --rows reviews/ --column text=body
     """
@@ -77,8 +85,8 @@ def quantize(
         from hfbatch.cli.engines import render_quantized
         from hfbatch.predict.quantize import quantize as run
 
-        engine = {"name": "torch", "quantization": to}
-        values = {"task": task, "model": model, "input": rows, "output": out, "engine": engine}
+        section = {"name": engine, "quantization": to}
+        values = {"task": task, "model": model, "input": rows, "output": out, "engine": section}
         found = run(job_spec(values, column, None, param, set_, None, None))
         answer(asdict(found), as_json, lambda console: render_quantized(found, console))
 

@@ -70,6 +70,8 @@ class EngineConfig:
     """The engine's packages, whose versions may change results."""
     quantization: str = "none"
     """One of the kind's `quantizations`, or none."""
+    graph: str = ""
+    """The file in the folder that holds the model as a graph of this engine, if no weights do; `auto` is then a dtype too."""
 
 
 class Engine(ABC):

@@ -18,6 +18,7 @@ import torch
 
 from hfbatch.engines.base import BatchEngine, EngineConfig, Forward
 from hfbatch.engines.exports import cached_export
+from hfbatch.engines.graphs import OwnGraph, RawGraph, outline
 from hfbatch.engines.torch import as_array, as_tensor, device_name, is_stateless, load_model
 from hfbatch.errors import HfbatchError, WorkerError, one_line
 
@@ -36,7 +37,17 @@ class ExportedEngine(BatchEngine):
     def __init__(self, config: EngineConfig) -> None:
         self.dtype, self.config = config.dtype, config
         self.device = device_name(torch.device("cpu"))
-        self.model = Graphs(self)
+        self.model: Graphs | OwnGraph
+        if not config.graph:
+            self.model = Graphs(self)
+            return
+        try:
+            graph = self.read(Path(config.folder, config.graph))
+        except Exception as error:  # the libraries raise errors of any class
+            raise WorkerError(
+                f"engine {self.name} cannot read the graph {config.graph} of the model: {one_line(error)}"
+            ) from error
+        self.model, self.dtype = OwnGraph(graph, config), graph.dtype
 
     def prepare(self, batch: dict[str, np.ndarray], forward: Forward) -> None:
         """Exports the model for inputs such as those of a batch, and runs the batch."""
@@ -82,26 +93,22 @@ class ExportedEngine(BatchEngine):
         :param precise: compute in float32, whatever the dtype of the engine.
         """
 
+    @abstractmethod
+    def read(self, file: Path) -> RawGraph:
+        """Loads a graph that comes with a model."""
+
 
 class Graphs:
     """Stands for the transformers model in a task's `forward`: runs the graph for the inputs that it is called with."""
 
     def __init__(self, engine: ExportedEngine) -> None:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self._engine, config = engine, engine.config
-        self.config = transformers.AutoConfig.from_pretrained(
-            config.folder, trust_remote_code=config.trust_remote_code
-        )
+        self._engine = engine
+        self.config, self.forward = outline(engine.config)
         self.device, self.dtype = torch.device("cpu"), torch.float32
-        with torch.device("meta"):
-            loader = getattr(transformers, config.auto_class)
-            skeleton = loader.from_config(self.config, trust_remote_code=config.trust_remote_code)
-        self.forward = skeleton.forward
         self._takes = inspect.signature(self.forward).parameters
         self._graphs: dict[str, Any] = {}
+        self.folders: list[Path] = []
+        """Of the graphs that have run."""
 
     def __call__(self, **inputs: Any) -> Any:
         """Returns what the model returns for these inputs.
@@ -132,15 +139,19 @@ class Graphs:
 
         try:
             if config.quantization == "none":
-                return engine.open(self._export(tensors, options))
-            key = self._key(tensors, options) | {"quantization": config.quantization}
-            return engine.open(cached_export(key, ("torch", "transformers", *config.packages), quantize))
+                folder = self._export(tensors, options)
+            else:
+                key = self._key(tensors, options) | {"quantization": config.quantization}
+                folder = cached_export(key, ("torch", "transformers", *config.packages), quantize)
+            graph = engine.open(folder)
         except HfbatchError:
             raise
         except Exception as error:
             raise WorkerError(
                 f"model {config.folder!r} cannot be exported for engine {engine.name}: {one_line(error)}; use engine torch"
             ) from error
+        self.folders.append(folder)
+        return graph
 
     def _export(self, tensors: dict[str, torch.Tensor], options: dict[str, Any]) -> Path:
         """Returns the folder of the graph in float32, which agrees with the model."""

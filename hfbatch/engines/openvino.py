@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbatch.engines.exported import ExportedEngine
+from hfbatch.engines.graphs import RawGraph
 
 # OpenVINO and NNCF report their import and each conversion to Google Analytics unless this package is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -34,13 +35,59 @@ class OpenVINOEngine(ExportedEngine):
         return nncf.compress_weights(program, mode=nncf.CompressWeightsMode.INT8_SYM)
 
     def open(self, folder: Path, precise: bool = False) -> Any:
-        """Loads a graph. The precision is always stated: OpenVINO would choose bfloat16 by itself."""
+        """Loads a graph."""
         from transformers.exporters import ExportedModel
 
-        options = {
+        return ExportedModel.from_pretrained(folder, device="cpu", config=self._options(precise))
+
+    def read(self, file: Path) -> RawGraph:
+        """Loads the graph of a model: the `.xml`, and the weights in the `.bin` beside it."""
+        import openvino
+        from transformers.exporters.runners.runner_openvino import openvino_output_tensor
+
+        core = openvino.Core()
+        latency = {"PERFORMANCE_HINT": "LATENCY"}  # as for graphs that are exported here
+        model = core.compile_model(
+            core.read_model(file, file.with_suffix(".bin")), "CPU", latency | self._options()
+        )
+        request, outputs = model.create_infer_request(), model.outputs
+
+        def run(feed: dict[str, Any]) -> list[Any]:
+            """Computes a batch."""
+            found = request.infer(feed, share_inputs=True)
+            return [openvino_output_tensor(found[port], port) for port in outputs]
+
+        return RawGraph(
+            file.name,
+            self.dtype if self.dtype == "bfloat16" else "float32",
+            {port.get_any_name(): port.get_element_type().to_dtype() for port in model.inputs},
+            [_name(port, at) for at, port in enumerate(outputs)],
+            {
+                _name(port, at): _shape(port)
+                for ports in (model.inputs, outputs)
+                for at, port in enumerate(ports)
+            },
+            run,
+        )
+
+    def _options(self, precise: bool = False) -> dict[str, Any]:
+        """Settings of a graph. The precision is always stated: OpenVINO would choose bfloat16 by itself."""
+        return {
             "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == "bfloat16" and not precise else "f32",
             "INFERENCE_NUM_THREADS": self.config.threads,
             "NUM_STREAMS": 1,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,  # of graphs with 8-bit weights; others have nothing to quantise
         }
-        return ExportedModel.from_pretrained(folder, device="cpu", config=options)
+
+
+def _name(port: Any, at: int) -> str:
+    """Returns the name of an input or output; some outputs have none."""
+    return port.get_any_name() if port.get_names() else f"output {at}"
+
+
+def _shape(port: Any) -> list[int | None]:
+    """Returns the dimensions of an input or output; None for those that vary."""
+    shape = port.get_partial_shape()
+    return (
+        [None if size.is_dynamic else size.get_length() for size in shape] if shape.rank.is_static else [None]
+    )

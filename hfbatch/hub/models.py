@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from hfbatch.errors import SpecError
 from hfbatch.hub import weights as safetensors_files
 from hfbatch.hub.gguf import ENDING, gguf_faults, unnamed_fault
+from hfbatch.hub.graphs import files_of, graph_alone_fault, graph_faults, graph_patterns, own_graphs
 from hfbatch.hub.jsonfiles import read_json
 from hfbatch.hub.modelfiles import file_faults, layout_faults
 from hfbatch.spec.job import ModelSpec
@@ -33,6 +34,8 @@ PICKLES = (
     "*.mlmodel",
 )
 """Not downloaded: weights in formats that run code when opened, or that no engine reads; of GGUF files, the one in the spec is."""
+GRAPH_FILES = ("*.onnx[._]data*", "*openvino_model*.xml")
+"""Not downloaded either, beside safetensors weights: the other files of graphs."""
 WHOLE_FILE_BYTES = 64 << 20
 
 
@@ -51,11 +54,14 @@ class Model:
     """Name of the GGUF file that holds the model, if one does."""
     source: str = ""
     """Local folder of that file; `folder` is where the engines have written what it holds (engines/gguf.py)."""
+    graphs: dict[str, str] = field(default_factory=dict, hash=False)
+    """The graphs that hold the model, if no safetensors weights do: engine to file."""
 
     @property
     def version(self) -> str:
-        """What determines the content: the commit, and the name of the GGUF file in a repository that may have several."""
-        return f"{self.commit}/{self.file}" if self.hub and self.file else self.commit
+        """What determines the content: the commit, and the GGUF file or the graph in a repository that may have weights too."""
+        part = self.file or ("graph" if self.graphs else "")
+        return f"{self.commit}/{part}" if self.hub and part else self.commit
 
     def fetch(self) -> Model:
         """Returns the same model with all its files on this machine; downloads a Hub model once per node."""
@@ -66,7 +72,10 @@ class Model:
         if self.file:
             source = snapshot_download(self.name, revision=self.commit, allow_patterns=[self.file])
             return replace(self, source=source)
-        folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=list(PICKLES))
+        ignored = [*PICKLES, *GRAPH_FILES]
+        folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=ignored)
+        if self.graphs:
+            snapshot_download(self.name, revision=self.commit, allow_patterns=graph_patterns(self.graphs))
         return replace(self, folder=folder)
 
     def read_json(self, filename: str) -> Any:
@@ -86,8 +95,13 @@ class Model:
         return tag if isinstance(tag, str) else None
 
     def size(self) -> tuple[int, int]:
-        """Returns parameters and bytes of the weights, from the safetensors headers; (0, 0) if not downloaded."""
+        """Returns parameters and bytes of the weights, from the safetensors headers; (0, 0) if not downloaded.
+
+        The parameters of a graph are not counted.
+        """
         folder = Path(self.folder)
+        if self.graphs:
+            return 0, sum((folder / name).stat().st_size for name in files_of(self.graphs, files_in(folder)))
         paths = [
             folder / name for name in safetensors_files.weight_files(folder) if (folder / name).is_file()
         ]
@@ -95,16 +109,17 @@ class Model:
         return sum(map(math.prod, shapes)), sum(path.stat().st_size for path in paths)
 
 
-def pin(spec: ModelSpec, weights: bool = True) -> Model:
+def pin(spec: ModelSpec, weights: bool = True, graphs: bool = False) -> Model:
     """Finds the model and fixes its commit.
 
     :param weights: whether weights are required.
+    :param graphs: whether a graph will do in their place.
 
     :raises SpecError: no such folder or Hub model, no config, no weights, or weights in pickle files only.
     """
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
-        return _pin_folder(spec, folder.resolve(), weights)
+        return _pin_folder(spec, folder.resolve(), weights, graphs)
     if folder.is_file() and folder.suffix == ENDING:
         raise SpecError(
             f"model.name {spec.name!r} is a file; give model.name={str(folder.parent)!r} and model.file={folder.name!r}"
@@ -113,10 +128,10 @@ def pin(spec: ModelSpec, weights: bool = True) -> Model:
         raise SpecError(
             f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
         )
-    return _pin_hub(spec, weights)
+    return _pin_hub(spec, weights, graphs)
 
 
-def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
+def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool) -> Model:
     if spec.revision:
         raise SpecError(
             f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
@@ -124,7 +139,8 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
     names = files_in(folder)
     if spec.file:
         return _pin_file(spec, folder, names)
-    faults = weight_faults(spec.name, names, weights, folder)
+    own = own_graphs(names) if graphs else {}
+    faults = weight_faults(spec.name, names, weights, folder, own)
     if not faults:
         faults = file_faults(spec.name, folder, names, spec.trust_remote_code)
     if weights and not faults:
@@ -132,7 +148,8 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool) -> Model:
         faults = faults or safetensors_files.header_faults(spec.name, folder)
     if faults:
         raise SpecError(faults)
-    return Model(spec.name, str(folder), _folder_digest(folder, names), spec.trust_remote_code)
+    commit = _folder_digest(folder, names, whole=bool(own))
+    return Model(spec.name, str(folder), commit, spec.trust_remote_code, graphs=own)
 
 
 def _pin_file(spec: ModelSpec, folder: Path, names: Collection[str], commit: str = "") -> Model:
@@ -149,12 +166,12 @@ def _pin_file(spec: ModelSpec, folder: Path, names: Collection[str], commit: str
     )
 
 
-def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
+def _pin_hub(spec: ModelSpec, weights: bool, graphs: bool) -> Model:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     where = f"model.name {spec.name!r}" + (f" at revision {spec.revision!r}" if spec.revision else "")
-    patterns = [*PICKLES, "*.safetensors"]
+    patterns = [*PICKLES, *GRAPH_FILES, "*.safetensors"]
     try:
         info = HfApi().model_info(spec.name, revision=spec.revision)
         names = [file.rfilename for file in info.siblings or []]
@@ -163,11 +180,12 @@ def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
                 raise SpecError(faults)
             folder = snapshot_download(spec.name, revision=info.sha, allow_patterns=[spec.file])
             return _pin_file(spec, Path(folder), names, str(info.sha))
-        faults = weight_faults(spec.name, names, weights)
+        own = own_graphs(names) if graphs else {}
+        faults = weight_faults(spec.name, names, weights, graphs=own)
         if faults:
             raise SpecError(faults)
         folder = snapshot_download(spec.name, revision=info.sha, ignore_patterns=patterns)
-        _check_snapshot(spec, Path(folder), names if weights else None)
+        _check_snapshot(spec, Path(folder), names if weights else None, own)
     except RevisionNotFoundError as error:
         raise SpecError(f"{where}: no such revision; leave model.revision out for the newest") from error
     except RepositoryNotFoundError as error:
@@ -177,11 +195,11 @@ def _pin_hub(spec: ModelSpec, weights: bool) -> Model:
     except SpecError:
         raise
     except Exception as error:  # noqa: BLE001 - the HTTP client raises its own errors if the Hub is unreachable
-        return _pin_cached(spec, where, error)
-    return Model(spec.name, folder, str(info.sha), spec.trust_remote_code, hub=True)
+        return _pin_cached(spec, where, error, graphs)
+    return Model(spec.name, folder, str(info.sha), spec.trust_remote_code, hub=True, graphs=own)
 
 
-def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
+def _pin_cached(spec: ModelSpec, where: str, cause: Exception, graphs: bool) -> Model:
     """Uses a snapshot in the cache if the Hub does not answer: the name of its folder is the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -193,20 +211,25 @@ def _pin_cached(spec: ModelSpec, where: str, cause: Exception) -> Model:
             f"{where}: no such folder here, not in the cache, and the Hub cannot be reached "
             f"({type(cause).__name__}); give a folder"
         ) from error
+    names, commit = files_in(Path(folder)), Path(folder).name
     if spec.file:
-        return _pin_file(spec, Path(folder), files_in(Path(folder)), Path(folder).name)
-    _check_snapshot(spec, Path(folder))
-    return Model(spec.name, folder, Path(folder).name, spec.trust_remote_code, hub=True)
+        return _pin_file(spec, Path(folder), names, commit)
+    own = own_graphs(names) if graphs else {}
+    _check_snapshot(spec, Path(folder), graphs=own)
+    return Model(spec.name, folder, commit, spec.trust_remote_code, hub=True, graphs=own)
 
 
-def _check_snapshot(spec: ModelSpec, folder: Path, names: list[str] | None = None) -> None:
+def _check_snapshot(
+    spec: ModelSpec, folder: Path, names: list[str] | None = None, graphs: Mapping[str, str] | None = None
+) -> None:
     """Checks the downloaded files of a Hub model other than its weights.
 
     :param names: names of all its files on the Hub, to check for weights too.
+    :param graphs: its graphs, if they take the place of weights.
     :raises SpecError: if there are faults.
     """
     here = files_in(folder)
-    faults = weight_faults(spec.name, here if names is None else names, names is not None, folder)
+    faults = weight_faults(spec.name, here if names is None else names, names is not None, folder, graphs)
     faults = faults or file_faults(spec.name, folder, here, spec.trust_remote_code)
     if names is not None:
         faults = faults or safetensors_files.index_faults(spec.name, folder, names)
@@ -228,12 +251,21 @@ def files_in(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def weight_faults(name: str, files: list[str], weights: bool = True, folder: Path | None = None) -> list[str]:
+def weight_faults(
+    name: str,
+    files: list[str],
+    weights: bool = True,
+    folder: Path | None = None,
+    graphs: Mapping[str, str] | None = None,
+) -> list[str]:
     """Checks that a model's files include weights that can be loaded; returns the faults.
 
     :param weights: whether weights are required.
     :param folder: folder of its JSON files, if they are on this machine.
+    :param graphs: its graphs, if they take the place of weights.
     """
+    if graphs:
+        return layout_faults(name, files, folder) or graph_faults(name, graphs, files, folder)
     top = [file for file in files if "/" not in file]
     if not any(file.endswith(".safetensors") for file in top) and (fault := unnamed_fault(name, files)):
         return [fault]
@@ -252,6 +284,8 @@ def weight_faults(name: str, files: list[str], weights: bool = True, folder: Pat
             f"model {name!r} has its weights in {others[0]}, which transformers does not look for; expected "
             "model.safetensors beside config.json: rename that file, or save the model with save_pretrained"
         ]
+    if found := own_graphs(files):
+        return [f"{graph_alone_fault(name, found)}; here weights are needed"]
     pickles = [file for file in top if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
         return [
@@ -261,10 +295,12 @@ def weight_faults(name: str, files: list[str], weights: bool = True, folder: Pat
     return [f"model {name!r} has no weights; expected model.safetensors beside config.json"]
 
 
-def _folder_digest(folder: Path, names: list[str]) -> str:
+def _folder_digest(folder: Path, names: list[str], whole: bool = False) -> str:
+    """Digests the files of a model. :param whole: those that are not read beside safetensors weights too."""
     digest = hashlib.blake2b(digest_size=20)
+    left_out = ("*.md",) if whole else ("*.md", *PICKLES)
     for name in names:
-        if not Path(name).match("*.md") and not any(Path(name).match(pattern) for pattern in PICKLES):
+        if not any(Path(name).match(pattern) for pattern in left_out):
             digest.update(os.fsencode(name) + b"\0")
             _digest_file(folder / name, digest)
     return digest.hexdigest()

@@ -53,7 +53,7 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
         source = open_source(spec.input, types)
         notes += source.notes
     with gather(faults):
-        model = readable(pin(spec.model))
+        model = readable(pin(spec.model, graphs=True))
     with gather(faults):
         spec = name_task(spec, model, notes)
         task = check_task(spec, model, source.root_url if source else "", faults, notes)

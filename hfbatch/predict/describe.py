@@ -96,7 +96,7 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
     weights = (
         f"{model['parameters']:,} parameters, {decimal(model['bytes'])}"
         if model["parameters"]
-        else model["file"] or "not fetched yet"
+        else model["file"] or (f"a graph, {decimal(model['bytes'])}" if model["bytes"] else "not fetched yet")
     )
     add(table, "model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
     files = count(source["files"], f"{source['format']} file")

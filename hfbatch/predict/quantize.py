@@ -1,40 +1,47 @@
-"""Writes a model with quantised weights to a folder, with a card that holds its comparison with float32."""
+"""Writes a model with quantised weights, or as a graph, to a folder, with a card that holds its comparison with float32."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from hfbatch._version import __version__
 from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
-from hfbatch.errors import SpecError
+from hfbatch.engines import ENGINES
+from hfbatch.engines.base import Engine
+from hfbatch.engines.exports import KEY
+from hfbatch.errors import SpecError, WorkerError
 from hfbatch.output.rejects import unreadable
 from hfbatch.predict.bind import bind
 from hfbatch.predict.preview import first_rows
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import Verdict
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import JobSpec
+from hfbatch.spec.job import JobSpec, ModelSpec, TokenizerSpec
 
 ROWS = 512
 """Rows of the input, of which the comparison takes some."""
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".onnx", ".h5", ".msgpack")
+WEIGHTS = (
+    *(".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".h5", ".msgpack"),
+    *(".onnx", ".onnx_data", ".onnx.data", "openvino_model.xml"),
+)
 """Endings of the files that are not copied from the model."""
 CARD = """---
 {data}---
 
-# {title} in {quantization}
+# {title} {form}
 
-The weights of `{name}` at `{commit}`, quantised to {quantization} by hfbatch {version}. Task of the comparison: {task}.
+{source} Task of the comparison: {task}.
 
 {summary}.
 
@@ -42,16 +49,17 @@ The weights of `{name}` at `{commit}`, quantised to {quantization} by hfbatch {v
 ## How to use it
 
 ```bash
-hfbatch predict {task} INPUT OUTPUT --model {out}
+hfbatch predict {task} INPUT OUTPUT --model {out}{option}
 ```
 """
 
 
 @dataclass
 class Quantized:
-    """A folder with a quantised model."""
+    """A folder with a quantised model, or a graph."""
 
     out: str
+    engine: str
     quantization: str
     bytes_before: int
     """Bytes of the weights of the model."""
@@ -61,7 +69,9 @@ class Quantized:
 
 
 def quantize(spec: JobSpec) -> Quantized:
-    """Quantises the model as `spec.engine.quantization` says, compares it with float32 on rows of the input, and saves it.
+    """Quantises the model as `spec.engine` says, compares it with float32 on rows of the input, and saves it.
+
+    Engines that run a graph write that graph; without quantisation, it has been compared with the model when it was exported.
 
     :param spec: of a job; its output is the folder to write, which must not exist.
     :raises SpecError: with every fault of the spec.
@@ -69,9 +79,13 @@ def quantize(spec: JobSpec) -> Quantized:
     """
     out = Path(spec.output.path)
     faults = [f"{out} exists; choose another folder"] if out.exists() else []
-    if spec.engine.quantization == "none":
-        faults.append("engine.quantization none names no quantisation; give one, such as int8")
+    faults += _engine_faults(spec)
+    name = spec.engine.name
+    if exports := name in ENGINES and ENGINES[name].exports:
+        spec = spec.model_copy(update={"model": _in_float32(spec)})
     bound = bind(spec.model_copy(update={"input": with_absolute_paths(spec.input)}), None, faults)
+    if bound is not None and bound.model.graphs:
+        faults.append(f"model {bound.model.name!r} is a graph already, which engine {name} runs as it is")
     if faults or bound is None:
         raise SpecError(list(dict.fromkeys(faults)))
     rows = first_rows(bound, ROWS)
@@ -79,17 +93,60 @@ def quantize(spec: JobSpec) -> Quantized:
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
     runner.load()
     features = runner.preprocess(columns, rows.places, unreadable(rows)).features
+    runner.prepare(cast(Engine, runner.engine), features)
     verdict = runner.guard(features, len(rows.table), columns)
-    runner.load()  # anew: a call of the model can change how its weights are kept
-    name, size = bound.model.name, runner.task.model.size()[1]
+    size = runner.task.model.size()[1]
     with _made(out) as made:
-        runner.engine.model.save_pretrained(made)  # type: ignore[union-attr]
+        if exports:
+            stored = _copy_graph(cast(Any, runner.engine).model.folders, made)
+        else:
+            runner.load()  # anew: a call of the model can change how its weights are kept
+            cast(Any, runner.engine).model.save_pretrained(made)
+            stored = sum(file.stat().st_size for file in made.glob("*.safetensors"))
         _copy_others(Path(runner.task.model.folder), made)
-        card = _card(bound.spec, name, bound.model.commit, verdict, out)
+        card = _card(bound.spec, bound.model.name, bound.model.commit, verdict, out)
         (made / "README.md").write_text(card, encoding="utf8")
-        stored = sum(file.stat().st_size for file in made.glob("*.safetensors"))
     quantization = bound.spec.engine.quantization
-    return Quantized(str(out), quantization, size, stored, asdict(verdict) if verdict else None)
+    return Quantized(str(out), name, quantization, size, stored, asdict(verdict) if verdict else None)
+
+
+def _engine_faults(spec: JobSpec) -> list[str]:
+    """Returns errors for an engine whose model cannot be written, or which would write the model that is there."""
+    engine = spec.engine
+    able = [name for name, kind in ENGINES.items() if kind.exports or name == "torch"]
+    if engine.name not in able:
+        return [f"engine {engine.name} writes no model of its own; use engine {' or '.join(able)}"]
+    if engine.name == "torch":
+        none = engine.quantization == "none"
+        return ["engine.quantization none names no quantisation; give one, such as int8"] if none else []
+    if spec.tokenizer != TokenizerSpec():
+        return [
+            f"tokenizer: a graph of engine {engine.name} is written with the model's own; leave changes out"
+        ]
+    return []
+
+
+def _in_float32(spec: JobSpec) -> ModelSpec:
+    """Returns the model in the dtype that a graph in a folder is run in, unless the spec names another."""
+    dtype = spec.model.dtype
+    return spec.model.model_copy(update={"dtype": "float32" if dtype == "auto" else dtype})
+
+
+def _copy_graph(folders: list[Path], made: Path) -> int:
+    """Copies the graph that the engine has run; returns its bytes.
+
+    :raises WorkerError: if the task has no rows to export with, or calls the model in several ways.
+    """
+    if len(folders) != 1:
+        raise WorkerError(
+            f"the task runs {len(folders)} graphs of the model on these rows, and a folder holds one; give other rows"
+        )
+    files = [
+        path for path in folders[0].iterdir() if not path.name.endswith("config.json") and path.name != KEY
+    ]
+    for path in files:
+        shutil.copyfile(path, made / path.name)
+    return sum(path.stat().st_size for path in files)
 
 
 @contextmanager
@@ -106,37 +163,47 @@ def _made(out: Path) -> Iterator[Path]:
 
 
 def _copy_others(folder: Path, made: Path) -> None:
-    """Copies what the model has besides config and weights: tokenizer, processor, pooling."""
+    """Copies what the model has besides weights and what is there: config, tokenizer, processor, pooling with its layers."""
     for path in folder.iterdir():
         target = made / path.name
         if target.exists() or path.name.endswith(WEIGHTS) or path.name.startswith("."):
             continue
         if path.is_dir():
-            shutil.copytree(
-                path, target, ignore=shutil.ignore_patterns(*(f"*{ending}" for ending in WEIGHTS))
-            )
-        elif path.name not in ("README.md", "hfbatch_export.json"):
+            kept = ".safetensors" if re.fullmatch(r"\d+_\w+", path.name) else ""  # a Dense layer
+            left_out = (f"*{ending}" for ending in WEIGHTS if ending != kept)
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns(*left_out))
+        elif path.name not in ("README.md", KEY):
             shutil.copyfile(path, target)
 
 
 def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: Path) -> str:
-    lines = []
+    lines, engine = [], spec.engine
     if verdict and verdict.measures:
         lines = ["| measure | value | limit |", "|---|---:|---|"]
         lines += [
             f"| {key} | {value:.5g} | {verdict.limits.get(key, '')} |"
             for key, value in verdict.measures.items()
         ]
-    data = yaml.safe_dump({"base_model": str(name), "tags": [spec.engine.quantization]}, sort_keys=False)
+    kind = "" if engine.quantization == "none" else engine.quantization
+    graph = engine.name if ENGINES[engine.name].exports else ""
+    made = f"quantised to {kind} by hfbatch {__version__}" if kind else f"exported by hfbatch {__version__}"
+    dtype = f" --set model.dtype={spec.model.dtype}" if graph and spec.model.dtype != "float32" else ""
+    data = yaml.safe_dump(
+        {"base_model": str(name), "tags": [word for word in (graph, kind) if word]}, sort_keys=False
+    )
+    agrees = "The graph agrees with the model in float32 within a thousandth of the largest value"
     return CARD.format(
         data=data,
-        name=name,
         title=Path(name).name,
-        commit=commit,
-        quantization=spec.engine.quantization,
-        version=__version__,
+        form=" ".join(filter(None, [f"for {graph}" if graph else "", f"in {kind}" if kind else ""])),
+        source=f"{f'A graph for {graph} of' if graph else 'The weights of'} `{name}` at `{commit}`, {made}.",
         task=spec.task,
-        summary=verdict.summary if verdict else "It was not compared with float32",
+        summary=verdict.summary
+        if verdict
+        else agrees
+        if graph and not kind
+        else "It was not compared with float32",
         table="\n".join([*lines, ""]),
         out=out.name,
+        option=f" --set engine={graph}{dtype}" if graph else "",
     )

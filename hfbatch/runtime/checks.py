@@ -13,6 +13,7 @@ from hfbatch.engines import ENGINES, kind_of
 from hfbatch.engines.base import Capability, Engine, RowEngine
 from hfbatch.engines.gguf import as_folder
 from hfbatch.errors import HfbatchError, SpecError
+from hfbatch.hub.graphs import graph_alone_fault
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import limit_faults
@@ -88,6 +89,8 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
     :param gpus: of one worker, of the spec.
     """
     name, kind = spec.name, kind_of(spec.name)
+    if task.model.graphs and (faults := _graph_faults(spec, task)):
+        return faults
     lacking = [need for need in Capability if need in task.asks - kind.answers]
     if lacking:
         able = [other for other, one in ENGINES.items() if task.asks <= one.answers]
@@ -129,6 +132,31 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         engine: type[RowEngine] = kind.load()
         asking = cast(CompletingTask, task)
         faults += engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+    return faults
+
+
+def _graph_faults(spec: EngineSpec, task: Task) -> list[str]:
+    """Returns errors for a model that is a graph, which the engine does not run, or not as the spec asks for it."""
+    graphs, model = task.model.graphs, f"model {task.model.name!r}"
+    needs = [need.value for need in Capability if need in task.asks - {Capability.FORWARD}]
+    if needs:
+        return [
+            f"task {task.name} needs {' and '.join(needs)}, and {model} is a graph ({', '.join(graphs.values())}); give "
+            "its safetensors weights"
+        ]
+    if spec.name not in graphs:
+        return [f"engine {spec.name}: {graph_alone_fault(task.model.name, graphs)}"]
+    faults = []
+    if spec.quantization != "none":
+        faults.append(
+            f"engine.quantization {spec.quantization}: {model} is a graph, which runs as it is; leave engine.quantization out"
+        )
+    if spec.guard.mode == "required":
+        faults.append(
+            f"engine.guard required: {model} is a graph, and there are no weights to compare it with; leave it out"
+        )
+    if task.vocabulary is not None:
+        faults.append(f"tokenizer: {model} is a graph, which gets no more tokens; leave the added tokens out")
     return faults
 
 

@@ -115,21 +115,25 @@ class Runner:
         quantization = choice.quantization if choice else spec.quantization
         dtype, kind = choice.dtype if choice else self.config.dtype, ENGINES[name]
         device, native = native_dtype(kind.gpus)
-        if self.config.dtype == "auto" and dtype not in ("auto", "float32", native):
+        known = "auto", "float32", native
+        if self.config.dtype == "auto" and dtype not in known and not self.task.model.graphs:
             raise WorkerError(
                 f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
         if missing := kind.missing(quantization):
             raise WorkerError(f"engine {name} of this job needs {' and '.join(missing)} on every node")
+        if self.task.model.graphs:
+            return Variant(name, dtype)  # a graph has a dtype of its own
         if dtype == "auto":
             dtype = fastest_dtype(kind.gpus) if native in kind.dtypes else "float32"
         return Variant(name, dtype, quantization)
 
     def load(self, variant: Variant | None = None) -> Engine:
         """Loads the model, by default as an earlier choice or the spec says."""
-        self._variant = variant or self.variant(self.config.choice)
-        self.engine = self._build(self._variant)
+        variant = variant or self.variant(self.config.choice)
+        self.engine = self._build(variant)
+        self._variant = replace(variant, dtype=self.engine.dtype)
         return self.engine
 
     @collector_at_rest()
@@ -149,6 +153,7 @@ class Runner:
             model.version,
             kind.needs(variant.quantization),
             variant.quantization,
+            model.graphs.get(variant.engine, ""),
         )
         return kind.load()(config)
 
@@ -161,7 +166,7 @@ class Runner:
         :raises WorkerError: if the model cannot run, or a lowered precision that the spec names changes results too much.
         """
         engine = self.engine or self.load()
-        self._prepare(engine, features)
+        self.prepare(engine, features)
         trials = self._try_engines(engine, features, rows, columns)
         verdict = trials.verdict if trials else self.guard(features, rows, columns)
         engine = self.engine or engine
@@ -191,7 +196,7 @@ class Runner:
         def build(variant: Variant) -> Engine:
             """Loads a variant, ready for batches of such rows."""
             made = self._build(variant)
-            self._prepare(made, features)
+            self.prepare(made, features)
             return made
 
         search = EngineSearch(self.task, build, spec, self.config.dtype, features, rows, columns)
@@ -203,7 +208,7 @@ class Runner:
     @property
     def guarded(self) -> bool:
         """Whether the loaded variant is to be compared with float32, or reported as one that cannot be."""
-        lowered = self._variant.lowered or is_quantised(self.task)
+        lowered = self._variant.lowered or is_quantised(self.task) or bool(self.task.model.graphs)
         return lowered and self.config.engine.guard.mode != "skip"
 
     def guard(self, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]) -> Verdict | None:
@@ -216,6 +221,8 @@ class Runner:
         if not self.guarded or not len(features):
             return None
         spec, engine, shown = self.config.engine.guard, self.engine, str(self._variant)
+        if graph := self.task.model.graphs.get(self._variant.engine):
+            shown = f"the graph {graph} in {shown}"
         reason = no_reference(self.task)
         if reason:
             verdict = Verdict(shown, "unguarded", reason)
@@ -235,7 +242,7 @@ class Runner:
             return verdict
         raise WorkerError(f"{verdict.summary}. {advice(self._variant)}")
 
-    def _prepare(self, engine: Engine, features: pa.Table) -> None:
+    def prepare(self, engine: Engine, features: pa.Table) -> None:
         """Has the engine prepare for batches such as that of the first two rows."""
         windows = unfold(self.task, _without_positions(features).slice(0, 2)).table
         if len(windows) and isinstance(engine, BatchEngine):

@@ -70,6 +70,8 @@ def no_reference(task: Task) -> str:
     """Returns why the model has no float32 reference on this machine; empty if it has one."""
     if task.agreement is None:
         return f"task {task.name} has no measure of agreement"
+    if task.model.graphs:
+        return "the model is a graph; there are no weights to compare it with"
     if is_quantised(task):
         return "its weights are quantised already"
     parameters, _ = task.model.size()

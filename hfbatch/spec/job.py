@@ -22,7 +22,7 @@ class ModelSpec(Section):
     """Which model, at which revision and precision."""
 
     name: Location
-    """A Hub name (org/model) or a folder with config.json and safetensors weights, or with GGUF files."""
+    """A Hub name (org/model) or a folder with config.json and safetensors weights or an exported graph, or with GGUF files."""
     file: str | None = None
     """The GGUF file to read config, tokenizer and weights from, where the model has GGUF files."""
     revision: str | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from hfbatch.cli.app import app
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from tests.jobs.here import job_here
-from tests.jobs.tools import read_output, sentences
+from tests.jobs.tools import make_spec, read_output, sentences
 
 
 @pytest.fixture
@@ -68,6 +70,39 @@ def test_a_folder_gives_what_the_job_gives_that_quantises(
     assert tables[0].equals(tables[1])
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_a_graph_gives_what_the_job_gives_that_exports_it(
+    encoder: str, rows: str, tmp_path: Path, engine: str
+) -> None:
+    """Bit for bit; in 8 bits and in float32, which is the graph that the one in 8 bits is made from."""
+    for to in ("int8", "none"):
+        out = tmp_path / to
+        flags = ["--to", to, "--engine", engine, "--rows", rows, "--json", "--task", "embedding"]
+        limits = "engine.guard.limits={cosine_mean: 0, cosine_min: -1}"
+        done = CliRunner().invoke(app, ["quantize", encoder, str(out), *flags, "--set", limits])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert (found["engine"], found["quantization"]) == (engine, to)
+        assert (found["guard"] is None) == (to == "none")
+        graphs = [*out.glob("openvino_model.*"), *out.glob("model.onnx*"), *out.glob("export.json")]
+        assert found["bytes"] == sum(file.stat().st_size for file in graphs)
+        assert not [*out.rglob("*.safetensors")]
+        card = (out / "README.md").read_text()
+        summary = found["guard"]["summary"] if found["guard"] else "within a thousandth"
+        assert all(word in card for word in (f"A graph for {engine}", summary, f"{to} --set engine={engine}"))
+        asked = {"name": engine, "quantization": to, "guard": "skip"}
+        tables = []
+        for model, section in ((encoder, asked), (str(out), {"name": engine})):
+            target = tmp_path / f"{to}-{len(tables)}"
+            spec = make_spec("embedding", model, rows, target, engine=section)
+            result = job_here(spec)
+            assert result.exit_code == 0, result.message
+            tables.append(read_output(target))
+        assert tables[0].equals(tables[1])
+    done = CliRunner().invoke(app, ["quantize", str(out), str(tmp_path / "again"), *flags])
+    assert f"is a graph already, which engine {engine} runs as it is" in " ".join(done.stderr.split())
+
+
 def test_a_quantisation_that_does_harm_is_not_written(classifier: str, rows: str, tmp_path: Path) -> None:
     """A model with an outlier in each row of its weights: 8 bits leave nothing of the others."""
     folder = tmp_path / "outliers"
@@ -90,6 +125,20 @@ def test_a_quantisation_that_does_harm_is_not_written(classifier: str, rows: str
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
 
 
+def test_the_layers_of_the_pooling_are_copied(classifier: str, rows: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "model"
+    shutil.copytree(classifier, source)
+    for inner in ("2_Dense", "checkpoint-3", "onnx"):
+        (source / inner).mkdir()
+        save_file({"linear.weight": torch.ones(2, 2)}, source / inner / "model.safetensors")
+    for name in ("model.onnx", "model.onnx_data"):
+        (source / "onnx" / name).write_bytes(b"of another export")
+    flags = ["--to", "int8_weight_only", "--rows", rows, "--json", "--set", "engine.guard=skip"]
+    done = CliRunner().invoke(app, ["quantize", str(source), str(out), *flags])
+    assert done.exit_code == 0, done.output
+    assert [path.parent.name for path in out.glob("*/model.*")] == ["2_Dense"]
+
+
 def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path: Path) -> None:
     for given, fault in (
         ([classifier, rows, "--to", "int8"], "exists; choose another folder"),
@@ -98,6 +147,27 @@ def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path:
             "engine.quantization: Input should be 'none', 'int8'",
         ),
         ([classifier, str(tmp_path / "m"), "--to", "none"], "names no quantisation"),
+        (
+            [classifier, str(tmp_path / "m"), "--to", "nf4", "--engine", "onnx"],
+            "engine.quantization: Input should be 'none' or 'int8'",
+        ),
+        (
+            [classifier, str(tmp_path / "m"), "--to", "none", "--engine", "continuous"],
+            "use engine torch or openvino or onnx",
+        ),
+        (
+            [
+                classifier,
+                str(tmp_path / "m"),
+                "--to",
+                "none",
+                "--engine",
+                "onnx",
+                "--set",
+                "tokenizer.add_tokens=[a]",
+            ],
+            "leave changes out",
+        ),
     ):
         done = CliRunner().invoke(app, ["quantize", *given, "--rows", rows])
         assert done.exit_code == 2
