@@ -26,7 +26,7 @@ class GuardSpec(Section):
 class _EngineSpec(Section):
     """What every engine has."""
 
-    guard: Annotated[GuardSpec, shorthand("mode"), BeforeValidator(_off)] = GuardSpec()
+    guard: Annotated[GuardSpec, shorthand("mode")] = GuardSpec()
     """How a lowered precision is compared with float32; a plain string is its mode."""
 
 
