@@ -97,7 +97,7 @@ class Best(Agreement):
 
     row = "1 less the change of the best score, 0 for another answer"
     limits: ClassVar[Mapping[str, Limit]] = {
-        "agreement": Limit(0.99),
+        "agreement": Limit(0.98),
         "score_change_mean": Limit(0.05, most=True),
         "score_change_max": Limit(most=True),
     }
