@@ -12,8 +12,8 @@ import pyarrow as pa
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine
 from hfbatch.engines.exports import cached_exports
-from hfbatch.errors import HfbatchError, one_line
-from hfbatch.runtime.guard import Verdict, compare, sample
+from hfbatch.errors import HfbatchError, WorkerError, one_line
+from hfbatch.runtime.guard import Verdict, advice, compare, sample
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.variants import REFERENCE, Variant, candidates, no_reference
@@ -50,6 +50,7 @@ class EngineSearch:
     :param build: loads a variant, ready for such rows.
     :param rows: rows of the job.
     :param columns: the task's input columns of the whole split.
+    :param dtype: of the spec, see `candidates`.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class EngineSearch:
     features: pa.Table
     rows: int
     columns: Mapping[str, pa.Array]
+    dtype: str = "auto"
     engine: Engine | None = None
     """The best engine so far."""
     variant: Variant = REFERENCE
@@ -70,6 +72,7 @@ class EngineSearch:
         """Tries variants until time is up; returns whether any was tried, since a short job does not repay it.
 
         :param first: what the job runs in if nothing is tried, with its engine.
+        :raises WorkerError: if nothing in the dtype that the spec names agrees with float32.
         """
         begun = time.perf_counter()
         some = self._some(engine)
@@ -77,7 +80,7 @@ class EngineSearch:
         if seconds < LEAST_JOB_SECONDS or engine.device.startswith("cuda"):
             return False
         limit = max(min(self.spec.seconds, SHARE * seconds), LONG_SHARE * seconds)
-        others = [one for one in candidates(self.task, "auto", gpus=True) if one != first]
+        others = [one for one in candidates(self.task, self.dtype, gpus=True) if one != first]
         for variant in (first, *others):
             if variant != first and time.perf_counter() - begun > limit:
                 found = EngineTrial(str(variant), note="not tried: time was up")
@@ -86,6 +89,8 @@ class EngineSearch:
             else:
                 found = self._try(variant, engine if variant == first else None, some)
             self.trials.append(found)
+        if self.engine is None and self.dtype != "auto":
+            raise WorkerError(f"{self.trials[0].note}. {advice(first)}")
         self.engine = self.engine or self.build(REFERENCE)
         return True
 
@@ -99,11 +104,8 @@ class EngineSearch:
             verdict = self._compare(variant, engine) if variant.lowered else None
         except HfbatchError as error:
             return EngineTrial(str(variant), note=one_line(error))
-        if (
-            verdict
-            and verdict.status != "passed"
-            and not (self.engine is None and verdict.status == "unguarded")
-        ):
+        unknown = verdict and verdict.status == "unguarded" and self.spec.guard.mode != "required"
+        if verdict and verdict.status != "passed" and not (unknown and self.engine is None):
             return EngineTrial(str(variant), rate, verdict.summary)
         self.engine, self.variant, self.verdict, self._rate = engine, variant, verdict, rate
         return EngineTrial(str(variant), rate, verdict.summary if verdict else "")

@@ -11,6 +11,7 @@ import pytest
 
 from hfbatch import JobSpec
 from hfbatch.engines import ENGINES
+from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
 from hfbatch.runtime import engine_trials, variants
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
@@ -30,7 +31,7 @@ def proposed(folder: str, rows: int, **engine: Any) -> tuple[Runner, RuntimeChoi
     """The runner and the choice for a job of so many rows."""
     values = {
         "task": "embedding",
-        "model": folder,
+        "model": {"name": folder, "dtype": engine.pop("dtype", "auto")},
         "engine": {"name": "auto", **engine},
         "input": "i",
         "output": "o",
@@ -91,6 +92,26 @@ def test_a_variant_that_differs_or_is_not_faster_is_out(
     _, choice = proposed(encoder, 10_000, guard={"limits": {"cosine_mean": limit}})
     assert (choice.engine, choice.dtype, choice.guard) == ("torch", "float32", None)
     assert note in choice.trials[1]["note"]
+
+
+@pytest.mark.usefixtures("torch_alone")
+def test_a_dtype_that_the_spec_names_is_kept(encoder: str, speeds: dict[str, float]) -> None:
+    speeds["torch bfloat16"] = 2.0
+    _, choice = proposed(encoder, 10_000, dtype="float32")
+    assert (choice.dtype, [one["variant"] for one in choice.trials]) == ("float32", ["torch (float32)"])
+    with pytest.raises(WorkerError, match=r"cosine_mean must be at least 1.01.*model.dtype=float32"):
+        proposed(encoder, 10_000, dtype="bfloat16", guard={"limits": {"cosine_mean": 1.01}})
+
+
+@pytest.mark.usefixtures("torch_alone")
+@pytest.mark.parametrize(("mode", "dtype"), [("auto", "bfloat16"), ("required", "float32")])
+def test_what_has_no_reference_is_chosen_unless_a_comparison_is_required(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
+) -> None:
+    speeds["torch bfloat16"] = 2.0
+    monkeypatch.setattr("hfbatch.runtime.runner.fastest_dtype", lambda gpus: "bfloat16")
+    monkeypatch.setattr(variants, "free_memory", lambda: 1000)
+    assert proposed(encoder, 10_000, guard=mode)[1].dtype == dtype
 
 
 def test_another_engine_is_chosen_if_its_export_is_worth_it(
