@@ -99,6 +99,22 @@ def test_limits_of_the_spec_replace_those_of_the_task(encoder: str, fragile: str
         proposed(encoder, guard={"limits": {"top10_overlap": 1.01}})
 
 
+def test_a_limit_that_too_few_rows_leave_unmeasured_does_not_hold(encoder: str) -> None:
+    with pytest.raises(WorkerError, match="top10_overlap must be at least 0.5, and was not measured on 8"):
+        proposed(encoder, guard={"rows": 8, "limits": {"top10_overlap": 0.5}})
+
+
+def test_rows_that_fail_in_float32_too_are_no_fault_of_the_precision(encoder: str, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(encoder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight += float("nan")
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
+    verdict = proposed(str(tmp_path))[1].guard
+    assert (verdict["status"], verdict["reason"]) == ("unguarded", "none of 60 rows has a result in float32")
+
+
 def test_a_limit_of_an_unknown_measure_and_a_guard_without_a_measure_are_faults(encoder: str) -> None:
     def faults(task: str, guard: Any) -> list[str]:
         values = {
