@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,23 @@ def test_texts_rankings_and_pixels_are_compared() -> None:
     assert found.measures == {"similarity_mean": 0.75, "equal": 0.5}
     ranks = Ranking("s").compare(columns(s=[[1.0, 2.0], []]), columns(s=[[2.0, 1.0], []]))
     assert ranks.measures["agreement"] == 0.5
+    alone = Ranking("s").compare(columns(s=[[0.9], [8.0], []]), columns(s=[[0.1], [6.0], []]))
+    assert alone.measures == {"agreement": 1, "cosine_mean": 1, "score_change_mean": pytest.approx(0.525)}
     depth = Pixels("d").compare(columns(d=[[[0.0, 1.0], [2.0, 4.0]]]), columns(d=[[[0.0, 1.0], [2.0, 3.0]]]))
     assert depth.measures["pixel_change_mean"] == pytest.approx(0.25 / 4)
+    black = Pixels("d").compare(columns(d=[[[0.0, 0.0]], [[0.0, 8.0]]]), columns(d=[[[0.0, 0.1]], [[0.0, 8.0]]]))
+    assert black.measures["pixel_change_mean"] == pytest.approx(0.05 / 8 / 2)
+
+
+@pytest.mark.parametrize("letters", ["abcdefgh   ", "".join(map(chr, range(0x4E00, 0x5000)))])
+def test_long_texts_are_compared_in_a_moment(letters: str) -> None:
+    random = np.random.default_rng(0)
+    text = "".join(random.choice(list(letters), 6000))
+    other = "".join(random.choice(list(letters)) if random.random() < 0.02 else one for one in text)
+    begun = time.process_time()
+    found = Texts("t").compare(columns(t=[text]), columns(t=[other])).measures["similarity_mean"]
+    assert time.process_time() - begun < 1
+    assert 0.85 < found < 0.99
 
 
 def test_limits_hold_for_numbers_only() -> None:
