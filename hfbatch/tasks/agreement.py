@@ -24,6 +24,8 @@ LONG = 2000
 """Characters of two texts from which words are compared: the time grows with the square of the number of pieces."""
 WORD = re.compile(r"[^\W\u0e00-\u0eff\u3040-\u9fff]+\s*|.", re.DOTALL)
 """A word with the space behind it, or a character of a script without spaces."""
+CLOSE = 0.05
+"""Difference up to which two numbers are the same answer, relative above 1."""
 OVERLAP = 0.5
 """Intersection over union above which two boxes are the same object, as in Pascal VOC."""
 
@@ -163,16 +165,21 @@ class Items(Agreement):
 
     :param place: the field of an item that says where it is, if the same place may have slightly different values.
     :param overlap: the intersection over union of two places.
+    :param numbers: fields of an item that are answers, and no measure of one: they differ by at most CLOSE.
     """
 
     row = "F1 of a row"
     limits: ClassVar[Mapping[str, Limit]] = {"f1": Limit(0.98)}
 
     def __init__(
-        self, column: str, place: str | None = None, overlap: Callable[[Any, Any], float] | None = None
+        self,
+        column: str,
+        place: str | None = None,
+        overlap: Callable[[Any, Any], float] | None = None,
+        numbers: tuple[str, ...] = (),
     ) -> None:
         super().__init__(column)
-        self.place, self.overlap = place, overlap
+        self.place, self.overlap, self.numbers = place, overlap, numbers
 
     def compare(self, reference: Columns, found: Columns) -> Comparison:
         """Counts the items that both have; rows without any agree."""
@@ -200,7 +207,8 @@ class Items(Agreement):
     def _same(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
         """Returns whether two items are alike, and at the same place."""
         if self.place is None or self.overlap is None:
-            return bool(_discrete(dict(a)) == _discrete(dict(b)))
+            close = all(_is_close(a[name], b[name]) for name in self.numbers)
+            return close and bool(_discrete(dict(a)) == _discrete(dict(b)))
         return a.get("label") == b.get("label") and self.overlap(a[self.place], b[self.place]) >= OVERLAP
 
 
@@ -304,6 +312,10 @@ def _discrete(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_discrete, value))
     return None if isinstance(value, float | np.floating) else value
+
+
+def _is_close(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else abs(a - b) <= CLOSE * max(abs(a), 1)
 
 
 def _pixels(value: Any) -> np.ndarray:

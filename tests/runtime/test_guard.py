@@ -252,6 +252,14 @@ def test_entities_boxes_and_masks_are_matched() -> None:
         )
 
 
+def test_answers_that_are_numbers_are_compared() -> None:
+    asked = {"question": "late", "noul": 0.9, "choice": None, "score": None}
+    agreement = task_class("decision").agreement
+    for change, same in (({}, 1), ({"noul": 0.88}, 1), ({"noul": 0.1}, 0), ({"score": 2.0}, 0)):
+        found = agreement.compare(columns(answers=[[asked]]), columns(answers=[[{**asked, **change}]]))
+        assert found.measures["f1"] == same
+
+
 def test_texts_rankings_and_pixels_are_compared() -> None:
     found = Texts("t").compare(columns(t=["same", "abcd"]), columns(t=["same", "abxy"]))
     assert found.measures == {"similarity_mean": 0.75, "equal": 0.5}
