@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from hfbatch import JobSpec
-from hfbatch.engines import ENGINES
+from hfbatch.engines import ENGINES, EngineKind
+from hfbatch.engines.base import Capability, Forward
+from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
 from hfbatch.runtime import engine_trials, variants
@@ -134,6 +137,29 @@ def test_another_engine_is_chosen_if_its_export_is_worth_it(
     )
     again = Runner(RunnerConfig.of(spec, pin(spec.model), choice=choice), share=1e-9)
     assert (again.load().name, again.variant(choice)) == ("onnx", Variant("onnx", "float32"))
+
+
+class ShortRowsEngine(TorchEngine):
+    """Refuses rows of more than 20 tokens, as a graph can whose lengths are limited."""
+
+    name = "short"
+
+    def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
+        if batch["input_ids"].shape[1] > 20:
+            raise ValueError("more than 20 tokens")
+        return super().submit(batch, forward)
+
+
+@pytest.mark.usefixtures("torch_alone")
+def test_an_engine_that_fails_on_rows_is_out(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = EngineKind(f"{__name__}:ShortRowsEngine", frozenset({Capability.FORWARD}), dtypes=("float32",))
+    monkeypatch.setitem(ENGINES, "short", kind)
+    speeds["short float32"] = 9.0
+    _, choice = proposed(encoder, 10_000)
+    assert choice.engine == "torch"
+    assert "rows fail, which do not in float32: more than 20 tokens" in choice.trials[-1]["note"]
 
 
 @pytest.mark.usefixtures("torch_alone")
