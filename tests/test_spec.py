@@ -168,3 +168,11 @@ def test_any_valid_spec_survives_yaml(size: int, length: int | None, share: floa
     values = {**LEAST, "batch": {"size": size, "max_length": length}, "rejects": {"max_fraction": share}}
     spec = JobSpec.build(values)
     assert JobSpec.build(yaml.safe_load(spec.to_yaml())) == spec
+
+
+def test_a_guard_that_is_off_is_no_false_value(tmp_path: Path) -> None:
+    for guard in ("off", "{mode: off}", "'off'"):
+        (tmp_path / "spec.yaml").write_text(
+            f"{{task: embedding, model: m, input: i, output: o, engine: {{guard: {guard}}}}}"
+        )
+        assert JobSpec.load(tmp_path / "spec.yaml").engine.guard.mode == "off"

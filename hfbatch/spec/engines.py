@@ -12,10 +12,15 @@ from hfbatch.spec.shorthand import shorthand
 TorchQuantization = Literal["none", "int8", "nf4", "fp4", "int8_weight_only", "int8_dynamic"]
 
 
+def _word(value: Any) -> Any:
+    """Returns the word `off`, which YAML reads as false."""
+    return "off" if value is False else value
+
+
 class GuardSpec(Section):
     """The comparison of a lowered precision with float32, on rows of the job, before the first part is written."""
 
-    mode: Literal["auto", "required", "off"] = "auto"
+    mode: Annotated[Literal["auto", "required", "off"], BeforeValidator(_word)] = "auto"
     """auto: compare where a float32 reference can be computed; required: refuse a job without one; off: do not compare."""
     rows: int = Field(default=256, ge=8)
     """Maximum number of rows to compare; fewer if they take longer than a twentieth of the job."""
@@ -26,7 +31,7 @@ class GuardSpec(Section):
 class _EngineSpec(Section):
     """What every engine has."""
 
-    guard: Annotated[GuardSpec, shorthand("mode")] = GuardSpec()
+    guard: Annotated[GuardSpec, shorthand("mode"), BeforeValidator(_word)] = GuardSpec()
     """How a lowered precision is compared with float32; a plain string is its mode."""
 
 
