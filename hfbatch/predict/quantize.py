@@ -14,9 +14,12 @@ from typing import Any
 import yaml
 
 from hfbatch._version import __version__
+from hfbatch.data.filesystem import is_url
 from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
+from hfbatch.engines import ENGINES
 from hfbatch.errors import SpecError
+from hfbatch.hub.models import PICKLES, files_in
 from hfbatch.output.rejects import unreadable
 from hfbatch.predict.bind import bind
 from hfbatch.predict.preview import first_rows
@@ -27,8 +30,8 @@ from hfbatch.spec.job import JobSpec
 
 ROWS = 512
 """Rows of the input, of which the comparison takes some."""
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".onnx", ".h5", ".msgpack")
-"""Endings of the files that are not copied from the model."""
+WEIGHTS = (*PICKLES, "*.safetensors", "*.index.json", "*.onnx_data")
+"""Files that are not copied from the model."""
 CARD = """---
 {data}---
 
@@ -68,7 +71,11 @@ def quantize(spec: JobSpec) -> Quantized:
     :raises WorkerError: if the results differ too much from those in float32; nothing is written then.
     """
     out = Path(spec.output.path)
-    faults = [f"{out} exists; choose another folder"] if out.exists() else []
+    faults = [f"{out} exists; choose another folder"] if os.path.lexists(out) else []
+    if is_url(spec.output.path):
+        faults.append(f"{spec.output.path} is a URL; give a folder of this machine")
+    if ENGINES[spec.engine.name].exports:
+        faults.append(f"engine {spec.engine.name} quantises a graph of its own; leave engine.name out")
     if spec.engine.quantization == "none":
         faults.append("engine.quantization none names no quantisation; give one, such as int8")
     bound = bind(spec.model_copy(update={"input": with_absolute_paths(spec.input)}), None, faults)
@@ -78,8 +85,11 @@ def quantize(spec: JobSpec) -> Quantized:
     columns = arrays_of(rows.table, bound.inputs)
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
     runner.load()
-    features = runner.preprocess(columns, rows.places, unreadable(rows)).features
-    verdict = runner.guard(features, len(rows.table), columns)
+    prepared = runner.preprocess(columns, rows.places, unreadable(rows))
+    if runner.guarded and not len(prepared.features):
+        first = prepared.rejects[0].message
+        raise SpecError(f"none of the first {len(rows.table)} rows can be compared: {first}; give other rows")
+    verdict = runner.guard(prepared.features, len(rows.table), columns)
     runner.load()  # anew: a call of the model can change how its weights are kept
     name, size = bound.model.name, runner.task.model.size()[1]
     with _made(out) as made:
@@ -97,26 +107,25 @@ def _made(out: Path) -> Iterator[Path]:
     """Yields a folder that becomes `out` when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    made = scratch / "model"
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        os.rename(scratch, out)
+        made.mkdir()  # with the permissions of any new folder, which mkdtemp does not give
+        yield made
+        os.rename(made, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _copy_others(folder: Path, made: Path) -> None:
     """Copies what the model has besides config and weights: tokenizer, processor, pooling."""
-    for path in folder.iterdir():
-        target = made / path.name
-        if target.exists() or path.name.endswith(WEIGHTS) or path.name.startswith("."):
+    for name in files_in(folder):
+        path, target = Path(name), made / name
+        hidden = any(part.startswith(".") for part in path.parts)
+        if hidden or target.exists() or any(path.match(pattern) for pattern in WEIGHTS):
             continue
-        if path.is_dir():
-            shutil.copytree(
-                path, target, ignore=shutil.ignore_patterns(*(f"*{ending}" for ending in WEIGHTS))
-            )
-        elif path.name not in ("README.md", "hfbatch_export.json"):
-            shutil.copyfile(path, target)
+        if name not in ("README.md", "hfbatch_export.json"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target)
 
 
 def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: Path) -> str:
