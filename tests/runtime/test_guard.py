@@ -26,8 +26,9 @@ from hfbatch.runtime.runner import Runner
 from hfbatch.runtime.variants import Variant
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, Vectors
+from hfbatch.tasks.generation.likelihood import log_probs_after
 from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
-from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_t5
+from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_mbart, tiny_t5
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(60)]
 
@@ -184,6 +185,27 @@ def test_the_same_model_gives_the_same_probabilities(tmp_path: Path) -> None:
         other = copy.deepcopy(model)
         other.get_output_embeddings().weight.data.mul_(3)
         assert runner.task.compare_models(model, other, features).measures["log_prob_change_mean"] > 0
+
+
+def test_the_tokens_that_a_model_generates_are_its_most_probable_ones(tmp_path: Path) -> None:
+    """Except for the first token of mBART, the forced language."""
+    languages = {"src_lang": "en_XX", "tgt_lang": "de_DE"}
+    for folder, task, params in (
+        (tiny_mbart(tmp_path / "mbart"), "translation", languages),
+        (tiny_t5(tmp_path / "t5"), "text2text-generation", {}),
+        (tiny_llama(tmp_path / "llama"), "text-generation", {}),
+    ):
+        spec = JobSpec.build(
+            {"task": task, "model": folder, "params": {"max_new_tokens": 12, "num_beams": 1, **params}, "input": "i",
+             "output": "o"}
+        )  # fmt: skip
+        runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=1e-9)
+        model, decoder = runner.load(Variant("torch", "float32")).model, runner.task.decoder
+        batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+        tokens = decoder(model, batch)["tokens"].long()
+        start = decoder.config.decoder_start_token_id
+        found = log_probs_after(start, model, batch, tokens).argmax(1)
+        assert found[1:].tolist() == tokens[0, 1:].tolist()
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.integers(1, 300), st.integers(0, 3))
