@@ -16,6 +16,7 @@ from hfbatch.engines.base import Capability, Forward
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
+from hfbatch.predict.identity import job_identity
 from hfbatch.runtime import engine_trials, variants
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.runner import Runner
@@ -171,3 +172,14 @@ def test_no_trial_begins_when_time_is_up(
     _, choice = proposed(encoder, 10_000, seconds=1e-9)
     assert choice.dtype == "float32"
     assert [one["note"] for one in choice.trials] == ["", "not tried: time was up"]
+
+
+def test_a_rerun_may_give_the_trials_other_limits(encoder: str) -> None:
+    found = []
+    for engine in ({"name": "auto"}, {"name": "auto", "seconds": 60, "guard": "required"}):
+        spec = JobSpec.build(
+            {"task": "embedding", "model": encoder, "engine": engine, "input": "i", "output": "o"}
+        )
+        model = pin(spec.model)
+        found.append(job_identity(spec, model, RunnerConfig.of(spec, model).build_task(), {}, []))
+    assert found[0] == found[1]
