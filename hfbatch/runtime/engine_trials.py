@@ -101,7 +101,9 @@ class EngineSearch:
             rate = self._speed(engine, some)
             if rate < GAIN * self._rate:
                 return EngineTrial(str(variant), rate, "not faster")
-            differs = variant.lowered or variant.engine != REFERENCE.engine  # a graph may fail, or differ, on some rows
+            differs = (
+                variant.lowered or variant.engine != REFERENCE.engine
+            )  # a graph may fail, or differ, on some rows
             verdict = self._compare(variant, engine) if differs else None
         except HfbatchError as error:
             return EngineTrial(str(variant), note=one_line(error))

@@ -281,9 +281,9 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def _similarity(a: str, b: str) -> float:
     """Returns the share of characters in common blocks, of whole words in long texts, which take too long otherwise."""
-    pieces = (a, b) if len(a) + len(b) < LONG else (WORD.findall(a), WORD.findall(b))
-    blocks = SequenceMatcher(None, *pieces, autojunk=False).get_matching_blocks()
-    common = sum(len("".join(pieces[0][block.a : block.a + block.size])) for block in blocks)
+    one, other = ([*a], [*b]) if len(a) + len(b) < LONG else (WORD.findall(a), WORD.findall(b))
+    blocks = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+    common = sum(len("".join(one[block.a : block.a + block.size])) for block in blocks)
     return 2 * common / (len(a) + len(b)) if a or b else 1.0
 
 

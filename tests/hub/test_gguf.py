@@ -78,7 +78,9 @@ def job_of(name: Path, file: str, tmp_path: Path, engine: str = "torch", **param
 def test_a_file_that_was_not_downloaded_to_its_end_is_refused(folder: Path, tmp_path: Path) -> None:
     whole = (folder / FILES["F32"]).read_bytes()
     (tmp_path / "part.gguf").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SpecError, match=r"part\.gguf cannot be read.*; if it is incomplete, download it again"):
+    with pytest.raises(
+        SpecError, match=r"part\.gguf cannot be read.*; if it is incomplete, download it again"
+    ):
         readable(pin(ModelSpec(name=str(tmp_path), file="part.gguf")))
 
 

@@ -127,7 +127,10 @@ def test_rows_of_which_none_can_be_compared_are_refused(classifier: str, tmp_pat
 def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for given, fault in (
-        ([classifier, "s3://bucket/m", "--to", "int8"], "s3://bucket/m is a URL; give a folder of this machine"),
+        (
+            [classifier, "s3://bucket/m", "--to", "int8"],
+            "s3://bucket/m is a URL; give a folder of this machine",
+        ),
         ([classifier, str(tmp_path / "link"), "--to", "int8"], "exists; choose another folder"),
         (
             [classifier, str(tmp_path / "m"), "--to", "int8", "--set", "engine.name=openvino"],

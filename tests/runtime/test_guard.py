@@ -102,7 +102,7 @@ def test_limits_of_the_spec_replace_those_of_the_task(encoder: str, fragile: str
 
 
 def test_a_limit_that_too_few_rows_leave_unmeasured_does_not_hold(encoder: str) -> None:
-    with pytest.raises(WorkerError, match="top10_overlap must be at least 0.5, and was not measured on 8"):
+    with pytest.raises(WorkerError, match=r"top10_overlap must be at least 0\.5, and was not measured on 8"):
         proposed(encoder, guard={"rows": 8, "limits": {"top10_overlap": 0.5}})
 
 
@@ -201,7 +201,10 @@ def test_the_tokens_that_a_model_generates_are_its_most_probable_ones(tmp_path: 
         )  # fmt: skip
         runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=1e-9)
         model, decoder = runner.load(Variant("torch", "float32")).model, runner.task.decoder
-        batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+        batch = {
+            "input_ids": torch.tensor([[5, 6, 7, 8]]),
+            "attention_mask": torch.ones(1, 4, dtype=torch.int64),
+        }
         tokens = decoder(model, batch)["tokens"].long()
         start = decoder.config.decoder_start_token_id
         found = log_probs_after(start, model, batch, tokens).argmax(1)
@@ -291,7 +294,9 @@ def test_texts_rankings_and_pixels_are_compared() -> None:
     assert alone.measures == {"agreement": 1, "cosine_mean": 1, "score_change_mean": pytest.approx(0.525)}
     depth = Pixels("d").compare(columns(d=[[[0.0, 1.0], [2.0, 4.0]]]), columns(d=[[[0.0, 1.0], [2.0, 3.0]]]))
     assert depth.measures["pixel_change_mean"] == pytest.approx(0.25 / 4)
-    black = Pixels("d").compare(columns(d=[[[0.0, 0.0]], [[0.0, 8.0]]]), columns(d=[[[0.0, 0.1]], [[0.0, 8.0]]]))
+    black = Pixels("d").compare(
+        columns(d=[[[0.0, 0.0]], [[0.0, 8.0]]]), columns(d=[[[0.0, 0.1]], [[0.0, 8.0]]])
+    )
     assert black.measures["pixel_change_mean"] == pytest.approx(0.05 / 8 / 2)
 
 
