@@ -71,4 +71,12 @@ def cache_folder() -> Path:
 def cached_exports() -> dict[Path, dict[str, Any]]:
     """Returns what each export in the cache was made of, by its folder, newest last."""
     keys = sorted(cache_folder().glob(f"*/{KEY}"), key=lambda path: path.stat().st_mtime)
-    return {path.parent: json.loads(path.read_text(encoding="utf8")) for path in keys}
+    return {path.parent: _read_key(path) for path in keys}
+
+
+def _read_key(path: Path) -> dict[str, Any]:
+    try:
+        key: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    except ValueError:  # of a machine that lost power: the folder is listed, and can be deleted
+        return {"engine": "unreadable", "model": "", "auto_class": ""}
+    return key

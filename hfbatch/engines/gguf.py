@@ -12,7 +12,7 @@ from typing import Any
 
 from hfbatch.engines.exports import cached_export
 from hfbatch.engines.quantization import quiet
-from hfbatch.errors import SpecError, WorkerError
+from hfbatch.errors import SpecError, WorkerError, one_line
 from hfbatch.hub.models import Model
 
 CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
@@ -36,11 +36,16 @@ def as_folder(model: Model, weights: bool = True) -> Model:
 
 
 def _write_files(model: Model, folder: Path) -> None:
-    """Writes config, generation config, tokenizer and chat template."""
+    """Writes config, generation config, tokenizer and chat template. :raises SpecError: if transformers does not read the file."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     quiet()
-    config = AutoConfig.from_pretrained(model.source, gguf_file=model.file)
+    try:
+        config = AutoConfig.from_pretrained(model.source, gguf_file=model.file)
+    except Exception as error:  # of any class, with words that do not name the file
+        raise SpecError(
+            f"model.file: {model.file} cannot be read: {one_line(error)}; if it is incomplete, download it again"
+        ) from error
     kind = _class_of(config)
     config.architectures = [kind.__name__]
     config.save_pretrained(folder)

@@ -20,8 +20,8 @@ from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task
 
-NOT_IN_RESULTS = {"guard", "device_map", "memory"}
-"""What the engine's section of a spec says of checks and of places, which change no results."""
+NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds"}
+"""What the engine's section of a spec says of checks, trials and places, which change no results."""
 
 
 def job_identity(

@@ -15,12 +15,14 @@ from typing import Any, cast
 import yaml
 
 from hfbatch._version import __version__
+from hfbatch.data.filesystem import is_url
 from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import Engine
 from hfbatch.engines.exports import KEY
 from hfbatch.errors import SpecError, WorkerError
+from hfbatch.hub.models import GRAPH_FILES, PICKLES, files_in
 from hfbatch.output.rejects import unreadable
 from hfbatch.predict.bind import bind
 from hfbatch.predict.preview import first_rows
@@ -31,11 +33,10 @@ from hfbatch.spec.job import JobSpec, ModelSpec, TokenizerSpec
 
 ROWS = 512
 """Rows of the input, of which the comparison takes some."""
-WEIGHTS = (
-    *(".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".h5", ".msgpack"),
-    *(".onnx", ".onnx_data", ".onnx.data", "openvino_model.xml"),
-)
-"""Endings of the files that are not copied from the model."""
+WEIGHTS = (*PICKLES, *GRAPH_FILES, "*.safetensors", "*.index.json")
+"""Files that are not copied from the model."""
+DENSE = re.compile(r"\d+_\w+/model\.safetensors")
+"""Weights of the pooling, which are."""
 CARD = """---
 {data}---
 
@@ -78,7 +79,9 @@ def quantize(spec: JobSpec) -> Quantized:
     :raises WorkerError: if the results differ too much from those in float32; nothing is written then.
     """
     out = Path(spec.output.path)
-    faults = [f"{out} exists; choose another folder"] if out.exists() else []
+    faults = [f"{out} exists; choose another folder"] if os.path.lexists(out) else []
+    if is_url(spec.output.path):
+        faults.append(f"{spec.output.path} is a URL; give a folder of this machine")
     faults += _engine_faults(spec)
     name = spec.engine.name
     if exports := name in ENGINES and ENGINES[name].exports:
@@ -92,9 +95,12 @@ def quantize(spec: JobSpec) -> Quantized:
     columns = arrays_of(rows.table, bound.inputs)
     runner = Runner(RunnerConfig.of(bound.spec, bound.model, bound.source.root_url))
     runner.load()
-    features = runner.preprocess(columns, rows.places, unreadable(rows)).features
-    runner.prepare(cast(Engine, runner.engine), features)
-    verdict = runner.guard(features, len(rows.table), columns)
+    prepared = runner.preprocess(columns, rows.places, unreadable(rows))
+    if not len(prepared.features):
+        first = prepared.rejects[0].message
+        raise SpecError(f"none of the first {len(rows.table)} rows can be compared: {first}; give other rows")
+    runner.prepare(cast(Engine, runner.engine), prepared.features)
+    verdict = runner.guard(prepared.features, len(rows.table), columns)
     size = runner.task.model.size()[1]
     with _made(out) as made:
         if exports:
@@ -154,26 +160,25 @@ def _made(out: Path) -> Iterator[Path]:
     """Yields a folder that becomes `out` when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    made = scratch / "model"
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        os.rename(scratch, out)
+        made.mkdir()  # with the permissions of any new folder, which mkdtemp does not give
+        yield made
+        os.rename(made, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _copy_others(folder: Path, made: Path) -> None:
     """Copies what the model has besides weights and what is there: config, tokenizer, processor, pooling with its layers."""
-    for path in folder.iterdir():
-        target = made / path.name
-        if target.exists() or path.name.endswith(WEIGHTS) or path.name.startswith("."):
+    for name in files_in(folder):
+        path, target = Path(name), made / name
+        hidden = any(part.startswith(".") for part in path.parts)
+        weights = any(path.match(pattern) for pattern in WEIGHTS) and not DENSE.fullmatch(name)
+        if hidden or weights or target.exists() or name in ("README.md", KEY):
             continue
-        if path.is_dir():
-            kept = ".safetensors" if re.fullmatch(r"\d+_\w+", path.name) else ""  # a Dense layer
-            left_out = (f"*{ending}" for ending in WEIGHTS if ending != kept)
-            shutil.copytree(path, target, ignore=shutil.ignore_patterns(*left_out))
-        elif path.name not in ("README.md", KEY):
-            shutil.copyfile(path, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
 
 
 def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: Path) -> str:

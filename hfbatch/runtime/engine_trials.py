@@ -13,7 +13,7 @@ from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine
 from hfbatch.engines.exports import cached_exports
 from hfbatch.errors import HfbatchError, WorkerError, one_line
-from hfbatch.runtime.guard import Verdict, compare, sample
+from hfbatch.runtime.guard import Verdict, advice, compare, sample
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.variants import REFERENCE, Variant, candidates, no_reference
@@ -48,18 +48,18 @@ class EngineSearch:
     """Tries variants one after the other, and keeps the best.
 
     :param build: loads a variant, ready for such rows.
-    :param dtype: of the spec; another than auto is tried alone, without quantisation.
     :param rows: rows of the job.
     :param columns: the task's input columns of the whole split.
+    :param dtype: of the spec; another than auto is tried alone, without quantisation.
     """
 
     task: Task
     build: Callable[[Variant], Engine]
     spec: AutoEngineSpec
-    dtype: str
     features: pa.Table
     rows: int
     columns: Mapping[str, pa.Array]
+    dtype: str = "auto"
     engine: Engine | None = None
     """The best engine so far."""
     variant: Variant = REFERENCE
@@ -72,6 +72,7 @@ class EngineSearch:
         """Tries variants until time is up; returns whether any was tried, since a short job does not repay it.
 
         :param first: what the job runs in if nothing is tried, with its engine.
+        :raises WorkerError: if nothing in the dtype that the spec names agrees with float32.
         """
         begun = time.perf_counter()
         some = self._some(engine)
@@ -88,13 +89,13 @@ class EngineSearch:
             else:
                 found = self._try(variant, engine if variant == first else None, some)
             self.trials.append(found)
-        self.engine = self.engine or self._fallback()
+        self.engine = self.engine or self._fallback(first)
         return True
 
-    def _fallback(self) -> Engine:
+    def _fallback(self, first: Variant) -> Engine:
         """Returns float32 in torch where no variant agrees with it. :raises WorkerError: if the spec names another dtype."""
         if self.dtype not in ("auto", "float32"):
-            raise WorkerError(f"{self.trials[0].note}. Set model.dtype=float32, or other engine.guard.limits")
+            raise WorkerError(f"{self.trials[0].note}. {advice(first)}")
         return self.build(REFERENCE)
 
     def _try(self, variant: Variant, engine: Engine | None, some: pa.Table) -> EngineTrial:
@@ -104,14 +105,14 @@ class EngineSearch:
             rate = self._speed(engine, some)
             if rate < GAIN * self._rate:
                 return EngineTrial(str(variant), rate, "not faster")
-            verdict = self._compare(variant, engine) if variant.lowered else None
+            differs = (
+                variant.lowered or variant.engine != REFERENCE.engine
+            )  # a graph may fail, or differ, on some rows
+            verdict = self._compare(variant, engine) if differs else None
         except HfbatchError as error:
             return EngineTrial(str(variant), note=one_line(error))
-        if (
-            verdict
-            and verdict.status != "passed"
-            and not (self.engine is None and verdict.status == "unguarded")
-        ):
+        unknown = verdict and verdict.status == "unguarded" and self.spec.guard.mode != "required"
+        if verdict and verdict.status != "passed" and not (unknown and self.engine is None):
             return EngineTrial(str(variant), rate, verdict.summary)
         self.engine, self.variant, self.verdict, self._rate = engine, variant, verdict, rate
         return EngineTrial(str(variant), rate, verdict.summary if verdict else "")

@@ -113,9 +113,12 @@ def compare(
 
 
 def verdict(
-    task: Task, found: Comparison | str, precision: str, rows: int, spec: GuardSpec, seconds: float
+    task: Task, found: Comparison | str | None, precision: str, rows: int, spec: GuardSpec, seconds: float
 ) -> Verdict:
-    """Judges a comparison by the task's limits and those of the spec. :param found: text: no row could be compared."""
+    """Judges a comparison by the task's limits and those of the spec. :param found: see `_agreement`."""
+    if found is None:
+        reason = f"none of {rows:,} rows has a result in float32"
+        return Verdict(precision, "unguarded", reason, rows, seconds=seconds)
     if isinstance(found, str):
         return Verdict(precision, "failed", found, rows, seconds=seconds)
     agreement = agreement_of(task)
@@ -127,6 +130,11 @@ def verdict(
         f"{name} must be {limits[name]}"
         for name, value in found.measures.items()
         if not limits[name].holds(value)
+    ]
+    broken += [
+        f"{name} must be {limits[name]}, and was not measured on {rows:,} rows"
+        for name in spec.limits
+        if name not in found.measures
     ]
     counts = np.histogram(1 - np.clip(found.rows, 0, 1), bins=EDGES)[0].tolist()
     shown = {name: str(limit) for name, limit in limits.items() if limit.value is not None}
@@ -156,8 +164,10 @@ def sample(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def _agreement(
     task: Task, reference: Engine, engine: Engine, features: pa.Table, columns: Mapping[str, pa.Array]
-) -> Comparison | str:
-    """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute."""
+) -> Comparison | str | None:
+    """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute, and
+    None where that can compute none.
+    """
     plain, positions = features.drop_columns([POSITION]), features[POSITION].to_numpy()
     compared = task.compare_models(reference.model, engine.model, plain)
     if compared is not None:
@@ -169,6 +179,8 @@ def _agreement(
     if len(lost):
         error = next(error for row, error in other.failures if row == lost[0])
         return f"{len(lost)} of {len(plain)} rows fail, which do not in float32: {error}"
+    if not len(one.kept):
+        return None
     fields, answers = task.fields_for(set(columns)), []
     for made in (one, other):
         outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))

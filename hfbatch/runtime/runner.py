@@ -199,7 +199,7 @@ class Runner:
             self.prepare(made, features)
             return made
 
-        search = EngineSearch(self.task, build, spec, self.config.dtype, features, rows, columns)
+        search = EngineSearch(self.task, build, spec, features, rows, columns, self.config.dtype)
         if not search.run(self._variant, engine):
             return None
         self.engine, self._variant = search.engine, search.variant

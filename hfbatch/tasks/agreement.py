@@ -6,6 +6,7 @@ Does not import torch. A task names its measure in `Task.agreement`; measures co
 from __future__ import annotations
 
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ Columns = Mapping[str, pa.Array]
 """Output columns by name, all of one length."""
 NEIGHBOURS = 10
 """Nearest rows that are compared for each row."""
+LONG = 2000
+"""Characters of two texts from which words are compared: the time grows with the square of the number of pieces."""
+WORD = re.compile(r"[^\W\u0e00-\u0eff\u3040-\u9fff]+\s*|.", re.DOTALL)
+"""A word with the space behind it, or a character of a script without spaces."""
+CLOSE = 0.05
+"""Difference up to which two numbers are the same answer, relative above 1."""
 OVERLAP = 0.5
 """Intersection over union above which two boxes are the same object, as in Pascal VOC."""
 
@@ -131,17 +138,26 @@ class Best(Agreement):
 
 
 class Ranking(Agreement):
-    """Scores of the documents of a row: whether the best document is the same, and cosine of the scores."""
+    """Scores of the documents of a row: whether the best document is the same, cosine of the scores, and how much they change."""
 
     row = "whether the best document is the same"
-    limits: ClassVar[Mapping[str, Limit]] = {"agreement": Limit(0.97), "cosine_mean": Limit(0.995)}
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "agreement": Limit(0.97),
+        "cosine_mean": Limit(0.995),
+        "score_change_mean": Limit(0.05, most=True),
+    }
 
     def compare(self, reference: Columns, found: Columns) -> Comparison:
-        """Rows without documents agree."""
+        """Rows without documents agree. The change is that of all documents, relative for scores above 1: rows with a single document
+        have nothing else to compare.
+        """
         pairs = [(_numbers(a), _numbers(b)) for a, b in _rows(reference, found, self.column)]
         same = np.array([not a.size or a.argmax() == b.argmax() for a, b in pairs], np.float64)
         cosines = [_cosine(a, b) for a, b in pairs]
-        return Comparison(same, {"agreement": float(same.mean()), "cosine_mean": float(np.mean(cosines))})
+        one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        change = np.abs(one - other) / np.maximum(np.abs(one), 1)
+        measures = {"agreement": float(same.mean()), "cosine_mean": float(np.mean(cosines))}
+        return Comparison(same, measures | {"score_change_mean": float(change.sum() / max(len(change), 1))})
 
 
 class Items(Agreement):
@@ -149,16 +165,21 @@ class Items(Agreement):
 
     :param place: the field of an item that says where it is, if the same place may have slightly different values.
     :param overlap: the intersection over union of two places.
+    :param numbers: fields of an item that are answers, and no measure of one: they differ by at most CLOSE.
     """
 
     row = "F1 of a row"
     limits: ClassVar[Mapping[str, Limit]] = {"f1": Limit(0.98)}
 
     def __init__(
-        self, column: str, place: str | None = None, overlap: Callable[[Any, Any], float] | None = None
+        self,
+        column: str,
+        place: str | None = None,
+        overlap: Callable[[Any, Any], float] | None = None,
+        numbers: tuple[str, ...] = (),
     ) -> None:
         super().__init__(column)
-        self.place, self.overlap = place, overlap
+        self.place, self.overlap, self.numbers = place, overlap, numbers
 
     def compare(self, reference: Columns, found: Columns) -> Comparison:
         """Counts the items that both have; rows without any agree."""
@@ -186,7 +207,8 @@ class Items(Agreement):
     def _same(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
         """Returns whether two items are alike, and at the same place."""
         if self.place is None or self.overlap is None:
-            return bool(_discrete(dict(a)) == _discrete(dict(b)))
+            close = all(_is_close(a[name], b[name]) for name in self.numbers)
+            return close and bool(_discrete(dict(a)) == _discrete(dict(b)))
         return a.get("label") == b.get("label") and self.overlap(a[self.place], b[self.place]) >= OVERLAP
 
 
@@ -199,7 +221,7 @@ class Texts(Agreement):
     def compare(self, reference: Columns, found: Columns) -> Comparison:
         """The similarity is the share of characters in common blocks, see difflib.SequenceMatcher.ratio."""
         pairs = [(str(a), str(b)) for a, b in _rows(reference, found, self.column)]
-        rows = np.array([SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs])
+        rows = np.array([_similarity(a, b) for a, b in pairs])
         equal = float(np.mean([a == b for a, b in pairs]))
         return Comparison(rows, {"similarity_mean": float(rows.mean()), "equal": equal})
 
@@ -231,9 +253,10 @@ class Pixels(Agreement):
     limits: ClassVar[Mapping[str, Limit]] = {"pixel_change_mean": Limit(0.02, most=True)}
 
     def compare(self, reference: Columns, found: Columns) -> Comparison:
-        """The mean absolute difference, divided by the range of the reference."""
+        """The mean absolute difference, divided by the range of the reference over all rows: a black image has none."""
         pairs = [(_pixels(a), _pixels(b)) for a, b in _rows(reference, found, self.column)]
-        change = np.array([np.abs(a - b).mean() / max(float(np.ptp(a)), 1e-12) for a, b in pairs])
+        span = max(a.max() for a, _ in pairs) - min(a.min() for a, _ in pairs)
+        change = np.array([np.abs(a - b).mean() for a, b in pairs]) / max(span, 1e-12)
         return Comparison(np.clip(1 - change, 0, 1), {"pixel_change_mean": float(change.mean())})
 
 
@@ -254,6 +277,14 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / length if length else float(np.array_equal(a, b))
+
+
+def _similarity(a: str, b: str) -> float:
+    """Returns the share of characters in common blocks, of whole words in long texts, which take too long otherwise."""
+    one, other = ([*a], [*b]) if len(a) + len(b) < LONG else (WORD.findall(a), WORD.findall(b))
+    blocks = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+    common = sum(len("".join(one[block.a : block.a + block.size])) for block in blocks)
+    return 2 * common / (len(a) + len(b)) if a or b else 1.0
 
 
 def _neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -281,6 +312,10 @@ def _discrete(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_discrete, value))
     return None if isinstance(value, float | np.floating) else value
+
+
+def _is_close(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else abs(a - b) <= CLOSE * max(abs(a), 1)
 
 
 def _pixels(value: Any) -> np.ndarray:

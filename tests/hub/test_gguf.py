@@ -18,6 +18,7 @@ from hfbatch.engines.gguf import as_folder
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.checks import readable
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.job import JobSpec, ModelSpec
 from hfbatch.train.plan import make_finetune_plan
@@ -72,6 +73,15 @@ def job_of(name: Path, file: str, tmp_path: Path, engine: str = "torch", **param
             "params": {**GREEDY, "return_full_text": False, **params},
         }
     )
+
+
+def test_a_file_that_was_not_downloaded_to_its_end_is_refused(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / FILES["F32"]).read_bytes()
+    (tmp_path / "part.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        SpecError, match=r"part\.gguf cannot be read.*; if it is incomplete, download it again"
+    ):
+        readable(pin(ModelSpec(name=str(tmp_path), file="part.gguf")))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -171,7 +181,7 @@ def test_other_mistakes_are_faults(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"it has no GGUF files: leave model.file out"):
         pin(ModelSpec(name=str(folder.parent / "original"), file="a.gguf"))
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
-    with pytest.raises(SpecError, match=r"model '.*' cannot be used"):
+    with pytest.raises(SpecError, match=r"model.file: cut\.gguf cannot be read"):
         make_plan(job_of(tmp_path, "cut.gguf", tmp_path))
     training = {"task": "text-generation", "train": str(tmp_path), "output": str(tmp_path / "out")}
     model = {"name": str(folder), "file": FILES["F32"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -139,8 +140,50 @@ def test_the_layers_of_the_pooling_are_copied(classifier: str, rows: str, tmp_pa
     assert [path.parent.name for path in out.glob("*/model.*")] == ["2_Dense"]
 
 
+def test_other_weights_and_links_to_folders_above_are_not_copied(
+    classifier: str, rows: str, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "folder", tmp_path / "model"
+    shutil.copytree(classifier, folder)
+    for name in ("original/consolidated.00.pth", "onnx/model.onnx_data", "2_Dense/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "loop").symlink_to(folder)
+    flags = ["--to", "int8_weight_only", "--rows", rows, "--set", "engine.guard=skip"]
+    before = os.umask(0o027)
+    try:
+        done = CliRunner().invoke(app, ["quantize", str(folder), str(out), *flags])
+    finally:
+        os.umask(before)
+    assert done.exit_code == 0, done.output
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "2_Dense/config.json",
+    }  # fmt: skip
+    assert out.stat().st_mode & 0o777 == 0o750
+
+
+def test_rows_of_which_none_can_be_compared_are_refused(classifier: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([None] * 4, pa.string())}), tmp_path / "rows.parquet")
+    flags = ["--to", "int8", "--rows", str(tmp_path / "rows.parquet")]
+    done = CliRunner().invoke(app, ["quantize", classifier, str(tmp_path / "m"), *flags])
+    assert done.exit_code == 2
+    assert "none of the first 4 rows can be compared: text is null" in " ".join(done.stderr.split())
+    assert not (tmp_path / "m").exists()
+
+
 def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for given, fault in (
+        (
+            [classifier, "s3://bucket/m", "--to", "int8"],
+            "s3://bucket/m is a URL; give a folder of this machine",
+        ),
+        ([classifier, str(tmp_path / "link"), "--to", "int8"], "exists; choose another folder"),
+        (
+            [classifier, str(tmp_path / "m"), "--to", "int8", "--set", "engine.name=openvino"],
+            "engine openvino quantises a graph of its own; leave engine.name out",
+        ),
         ([classifier, rows, "--to", "int8"], "exists; choose another folder"),
         (
             [classifier, str(tmp_path / "m"), "--to", "gptq"],

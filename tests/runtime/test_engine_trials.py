@@ -6,12 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from hfbatch import JobSpec
-from hfbatch.engines import ENGINES
+from hfbatch.engines import ENGINES, EngineKind
+from hfbatch.engines.base import Capability, Forward
+from hfbatch.engines.torch import TorchEngine
+from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
+from hfbatch.predict.identity import job_identity
 from hfbatch.runtime import engine_trials, variants
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.runner import Runner
@@ -30,7 +35,7 @@ def proposed(folder: str, rows: int, **engine: Any) -> tuple[Runner, RuntimeChoi
     """The runner and the choice for a job of so many rows."""
     values = {
         "task": "embedding",
-        "model": folder,
+        "model": {"name": folder, "dtype": engine.pop("dtype", "auto")},
         "engine": {"name": "auto", **engine},
         "input": "i",
         "output": "o",
@@ -93,6 +98,26 @@ def test_a_variant_that_differs_or_is_not_faster_is_out(
     assert note in choice.trials[1]["note"]
 
 
+@pytest.mark.usefixtures("torch_alone")
+def test_a_dtype_that_the_spec_names_is_kept(encoder: str, speeds: dict[str, float]) -> None:
+    speeds["torch bfloat16"] = 2.0
+    _, choice = proposed(encoder, 10_000, dtype="float32")
+    assert (choice.dtype, [one["variant"] for one in choice.trials]) == ("float32", ["torch (float32)"])
+    with pytest.raises(WorkerError, match=r"cosine_mean must be at least 1.01.*model.dtype=float32"):
+        proposed(encoder, 10_000, dtype="bfloat16", guard={"limits": {"cosine_mean": 1.01}})
+
+
+@pytest.mark.usefixtures("torch_alone")
+@pytest.mark.parametrize(("mode", "dtype"), [("auto", "bfloat16"), ("required", "float32")])
+def test_what_has_no_reference_is_chosen_unless_a_comparison_is_required(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
+) -> None:
+    speeds["torch bfloat16"] = 2.0
+    monkeypatch.setattr("hfbatch.runtime.runner.fastest_dtype", lambda gpus: "bfloat16")
+    monkeypatch.setattr(variants, "free_memory", lambda: 1000)
+    assert proposed(encoder, 10_000, guard=mode)[1].dtype == dtype
+
+
 def test_another_engine_is_chosen_if_its_export_is_worth_it(
     encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -115,6 +140,29 @@ def test_another_engine_is_chosen_if_its_export_is_worth_it(
     assert (again.load().name, again.variant(choice)) == ("onnx", Variant("onnx", "float32"))
 
 
+class ShortRowsEngine(TorchEngine):
+    """Refuses rows of more than 20 tokens, as a graph can whose lengths are limited."""
+
+    name = "short"
+
+    def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
+        if batch["input_ids"].shape[1] > 20:
+            raise ValueError("more than 20 tokens")
+        return super().submit(batch, forward)
+
+
+@pytest.mark.usefixtures("torch_alone")
+def test_an_engine_that_fails_on_rows_is_out(
+    encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = EngineKind(f"{__name__}:ShortRowsEngine", frozenset({Capability.FORWARD}), dtypes=("float32",))
+    monkeypatch.setitem(ENGINES, "short", kind)
+    speeds["short float32"] = 9.0
+    _, choice = proposed(encoder, 10_000)
+    assert choice.engine == "torch"
+    assert "rows fail, which do not in float32: more than 20 tokens" in choice.trials[-1]["note"]
+
+
 @pytest.mark.usefixtures("torch_alone")
 def test_no_trial_begins_when_time_is_up(
     encoder: str, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch
@@ -124,3 +172,14 @@ def test_no_trial_begins_when_time_is_up(
     _, choice = proposed(encoder, 10_000, seconds=1e-9)
     assert choice.dtype == "float32"
     assert [one["note"] for one in choice.trials] == ["", "not tried: time was up"]
+
+
+def test_a_rerun_may_give_the_trials_other_limits(encoder: str) -> None:
+    found = []
+    for engine in ({"name": "auto"}, {"name": "auto", "seconds": 60, "guard": "required"}):
+        spec = JobSpec.build(
+            {"task": "embedding", "model": encoder, "engine": engine, "input": "i", "output": "o"}
+        )
+        model = pin(spec.model)
+        found.append(job_identity(spec, model, RunnerConfig.of(spec, model).build_task(), {}, []))
+    assert found[0] == found[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from hfbatch.runtime.runner import Runner
 from hfbatch.runtime.variants import Variant
 from hfbatch.tasks import TASKS, task_class
 from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, Vectors
+from hfbatch.tasks.generation.likelihood import log_probs_after
 from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
 from tests.models.quantised import quantised_checkpoint
-from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_t5
+from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_mbart, tiny_t5
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(60)]
 
@@ -98,6 +100,22 @@ def test_limits_of_the_spec_replace_those_of_the_task(encoder: str, fragile: str
     assert proposed(fragile, guard=loose)[1].guard["status"] == "passed"
     with pytest.raises(WorkerError, match=r"top10_overlap must be at least 1\.01"):
         proposed(encoder, guard={"limits": {"top10_overlap": 1.01}})
+
+
+def test_a_limit_that_too_few_rows_leave_unmeasured_does_not_hold(encoder: str) -> None:
+    with pytest.raises(WorkerError, match=r"top10_overlap must be at least 0\.5, and was not measured on 8"):
+        proposed(encoder, guard={"rows": 8, "limits": {"top10_overlap": 0.5}})
+
+
+def test_rows_that_fail_in_float32_too_are_no_fault_of_the_precision(encoder: str, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(encoder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight += float("nan")
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
+    verdict = proposed(str(tmp_path))[1].guard
+    assert (verdict["status"], verdict["reason"]) == ("unguarded", "none of 60 rows has a result in float32")
 
 
 def test_a_limit_of_an_unknown_measure_and_a_guard_without_a_measure_are_faults(encoder: str) -> None:
@@ -190,6 +208,30 @@ def test_the_same_model_gives_the_same_probabilities(tmp_path: Path) -> None:
         assert runner.task.compare_models(model, other, features).measures["log_prob_change_mean"] > 0
 
 
+def test_the_tokens_that_a_model_generates_are_its_most_probable_ones(tmp_path: Path) -> None:
+    """Except for the first token of mBART, the forced language."""
+    languages = {"src_lang": "en_XX", "tgt_lang": "de_DE"}
+    for folder, task, params in (
+        (tiny_mbart(tmp_path / "mbart"), "translation", languages),
+        (tiny_t5(tmp_path / "t5"), "text2text-generation", {}),
+        (tiny_llama(tmp_path / "llama"), "text-generation", {}),
+    ):
+        spec = JobSpec.build(
+            {"task": task, "model": folder, "params": {"max_new_tokens": 12, "num_beams": 1, **params}, "input": "i",
+             "output": "o"}
+        )  # fmt: skip
+        runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=1e-9)
+        model, decoder = runner.load(Variant("torch", "float32")).model, runner.task.decoder
+        batch = {
+            "input_ids": torch.tensor([[5, 6, 7, 8]]),
+            "attention_mask": torch.ones(1, 4, dtype=torch.int64),
+        }
+        tokens = decoder(model, batch)["tokens"].long()
+        start = decoder.config.decoder_start_token_id
+        found = log_probs_after(start, model, batch, tokens).argmax(1)
+        assert found[1:].tolist() == tokens[0, 1:].tolist()
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.integers(1, 300), st.integers(0, 3))
 @settings(max_examples=50)
 def test_the_sample_holds_different_rows_of_all_lengths(lengths: list[int], count: int, seed: int) -> None:
@@ -256,13 +298,38 @@ def test_entities_boxes_and_masks_are_matched() -> None:
         )
 
 
+def test_answers_that_are_numbers_are_compared() -> None:
+    asked = {"question": "late", "noul": 0.9, "choice": None, "score": None}
+    agreement = task_class("decision").agreement
+    for change, same in (({}, 1), ({"noul": 0.88}, 1), ({"noul": 0.1}, 0), ({"score": 2.0}, 0)):
+        found = agreement.compare(columns(answers=[[asked]]), columns(answers=[[{**asked, **change}]]))
+        assert found.measures["f1"] == same
+
+
 def test_texts_rankings_and_pixels_are_compared() -> None:
     found = Texts("t").compare(columns(t=["same", "abcd"]), columns(t=["same", "abxy"]))
     assert found.measures == {"similarity_mean": 0.75, "equal": 0.5}
     ranks = Ranking("s").compare(columns(s=[[1.0, 2.0], []]), columns(s=[[2.0, 1.0], []]))
     assert ranks.measures["agreement"] == 0.5
+    alone = Ranking("s").compare(columns(s=[[0.9], [8.0], []]), columns(s=[[0.1], [6.0], []]))
+    assert alone.measures == {"agreement": 1, "cosine_mean": 1, "score_change_mean": pytest.approx(0.525)}
     depth = Pixels("d").compare(columns(d=[[[0.0, 1.0], [2.0, 4.0]]]), columns(d=[[[0.0, 1.0], [2.0, 3.0]]]))
     assert depth.measures["pixel_change_mean"] == pytest.approx(0.25 / 4)
+    black = Pixels("d").compare(
+        columns(d=[[[0.0, 0.0]], [[0.0, 8.0]]]), columns(d=[[[0.0, 0.1]], [[0.0, 8.0]]])
+    )
+    assert black.measures["pixel_change_mean"] == pytest.approx(0.05 / 8 / 2)
+
+
+@pytest.mark.parametrize("letters", ["abcdefgh   ", "".join(map(chr, range(0x4E00, 0x5000)))])
+def test_long_texts_are_compared_in_a_moment(letters: str) -> None:
+    random = np.random.default_rng(0)
+    text = "".join(random.choice(list(letters), 6000))
+    other = "".join(random.choice(list(letters)) if random.random() < 0.02 else one for one in text)
+    begun = time.process_time()
+    found = Texts("t").compare(columns(t=[text]), columns(t=[other])).measures["similarity_mean"]
+    assert time.process_time() - begun < 1
+    assert 0.85 < found < 0.99
 
 
 def test_limits_hold_for_numbers_only() -> None:

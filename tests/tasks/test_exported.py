@@ -23,7 +23,7 @@ from hfbatch.cli.app import app
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.exported import ExportedEngine
-from hfbatch.engines.exports import SCRATCH, cache_folder, cached_export, cached_exports
+from hfbatch.engines.exports import KEY, SCRATCH, cache_folder, cached_export, cached_exports
 from hfbatch.engines.openvino import OpenVINOEngine
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import pin
@@ -247,6 +247,15 @@ def test_what_a_killed_export_has_left_is_removed_by_the_next(own_cache: None) -
         cached_export({"engine": "other"}, (), fail)
     assert not [*cache_folder().glob(f"*{SCRATCH}")]
     assert len(cached_exports()) == 1
+
+
+def test_an_export_that_cannot_be_read_is_listed_and_deleted(own_cache: None) -> None:
+    folder = cached_export({"engine": "none"}, (), lambda folder: None)
+    (folder / KEY).write_text("")
+    for flags in ([], ["--clear"]):
+        found = json.loads(CliRunner().invoke(app, ["cache", "--json", *flags]).stdout)
+        assert [one["engine"] for one in found] == ["unreadable"]
+    assert not folder.exists()
 
 
 def fail(folder: Path) -> None:

@@ -24,7 +24,8 @@ def compare_models(
 
     :param batches: inputs of `generate`, each of a single row without padding.
     """
-    changes, same = [], []
+    changes, same, config = [], [], decoder.config
+    start = config.bos_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
     with torch.inference_mode():
         for arrays in batches:
             batch = {name: torch.from_numpy(array).to(reference.device) for name, array in arrays.items()}
@@ -32,7 +33,7 @@ def compare_models(
             tokens = made["tokens"][:, : int(made["lengths"].flatten()[0])].long()
             if not tokens.shape[1]:
                 continue
-            one, other = _log_probs(reference, batch, tokens), _log_probs(model, batch, tokens)
+            one, other = (log_probs_after(start, each, batch, tokens) for each in (reference, model))
             index = tokens[0, :, None].cpu()
             changes.append((one.gather(1, index) - other.gather(1, index)).abs().flatten().cpu().numpy())
             same.append((one.argmax(1) == other.argmax(1)).cpu().numpy())
@@ -47,15 +48,20 @@ def compare_models(
     )
 
 
-def _log_probs(model: Any, batch: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+def log_probs_after(
+    start: int | None, model: Any, batch: Mapping[str, torch.Tensor], tokens: torch.Tensor
+) -> torch.Tensor:
     """Returns the log-probabilities at each token of a text, float32 [tokens, vocabulary].
 
+    :param start: the token that the decoder of an encoder-decoder model begins with. The model itself would not know: mBART
+        begins training with the last token of a text.
     :param tokens: int64 [1, tokens].
     """
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "seed"}
     tokens = tokens.to(model.device)
     if model.config.is_encoder_decoder:
-        logits = model(**inputs, labels=tokens).logits
+        begun = torch.cat([torch.full_like(tokens[:, :1], int(start or 0)), tokens[:, :-1]], dim=1)
+        logits = model(**inputs, decoder_input_ids=begun).logits
     else:
         ids = torch.cat([inputs["input_ids"], tokens], dim=1)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[

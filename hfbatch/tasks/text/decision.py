@@ -44,7 +44,7 @@ class Decision(PipelineTask):
         "probability of true; probabilities is list<struct<option, probability>>"
     }
     Params = DecisionParams
-    agreement = Items("answers")
+    agreement = Items("answers", numbers=("noul", "score"))
     histogram = Histogram("confidence", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example(
         {"state": ["I was charged twice and want a refund.", "Thanks, it works!"]},
