@@ -149,6 +149,14 @@ def test_what_auto_chose_belongs_to_the_identity(
     with pytest.raises(SpecError, match=r"differs in model.dtype \(there: 'auto', now: 'float32'\)"):
         planned("float32")
 
+    strict = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", **{
+        "model": {"dtype": "auto"}, "input": {"split_rows": 6}, "engine": {"guard": "required"},
+    })  # fmt: skip
+    with pytest.raises(SpecError, match="bfloat16 without a comparison with float32"):
+        make_plan(strict)
+    path.write_text(json.dumps({**job, "settled": {**job["settled"], "guard": {"status": "passed"}}}))
+    assert make_plan(strict).choice.dtype == "bfloat16"
+
     path.write_text(json.dumps({**job, "settled": {**job["settled"], "quantisation": "int8"}}))
     with pytest.raises(SpecError, match="newer hfbatch, which also chose quantisation; use that version"):
         planned("auto")

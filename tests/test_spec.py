@@ -85,6 +85,10 @@ def test_an_engine_is_a_name_or_a_section_and_has_an_alias() -> None:
     ("given", "fault"),
     [
         ({"engine": "tensorrt"}, "engine.name: 'tensorrt' is none of: 'torch', 'continuous'"),
+        (
+            {"engine": {"name": "auto", "guard": "skip"}},
+            "engine: auto chooses by the comparison with float32",
+        ),
         ({"engine": {"quantization": "int9"}}, "engine.quantization: Input should be 'none', 'int8'"),
         (
             {"engine": {"name": "torch", "nam": 1}},

@@ -92,8 +92,21 @@ def earlier(
         )
     given = {"engine": spec.engine.name, "quantization": spec.engine.quantization}
     choice = RuntimeChoice(**{**job["settled"], **({} if spec.engine.name == "auto" else given)})
+    if spec.engine.guard.mode == "required" and not _compared(choice):
+        if there:
+            raise SpecError(
+                f"engine.guard required: the parts in output {shown} were computed in {choice.quantization} weights and "
+                f"{choice.dtype} without a comparison with float32; leave it out, or replace them with --overwrite"
+            )
+        return identity, None
     size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
     return identity, replace(choice, batch_size=size)
+
+
+def _compared(choice: RuntimeChoice) -> bool:
+    """Returns whether an earlier choice lowers nothing, or agreed with float32."""
+    lowered = choice.dtype != "float32" or choice.quantization != "none"
+    return not lowered or (choice.guard or {}).get("status") == "passed"
 
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:

@@ -102,6 +102,14 @@ class AutoEngineSpec(_EngineSpec):
         """What the job begins with."""
         return "none"
 
+    @model_validator(mode="after")
+    def _is_compared(self) -> Self:
+        if self.guard.mode == "skip":
+            raise ValueError(
+                "auto chooses by the comparison with float32; leave guard: skip out, or name an engine"
+            )
+        return self
+
 
 def _torch_by_default(value: Any) -> Any:
     return {"name": "torch", **value} if isinstance(value, dict) and "name" not in value else value

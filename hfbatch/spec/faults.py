@@ -53,7 +53,8 @@ def _sentence(fault: Any, model: type[BaseModel], where: str) -> str:
         case "string_unicode":
             return f"{name}: {fault['input']!r} is not UTF-8; rename it"
         case _:
-            return f"{name}: {fault['msg']} (got {fault['input']!r})"
+            said = fault["msg"].removeprefix("Value error, ")
+            return f"{name}: {said} (got {fault['input']!r})"
 
 
 def _without_tags(loc: Iterable[str], model: type[BaseModel]) -> list[str]:

@@ -64,6 +64,7 @@ class Classifier:
     """Sentiment of sentences: accuracy."""
 
     task, options = "text-classification", {"params": {"top_k": 1}}
+    columns: tuple[str, ...] = ()
 
     def __init__(self, rows: pa.Table) -> None:
         self.texts, self.wanted = (
@@ -81,6 +82,7 @@ class Tagger:
     """Named entities: F1 of whole entities."""
 
     task, options = "token-classification", {"params": {"aggregation_strategy": "first"}}
+    columns = ("--column", "tags=ner_tags")
 
     def __init__(self, rows: pa.Table) -> None:
         both = list(zip(rows["tokens"].to_pylist(), rows["ner_tags"].to_pylist(), strict=True))
@@ -112,6 +114,7 @@ def train(kind: type[Classifier] | type[Tagger], rows: Path, out: Path, options:
         out,
         "--model",
         tools.minilm(),
+        *kind.columns,
         *tools.OPTIONS,
         *flags,
     ]

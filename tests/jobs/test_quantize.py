@@ -180,10 +180,6 @@ def test_what_cannot_be_written_is_refused(classifier: str, rows: str, tmp_path:
             "s3://bucket/m is a URL; give a folder of this machine",
         ),
         ([classifier, str(tmp_path / "link"), "--to", "int8"], "exists; choose another folder"),
-        (
-            [classifier, str(tmp_path / "m"), "--to", "int8", "--set", "engine.name=openvino"],
-            "engine openvino quantises a graph of its own; leave engine.name out",
-        ),
         ([classifier, rows, "--to", "int8"], "exists; choose another folder"),
         (
             [classifier, str(tmp_path / "m"), "--to", "gptq"],
