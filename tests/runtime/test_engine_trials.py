@@ -21,14 +21,8 @@ from hfbatch.runtime import engine_trials, variants
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.runner import Runner
 from hfbatch.runtime.variants import Variant
-from tests.models.text import tiny_bert_encoder
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(40)]
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_bert_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def proposed(folder: str, rows: int, **engine: Any) -> tuple[Runner, RuntimeChoice]:

@@ -29,7 +29,7 @@ from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, 
 from hfbatch.tasks.generation.likelihood import log_probs_after
 from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
 from tests.models.quantised import quantised_checkpoint
-from tests.models.text import tiny_bert_encoder, tiny_llama, tiny_mbart, tiny_t5
+from tests.models.text import tiny_llama, tiny_mbart, tiny_t5
 
 TEXTS = [f"{'a longer text about the house ' * (k % 5)}number {k}" for k in range(60)]
 
@@ -45,11 +45,6 @@ def proposed(folder: str, task: str = "embedding", guard: Any = "auto", **change
     places = pa.table({"file": ["a"] * len(TEXTS), "row": pa.array(range(len(TEXTS)), pa.int64())})
     features = runner.preprocess(columns, places).features
     return runner, runner.propose(features, len(TEXTS), columns)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_bert_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
