@@ -152,8 +152,9 @@ def _tried(trial: dict[str, Any]) -> str:
 
 
 def _trial(trial: dict[str, Any]) -> str:
+    weights = "" if trial["quantization"] == "none" else f"{trial['quantization']} in "
     return (
         f"{trial['rows_per_s']:,.0f} rows/s, {trial['tokens_per_s']:,.0f} tokens/s on one worker "
-        f"({trial['device']}, {trial['engine']}, {trial['dtype']}, batch {trial['batch_size']}); "
+        f"({trial['device']}, {trial['engine']}, {weights}{trial['dtype']}, batch {trial['batch_size']}); "
         f"about {seconds_in_words(trial['eta_s'])} for {trial['rows_todo']:,} rows on all"
     )
