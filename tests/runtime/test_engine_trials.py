@@ -157,6 +157,7 @@ def test_an_engine_that_fails_on_rows_is_out(
 ) -> None:
     kind = EngineKind(f"{__name__}:ShortRowsEngine", frozenset({Capability.FORWARD}), dtypes=("float32",))
     monkeypatch.setitem(ENGINES, "short", kind)
+    monkeypatch.setitem(variants.ENGINES, "short", kind)  # type: ignore[attr-defined]
     speeds["short float32"] = 9.0
     _, choice = proposed(encoder, 10_000)
     assert choice.engine == "torch"
