@@ -218,9 +218,6 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
     :returns: the exit code: that of the job, or 1 when the output does not verify.
     :raises SpecError: when the demo cannot start.
     """
-    from hfbatch.predict.run import run
-    from hfbatch.predict.verify import verify_output
-
     spec = demo_spec(folder)
     begin = time.monotonic()
     rows = corpus(folder / "docstrings")
@@ -232,20 +229,36 @@ def run_demo(folder: Path, console: Console, queries: Sequence[str] | None = Non
         folder / "docstrings",
     )
     (folder / "demo.yaml").write_text(spec.to_yaml(), encoding="utf8")
+    code = run_and_verify(spec, "embedded", ("2/4", "3/4"), folder / "embeddings", console)
+    if code:
+        return code
+    _answer(spec, spec.output.path, queries or QUERIES, console)
+    _farewell(folder, console)
+    return 0
+
+
+def run_and_verify(spec: JobSpec, done: str, steps: tuple[str, str], place: Path, console: Console) -> int:
+    """Runs a job and verifies its output, and says so. :returns: the exit code: of the job, or 1 when it does not verify.
+
+    :param done: what the job did.
+    :param steps: numbers of the two steps.
+    :param place: the output, as it is shown.
+    """
+    from hfbatch.predict.run import run
+    from hfbatch.predict.verify import verify_output
+
     begin = time.monotonic()
     result = run(spec, console=console)
     if result.exit_code:
         return result.exit_code
-    announce(console, "2/4", "embedded", begin, folder / "embeddings")
+    announce(console, steps[0], done, begin, place)
     begin = time.monotonic()
     faults = verify_output(result.output, spec.input.path)
     for fault in faults:
         say_marked(console, "✗", "red", fault)
     if faults:
         return 1
-    announce(console, "3/4", "verified: every row once, none lost", begin)
-    _answer(spec, result.output, queries or QUERIES, console)
-    _farewell(folder, console)
+    announce(console, steps[1], "verified: every row once, none lost", begin)
     return 0
 
 

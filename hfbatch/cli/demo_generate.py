@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfbatch.cli.demo import announce
-from hfbatch.console.display import add, say_marked, show
+from hfbatch.cli.demo import announce, run_and_verify
+from hfbatch.console.display import add, show
 from hfbatch.console.display import table as headed
 from hfbatch.errors import SpecError
 from hfbatch.spec.job import JobSpec
@@ -81,9 +81,6 @@ def run_generate_demo(folder: Path, console: Console) -> int:
     :returns: the exit code: that of the job, or 1 when the output does not verify.
     :raises SpecError: when the demo cannot start.
     """
-    from hfbatch.predict.run import run
-    from hfbatch.predict.verify import verify_output
-
     spec, begin = generate_spec(folder), time.monotonic()
     (folder / "chats").mkdir(parents=True, exist_ok=True)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
@@ -92,23 +89,16 @@ def run_generate_demo(folder: Path, console: Console) -> int:
         pq.write_table(pa.table({"id": range(len(chats)), "messages": chats}), file)
     (folder / "generate.yaml").write_text(spec.to_yaml(), encoding="utf8")
     announce(console, "1/3", f"{len(chats)} chats", begin, folder / "chats")
-    begin = time.monotonic()
-    result = run(spec, console=console)
-    if result.exit_code:
-        return result.exit_code
-    announce(console, "2/3", "answered", begin, folder / "answers")
-    begin = time.monotonic()
-    faults = verify_output(result.output, spec.input.path)
-    for fault in faults:
-        say_marked(console, "✗", "red", fault)
-    if faults:
-        return 1
-    announce(console, "3/3", "verified: every row once, none lost", begin)
+    code = run_and_verify(spec, "answered", ("2/3", "3/3"), folder / "answers", console)
+    if code:
+        return code
     answers = headed(box=None, padding=(0, 2, 0, 0), show_header=False)
     answers.add_column(style="cyan", max_width=44)
     answers.add_column(max_width=72)
     rows = (
-        pq.read_table(result.output, columns=["id", "messages", "generated_text"]).sort_by("id").to_pylist()
+        pq.read_table(str(spec.output.path), columns=["id", "messages", "generated_text"])
+        .sort_by("id")
+        .to_pylist()
     )
     for row in rows[:SHOWN]:
         add(answers, row["messages"][-1]["content"], " ".join(row["generated_text"].split()))

@@ -158,6 +158,7 @@ class Graphs:
         engine, config = self._engine, self._engine.config
 
         def export(folder: Path) -> None:
+            """Writes the graph, once it agrees with the model."""
             model = load_model(replace(config, quantization="none"), torch.float32)
             if not is_stateless(model):
                 raise WorkerError(

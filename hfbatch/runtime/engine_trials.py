@@ -16,7 +16,7 @@ from hfbatch.errors import HfbatchError, WorkerError, one_line
 from hfbatch.runtime.guard import Verdict, advice, compare, sample
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
-from hfbatch.runtime.variants import REFERENCE, Variant, candidates, no_reference
+from hfbatch.runtime.variants import REFERENCE, Variant, candidates
 from hfbatch.spec.engines import AutoEngineSpec
 from hfbatch.tasks.base import Task
 
@@ -76,7 +76,8 @@ class EngineSearch:
         """
         begun = time.perf_counter()
         some = self._some(engine)
-        seconds = self.rows / self._speed(engine, some)
+        rate = self._speed(engine, some)
+        seconds = self.rows / rate
         if seconds < LEAST_JOB_SECONDS or engine.device.startswith("cuda"):
             return False
         limit = max(min(self.spec.seconds, SHARE * seconds), LONG_SHARE * seconds)
@@ -87,7 +88,7 @@ class EngineSearch:
             elif seconds < EXPORT_JOB_SECONDS and not self._exported(variant):
                 found = EngineTrial(str(variant), note="not tried: the job is too short for an export")
             else:
-                found = self._try(variant, engine if variant == first else None, some)
+                found = self._try(variant, some) if variant != first else self._judge(first, engine, rate)
             self.trials.append(found)
         self.engine = self.engine or self._fallback(first)
         return True
@@ -98,16 +99,22 @@ class EngineSearch:
             raise WorkerError(f"{self.trials[0].note}. {advice(first)}")
         return self.build(REFERENCE)
 
-    def _try(self, variant: Variant, engine: Engine | None, some: pa.Table) -> EngineTrial:
-        """Measures a variant, and compares it with float32 if it is the fastest so far; keeps it if it agrees."""
+    def _try(self, variant: Variant, some: pa.Table) -> EngineTrial:
+        """Loads and measures a variant, see `_judge`."""
         try:
-            engine = engine or self.build(variant)
+            engine = self.build(variant)
             rate = self._speed(engine, some)
+        except HfbatchError as error:
+            return EngineTrial(str(variant), note=one_line(error))
+        return self._judge(variant, engine, rate)
+
+    def _judge(self, variant: Variant, engine: Engine, rate: float) -> EngineTrial:
+        """Compares a variant with float32 if it is the fastest so far; keeps it if it agrees."""
+        try:
             if rate < GAIN * self._rate:
                 return EngineTrial(str(variant), rate, "not faster")
-            differs = (
-                variant.lowered or variant.engine != REFERENCE.engine
-            )  # a graph may fail, or differ, on some rows
+            # A graph in float32 may fail, or differ, on some rows.
+            differs = variant.lowered or variant.engine != REFERENCE.engine
             verdict = self._compare(variant, engine) if differs else None
         except HfbatchError as error:
             return EngineTrial(str(variant), note=one_line(error))
@@ -118,12 +125,9 @@ class EngineSearch:
         return EngineTrial(str(variant), rate, verdict.summary if verdict else "")
 
     def _compare(self, variant: Variant, engine: Engine) -> Verdict:
-        if reason := no_reference(self.task):
-            return Verdict(str(variant), "unguarded", reason)
-        self._reference = self._reference or self.build(REFERENCE)
         return compare(
             self.task,
-            self._reference,
+            self._exact,
             engine,
             str(variant),
             self.features,
@@ -131,6 +135,11 @@ class EngineSearch:
             self.spec.guard,
             self.rows,
         )
+
+    def _exact(self) -> Engine:
+        """The model in float32, loaded once."""
+        self._reference = self._reference or self.build(REFERENCE)
+        return self._reference
 
     def _some(self, engine: Engine) -> pa.Table:
         """Returns rows spread over the lengths that take about SECONDS_EACH."""

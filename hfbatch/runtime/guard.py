@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,9 +14,9 @@ from hfbatch.engines.base import BatchEngine, Engine
 from hfbatch.runtime.batching import by_length
 from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION, postprocess
-from hfbatch.runtime.variants import Variant
+from hfbatch.runtime.variants import Variant, no_reference
 from hfbatch.spec.engines import GuardSpec
-from hfbatch.tasks.agreement import Agreement, Comparison, Limit
+from hfbatch.tasks.agreement import Agreement, ColumnAgreement, Comparison, Limit
 from hfbatch.tasks.base import Task
 
 FIRST_ROWS = 8
@@ -83,7 +83,7 @@ def limit_faults(task: Task, spec: GuardSpec) -> list[str]:
 
 def compare(
     task: Task,
-    reference: Engine,
+    reference: Callable[[], Engine],
     engine: Engine,
     precision: str,
     features: pa.Table,
@@ -91,19 +91,21 @@ def compare(
     spec: GuardSpec,
     rows: int,
 ) -> Verdict:
-    """Runs some rows on both engines.
+    """Runs some rows on both engines, if the model has a float32 reference.
 
-    :param reference: the model in float32.
+    :param reference: loads the model in float32.
     :param features: rows of a split, with the column POSITION.
     :param columns: the task's input columns of the whole split.
     :param rows: rows of the job.
     """
-    begun = time.perf_counter()
+    if reason := no_reference(task):
+        return Verdict(precision, "unguarded", reason)
+    exact, begun = reference(), time.perf_counter()
     chosen = sample(task.lengths(features), spec.rows, task.seed)
     count = FIRST_ROWS
     for _ in range(2):  # the first time warms both up, and shows how many rows there is time for
         some, started = features.take(pa.array(chosen[:count])), time.perf_counter()
-        found = _agreement(task, reference, engine, some, columns)
+        found = _agreement(task, exact, engine, some, columns)
         each = (time.perf_counter() - started) / len(some)
         limit = min(max(MOST_SHARE * each * rows / 2, LEAST_SECONDS), MOST_SECONDS)
         if limit / each <= count:
@@ -194,4 +196,4 @@ def _agreement(
         {name: array.filter(mask) for name, array in zip(names, arrays, strict=True)}
         for mask, (_, arrays) in zip(kept, answers, strict=True)
     ]
-    return agreement_of(task).compare(*aligned)
+    return cast(ColumnAgreement, agreement_of(task)).compare(*aligned)

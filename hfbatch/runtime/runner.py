@@ -30,7 +30,7 @@ from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
-from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised, no_reference
+from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised
 from hfbatch.runtime.windows import unfold
 from hfbatch.spec.engines import AutoEngineSpec
 
@@ -223,14 +223,16 @@ class Runner:
         spec, engine, shown = self.config.engine.guard, self.engine, str(self._variant)
         if graph := self.task.model.graphs.get(self._variant.engine):
             shown = f"the graph {graph} in {shown}"
-        reason = no_reference(self.task)
-        if reason:
-            verdict = Verdict(shown, "unguarded", reason)
-        else:
-            reference = self._build(REFERENCE)
-            verdict = compare(
-                self.task, reference, cast(Engine, engine), shown, features, columns, spec, rows
-            )
+        verdict = compare(
+            self.task,
+            lambda: self._build(REFERENCE),
+            cast(Engine, engine),
+            shown,
+            features,
+            columns,
+            spec,
+            rows,
+        )
         if verdict.status == "passed" or (verdict.status == "unguarded" and spec.mode == "auto"):
             return verdict
         if (

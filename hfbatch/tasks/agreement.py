@@ -57,13 +57,17 @@ class Comparison:
     """The values of the measures."""
 
 
-class Agreement(ABC):
-    """A measure of agreement. :param column: the output column that is compared."""
+class Agreement:
+    """Measures of agreement, and what they must reach."""
 
     row: ClassVar[str]
     """What the agreement of one row is, for the report."""
     limits: ClassVar[Mapping[str, Limit]]
     """The default limit of each measure."""
+
+
+class ColumnAgreement(Agreement, ABC):
+    """Measures of an output column. :param column: its name."""
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -73,7 +77,7 @@ class Agreement(ABC):
         """Compares the columns of at least one row."""
 
 
-class Vectors(Agreement):
+class Vectors(ColumnAgreement):
     """Embeddings and features: cosine similarity, and the overlap of the nearest neighbours among the rows."""
 
     row = "cosine similarity"
@@ -95,7 +99,7 @@ class Vectors(Agreement):
         return Comparison(np.clip(cosines, 0, 1), measures)
 
 
-class Best(Agreement):
+class Best(ColumnAgreement):
     """Labels and answers: whether the best one is the same, and how much its score changes.
 
     :param column: labels or structs, or lists of them, best first.
@@ -137,7 +141,7 @@ class Best(Agreement):
         return [(_discrete(answer), score or 0.0) for answer, score in zip(answers, scores, strict=True)]
 
 
-class Ranking(Agreement):
+class Ranking(ColumnAgreement):
     """Scores of the documents of a row: whether the best document is the same, cosine of the scores, and how much they change."""
 
     row = "whether the best document is the same"
@@ -160,7 +164,7 @@ class Ranking(Agreement):
         return Comparison(same, measures | {"score_change_mean": float(change.sum() / max(len(change), 1))})
 
 
-class Items(Agreement):
+class Items(ColumnAgreement):
     """Entities, objects and masks, any number in a row: F1 of those of the one model as predictions of the other's.
 
     :param place: the field of an item that says where it is, if the same place may have slightly different values.
@@ -212,7 +216,7 @@ class Items(Agreement):
         return a.get("label") == b.get("label") and self.overlap(a[self.place], b[self.place]) >= OVERLAP
 
 
-class Texts(Agreement):
+class Texts(ColumnAgreement):
     """Texts: the share that is equal, and the similarity of the others."""
 
     row = "similarity of the text"
@@ -241,12 +245,8 @@ class Likelihood(Agreement):
         "next_token_agreement": Limit(0.9),
     }
 
-    def compare(self, reference: Columns, found: Columns) -> Comparison:
-        """Is not used: the probabilities are no output columns."""
-        raise NotImplementedError("tasks with this measure compare the models")
 
-
-class Pixels(Agreement):
+class Pixels(ColumnAgreement):
     """Depth maps and images: difference relative to the range of the values."""
 
     row = "1 less the mean difference of the pixels"

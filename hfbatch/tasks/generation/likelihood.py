@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfbatch.engines.log_probs import distributions
 from hfbatch.tasks.agreement import Comparison
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def log_probs_after(
     tokens = tokens.to(model.device)
     if model.config.is_encoder_decoder:
         begun = torch.cat([torch.full_like(tokens[:, :1], int(start or 0)), tokens[:, :-1]], dim=1)
-        logits = model(**inputs, decoder_input_ids=begun).logits
+        inputs["decoder_input_ids"] = begun
     else:
-        ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[
-            :, -tokens.shape[1] - 1 : -1
-        ]
-    return logits[0].float().log_softmax(-1).to("cpu")
+        ids = torch.cat([inputs["input_ids"], tokens[:, :-1]], dim=1)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return distributions(model, inputs, tokens.shape[1]).to("cpu")

@@ -52,7 +52,7 @@ class GeneratingTask(Task):
     concurrent = False
     histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
     ragged: ClassVar[Mapping[str, str]] = {"tokens": "length", "log_probs": "length"}
-    agreement = Likelihood("tokens")
+    agreement = Likelihood()
 
     params: Any
 
