@@ -18,6 +18,7 @@ ROOMS = (
     "train.recipes",
     "train.data",
     "train.metrics",
+    "serve",
     "predict",
     "pages",
     "cluster",
@@ -41,7 +42,8 @@ ROOMS = (
 )
 """Folders from top to bottom: a file imports from its own folder and from those below. `""` is the package itself."""
 LIBRARIES = {
-    "ray": ("cluster", "train"),
+    "ray": ("cluster", "serve", "train"),
+    "fastapi": ("serve",),
     "torch": ("runtime", "engines", "tasks", "train"),
     "transformers": ("runtime", "engines", "tasks", "train"),
     "sentence_transformers": ("train",),

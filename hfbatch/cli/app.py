@@ -5,7 +5,7 @@ Each command reads its flags, then imports what it needs, so that help and error
 
 from __future__ import annotations
 
-from hfbatch.cli import finetune, outputs, predict, tools
+from hfbatch.cli import finetune, outputs, predict, serve, tools
 from hfbatch.cli.terminal import App
 
 app = App(
@@ -22,6 +22,7 @@ COMMANDS = (
     finetune.finetune,
     predict.plan,
     predict.preview,
+    serve.serve,
     outputs.status,
     outputs.verify,
     outputs.report,

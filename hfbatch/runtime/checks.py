@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 from pydantic import ValidationError
@@ -79,6 +80,23 @@ def check_task(
                 "initialised near the mean of the others"
             )
     return task
+
+
+def task_with(task: Task, config: RunnerConfig) -> Task:
+    """Returns a task with other params, and what it has loaded that does not depend on them.
+
+    :param config: with the params.
+    :raises SpecError: with every fault of the params.
+    """
+    try:
+        params = type(task).Params.model_validate(config.params)
+    except ValidationError as error:
+        raise SpecError(faults_of(error, type(task).Params, "params")) from error
+    made = type(task)(replace(task.settings, params=params))
+    made.__dict__.update({name: value for name, value in vars(task).items() if name in task.lasting})
+    if faults := made.check() + engine_faults(config.engine, config.dtype, made):
+        raise SpecError(faults)
+    return made
 
 
 def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = "auto") -> list[str]:

@@ -7,19 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.finite import non_finite
-from hfbatch.engines.base import BatchEngine, DeviceLostError
+from hfbatch.engines.base import BatchEngine, DeviceLostError, Forward
 from hfbatch.errors import NonFiniteOutput, WorkerError
 from hfbatch.runtime.batching import alignment, by_length, cut, to_arrow
 from hfbatch.runtime.isolate import isolate
 from hfbatch.runtime.windows import Windows, carry, fold, unfold
 from hfbatch.tasks.base import FINITE, Batch, Task
 
+Follow = Callable[[np.ndarray, list[int]], None]
+"""Takes positions of rows, int64 [batch], and the token that each text of theirs has got in a step, in this order."""
 FATAL = DeviceLostError, WorkerError
 """Errors that no row causes."""
 
@@ -71,9 +74,11 @@ class Predictor:
         self.multiple = engine.pad_multiple if task.pads else 1
         self._on_batch = on_batch or (lambda stats: None)
 
-    def predict(self, features: pa.Table) -> Prediction:
+    def predict(self, features: pa.Table, follow: Follow | None = None, spread: bool = False) -> Prediction:
         """Runs every row once.
 
+        :param follow: called while texts are generated, by tasks that have `follow`.
+        :param spread: whether few rows are divided among the batches that the engine computes at the same time.
         :raises DeviceLostError: if the process must be replaced.
         :raises WorkerError: if the engine cannot run the model.
         """
@@ -91,14 +96,16 @@ class Predictor:
                 done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
                 self._count(rows, batch, windows, begun, result)
 
-        bounds = cut(windows.lengths[order], self.size, self.tokens, self.multiple, not self.task.pads)
+        size = min(self.size, max(-(-len(order) // self.engine.parallel), 1)) if spread else self.size
+        bounds = cut(windows.lengths[order], size, self.tokens, self.multiple, not self.task.pads)
         self.engine.expect(max(len(bounds), 1))
         for start, stop in bounds:
             rows = order[start:stop]
             begun = time.perf_counter()
             with self._failures_to(again, rows):
                 batch = self._collate(windows, rows)
-                pending.append((rows, batch, self.engine.submit(batch, self.task.forward), begun))
+                forward = self._forward(rows, follow)
+                pending.append((rows, batch, self.engine.submit(batch, forward), begun))
             while len(pending) >= self.engine.depth:
                 finish()
         while pending:
@@ -112,6 +119,12 @@ class Predictor:
             result = _whole_rows(result, windows.row)
         result.outputs = carry(self.task, result.outputs, features, result.kept)
         return result
+
+    def _forward(self, rows: np.ndarray, follow: Follow | None) -> Forward:
+        following = getattr(self.task, "follow", None)
+        if follow is None or following is None:
+            return self.task.forward
+        return partial(following, on_tokens=partial(follow, rows))
 
     def _collate(self, windows: Windows, rows: np.ndarray) -> Batch:
         multiple = alignment(int(windows.lengths[rows].max(initial=0)), self.multiple)

@@ -7,11 +7,13 @@ and searches call them in a row. Does not import Ray.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,12 @@ from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.errors import WorkerError
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
+from hfbatch.runtime.checks import task_with
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.engine_trials import EngineSearch
 from hfbatch.runtime.guard import Verdict, advice, compare
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
-from hfbatch.runtime.predictor import BatchStats, Prediction, Predictor
+from hfbatch.runtime.predictor import BatchStats, Follow, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
 from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised
@@ -61,6 +64,8 @@ class Outcome:
     """Of the other rows, in input order."""
     cut: np.ndarray
     """Which rows were truncated, bool [rows]."""
+    lengths: np.ndarray
+    """Length of each row, see `Task.lengths`, int64 [rows]; 0 for those without features."""
     stats: Prediction
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of each step: load, preprocess, predict, postprocess."""
@@ -88,6 +93,7 @@ class Runner:
         self.engine: Engine | None = None
         self._variant = REFERENCE
         self._predictor: Predictor | RowPredictor | None = None
+        self._turn = threading.Lock()
         self._threads = max(round(usable_cores() * share), 1)
         self._on_batch = on_batch
 
@@ -132,7 +138,7 @@ class Runner:
     def load(self, variant: Variant | None = None) -> Engine:
         """Loads the model, by default as an earlier choice or the spec says."""
         variant = variant or self.variant(self.config.choice)
-        self.engine = self._build(variant)
+        self.engine, self._predictor = self._build(variant), None
         self._variant = replace(variant, dtype=self.engine.dtype)
         return self.engine
 
@@ -265,17 +271,23 @@ class Runner:
             tokens = engine.batch_tokens
         self._predictor = Predictor(self.task, engine, size, tokens, self._on_batch)
 
-    def predict(self, features: pa.Table) -> Predicted:
+    def predict(self, features: pa.Table, few: bool = False, follow: Follow | None = None) -> Predicted:
         """Outputs of features, see Predictor.
 
         :param features: with the column POSITION.
+        :param few: whether they may be fewer than a batch, in answers to requests.
+        :param follow: called with positions and new tokens while texts are generated, see `Decoder`.
         :raises RuntimeError: if no choice has been applied.
         """
         if self._predictor is None:
             raise RuntimeError("call apply() before predict()")
         positions = features[POSITION].to_numpy()
-        empty = Prediction(pa.table({}), np.empty(0, np.int64))
-        made = self._predictor.predict(_without_positions(features)) if len(features) else empty
+        made, plain = Prediction(pa.table({}), np.empty(0, np.int64)), _without_positions(features)
+        if len(features) and few and isinstance(self._predictor, Predictor):
+            report = (lambda rows, tokens: follow(positions[rows], tokens)) if follow else None
+            made = self._predictor.predict(plain, report, spread=True)
+        elif len(features):
+            made = self._predictor.predict(plain)
         rejects = [reject(int(positions[k]), "forward", error) for k, error in made.failures]
         outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
         return Predicted(outputs, rejects, made)
@@ -285,23 +297,29 @@ class Runner:
         columns: Mapping[str, pa.Array],
         places: pa.Table | None = None,
         unreadable: Sequence[Reject] = (),
+        follow: Follow | None = None,
     ) -> Outcome:
-        """All steps over a table.
+        """All steps over a table. Threads may run tables at the same time: the model runs one after another.
 
         :param columns: task input to array, all of one length.
         :param places: `file` and `row` of each row; default: rows of no file.
         :param unreadable: rejects of reading.
+        :param follow: see `predict`.
         """
         rows = len(next(iter(columns.values())))
         if places is None:
             places = pa.table({"file": pa.array([""] * rows), "row": pa.array(range(rows), pa.int64())})
         seconds: dict[str, float] = {}
-        with _timed(seconds, "load"):
-            self.apply(self.config.choice or self.default_choice())
+        with _timed(seconds, "load"), self._turn:
+            if self._predictor is None:
+                self.apply(self.config.choice or self.default_choice())
         with _timed(seconds, "preprocess"):
             prepared = self.preprocess(columns, places, unreadable)
-        with _timed(seconds, "predict"):
-            predicted = self.predict(prepared.features)
+        lengths = np.zeros(rows, np.int64)
+        if len(prepared.features):
+            lengths[prepared.features[POSITION].to_numpy()] = self.task.lengths(prepared.features)
+        with _timed(seconds, "predict"), self._turn:
+            predicted = self.predict(prepared.features, True, follow)
         with _timed(seconds, "postprocess"):
             fields = self.task.fields_for(set(columns))
             positions, arrays, failures = self.postprocess(predicted.outputs, columns, fields)
@@ -309,7 +327,18 @@ class Runner:
             [*prepared.rejects, *predicted.rejects, *failures], key=lambda reject: reject.position
         )
         made = {column.name: array for column, array in zip(fields, arrays, strict=True)}
-        return Outcome(positions, made, rejects, prepared.cut, predicted.stats, seconds)
+        return Outcome(positions, made, rejects, prepared.cut, lengths, predicted.stats, seconds)
+
+    def with_params(self, params: Mapping[str, Any]) -> Runner:
+        """A runner with other params of the task and the same model; the two take turns.
+
+        :param params: replace those of the same name.
+        :raises SpecError: with every fault of the params.
+        """
+        made = copy(self)
+        made.config = replace(self.config, params={**self.config.params, **params})
+        made.task, made._predictor = task_with(self.task, made.config), None
+        return made
 
     def default_choice(self) -> RuntimeChoice:
         """What a few rows run in: the variant of the spec, in batches of PREVIEW_BATCH rows, without trials."""

@@ -164,6 +164,8 @@ class Task(ABC):
     """How outputs in lowered precision are compared with those in float32; None: they are not, unless by `compare_models`."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Features that postprocess reads in addition to the outputs of forward."""
+    lasting: ClassVar[tuple[str, ...]] = ("config",)
+    """Cached properties that do not depend on params."""
     EXAMPLE: ClassVar[Example]
 
     def __init__(self, config: TaskConfig) -> None:

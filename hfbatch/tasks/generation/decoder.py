@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,19 @@ class Decoder:
     log_probs: bool = False
 
     def __call__(
-        self, model: Any, batch: dict[str, torch.Tensor], limit: int | None = None
+        self,
+        model: Any,
+        batch: dict[str, torch.Tensor],
+        limit: int | None = None,
+        on_tokens: Callable[[list[int]], None] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Continues each row until an eos token, a stop string or the maximum number of tokens.
 
         :param batch: inputs of `generate`: `input_ids` and `attention_mask`, int64 [batch, width], padded on
             the left for decoder-only models; when sampling, also `seed`, int64 [batch].
         :param limit: stops after this many new tokens in any case.
-        :returns: see `pack`.
+        :param on_tokens: called after each step with the new token of each text, also of those that have ended.
+        :returns: see `join_texts`.
         """
         inputs = dict(batch)
         seeds = inputs.pop("seed", None)
@@ -66,7 +72,10 @@ class Decoder:
             **inputs,
             generation_config=config,
             logits_processor=processors,
-            stopping_criteria=[self.stop] if self.stop else None,
+            stopping_criteria=[
+                *([self.stop] if self.stop else []),
+                *([_Steps(on_tokens)] if on_tokens else []),
+            ],
         )
         joined = self.join_texts(model, batch, made, width)
         return {**joined, FINITE: finite.until(joined["lengths"])}
@@ -148,6 +157,18 @@ class Decoder:
             found = [self.stop(made[:, : width + step + 1], None) for step in range(new.shape[1])]
             ends = ends | torch.stack(found, dim=1)
         return ends.cumsum(dim=1) - ends.int() == 0, ends.any(dim=1)
+
+
+class _Steps:
+    """A stopping criterion that never stops, and reports the new tokens of each step."""
+
+    def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
+        self._on_tokens = on_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Returns false for each text, bool [texts]."""
+        self._on_tokens(input_ids[:, -1].tolist())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class FiniteScores:

@@ -100,6 +100,7 @@ class TextGeneration(GeneratingTask):
     )
     exclusive = ("text", "messages")
     split_rows = 256
+    lasting = ("config", "tokenizer", "model_defaults")
     EXAMPLE = Example(
         {"text": ["Every large cluster", "Our nightly job reads the", ""]},
         {"max_new_tokens": 8, "do_sample": False},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,6 +114,12 @@ class GeneratingTask(Task):
     def forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Generates until each row reaches its end or the maximum of tokens, see `decoder.Decoder`."""
         return self.decoder(model, batch)
+
+    def follow(
+        self, model: Any, batch: dict[str, torch.Tensor], on_tokens: Callable[[list[int]], None]
+    ) -> dict[str, torch.Tensor]:
+        """As forward; reports the tokens of each step, see `decoder.Decoder`."""
+        return self.decoder(model, batch, on_tokens=on_tokens)
 
     def trial_forward(self, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Generates the first few tokens."""

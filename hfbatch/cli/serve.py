@@ -1,0 +1,138 @@
+"""`hfbatch serve`: endpoints from specs, or from a task and a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfbatch.cli.options import Address, DryRun, Json, Params, Sets
+from hfbatch.cli.terminal import answer, faults_shown
+from hfbatch.console.display import add, facts, say, screen, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hfbatch.serve.plan import ServePlan
+    from hfbatch.spec.serve import ServeSpec
+
+
+def serve(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC.yaml... | TASK", help="Specs of endpoints or jobs, or the name of a task."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub name or folder, with a task.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: 8000.")] = None,
+    param: Params = None,
+    set_: Sets = None,
+    address: Address = None,
+    check: Annotated[
+        int | None,
+        typer.Option(help="Send this many concurrent requests, ten times, print the latency, and end."),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Answer requests over HTTP with the same steps as a job: rows at /predict, and the OpenAI API at /v1.
+
+    Example: hfbatch serve embedding --model sentence-transformers/all-MiniLM-L6-v2 --port 8000
+    """
+    with faults_shown(as_json):
+        from hfbatch.serve.plan import make_plan
+
+        specs = _specs(what, model, host, port, param, set_)
+        plans = [make_plan(spec) for spec in specs]
+        if dry_run:
+            answer([plan.to_values() for plan in plans], as_json, lambda console: _show(plans, console))
+            return
+        from hfbatch.serve.run import serve_until_ended, serving
+
+        if check:
+            from hfbatch.serve.check import render, run_check
+
+            with serving(plans, address) as urls:
+                loads = [run_check(plan, url, check) for plan, url in zip(plans, urls, strict=True)]
+            answer([load.to_values() for load in loads], as_json, lambda console: render(loads, console))
+            return
+        console = screen(err=not as_json)
+
+        def say_ready(urls: list[str]) -> None:
+            """Names what answers."""
+            if as_json:
+                answer({"urls": urls}, True, lambda console: None)
+                return
+            for plan, url in zip(plans, urls, strict=True):
+                for note in plan.notes:
+                    say(console, f"note: {note}")
+                say(
+                    console,
+                    f"serving {plan.spec.serve.name} ({plan.spec.task}) at {url}; its API: {url}/docs",
+                    wrap=False,
+                )
+
+        serve_until_ended(plans, address, say_ready)
+
+
+def _specs(
+    what: list[str],
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    param: list[str] | None,
+    set_: list[str] | None,
+) -> list[ServeSpec]:
+    """The specs of a command line. :raises SpecError: with every fault."""
+    from hfbatch.errors import SpecError
+    from hfbatch.spec.job import apply_overrides, read_yaml
+    from hfbatch.spec.serve import ServeSpec
+
+    wrong = [
+        f"--param {pair!r} has no value; write --param {pair}=VALUE"
+        for pair in param or []
+        if "=" not in pair
+    ]
+    flags = [f"params.{pair}" for pair in param or []]
+    flags += [f"serve.host={host}"] if host else []
+    flags += [f"serve.port={port}"] if port else []
+    files = [Path(name).suffix in (".yaml", ".yml") for name in what]
+    if not all(files) and (len(what) > 1 or model is None):
+        wrong.append("give specs (FILE.yaml), or one TASK with --model MODEL")
+    if all(files) and model is not None:
+        flags.append(f"model.name={model}")
+    if wrong:
+        raise SpecError(wrong)
+    given: list[dict[str, Any]] = (
+        [read_yaml(name) for name in what] if all(files) else [{"task": what[0], "model": model}]
+    )
+    specs = [ServeSpec.build(apply_overrides(values, [*flags, *(set_ or [])])) for values in given]
+    listening = {(spec.serve.host, spec.serve.port, spec.serve.token_env) for spec in specs}
+    names = [spec.serve.name for spec in specs]
+    if len(listening) > 1:
+        raise SpecError(
+            "the specs name different serve.host, port or token_env; endpoints of one command share them"
+        )
+    if len(specs) > 1 and (len(set(names)) < len(names) or not all(names)):
+        raise SpecError("several endpoints are told apart by their names; set serve.name in each spec")
+    return specs
+
+
+def _show(plans: list[ServePlan], console: Console) -> None:
+    about = facts()
+    for name, value in (item for plan in plans for item in plan.to_values().items()):
+        if name == "notes":
+            for note in value:
+                add(about, "note", note)
+        else:
+            add(
+                about,
+                name,
+                f"{value['name']} @ {value['commit'][:12]}" if isinstance(value, dict) else str(value),
+            )
+    show(console, about)

@@ -1,0 +1,1 @@
+"""Online predictions: the steps of a job as an HTTP endpoint on Ray Serve."""

@@ -1,0 +1,127 @@
+"""Plans an endpoint from its spec, and reports all faults together. Starts nothing. Does not import Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast
+
+from hfbatch.errors import SpecError
+from hfbatch.hub.models import Model, pin
+from hfbatch.predict.bind import gather
+from hfbatch.runtime.checks import check_task, name_task, readable
+from hfbatch.runtime.config import RunnerConfig
+from hfbatch.spec.serve import EndpointSpec, ServeSpec
+from hfbatch.tasks.base import Task
+
+SHORTEST_TOKEN = 16
+"""Characters of a token that cannot be guessed."""
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """What a replica needs: plain values that travel between processes."""
+
+    runner: RunnerConfig
+    endpoint: EndpointSpec
+    token: str | None = None
+    """SHA-256 of the bearer token, in hexadecimal; None if requests need none."""
+
+    def to_json(self) -> str:
+        """The settings as text."""
+        endpoint = self.endpoint.model_dump(mode="json")
+        return json.dumps({"runner": self.runner.to_json(), "endpoint": endpoint, "token": self.token})
+
+    @classmethod
+    def from_json(cls, text: str) -> EndpointConfig:
+        """The reverse of to_json."""
+        values = json.loads(text)
+        endpoint = EndpointSpec.model_validate(values["endpoint"])
+        return cls(RunnerConfig.from_json(values["runner"]), endpoint, values["token"])
+
+
+@dataclass
+class ServePlan:
+    """An endpoint whose spec, model and task go together."""
+
+    spec: ServeSpec
+    """With the task's own name and the endpoint's name."""
+    model: Model
+    task: Task
+    config: EndpointConfig
+    notes: list[str]
+
+    def to_values(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        where = self.spec.serve
+        return {
+            "name": where.name,
+            "url": f"http://{where.host}:{where.port}",
+            "task": self.spec.task,
+            "model": {"name": self.model.name, "commit": self.model.commit},
+            "engine": self.spec.engine.name,
+            "notes": self.notes,
+        }
+
+
+def make_plan(spec: ServeSpec) -> ServePlan:
+    """Checks the spec and the model. :raises SpecError: with every fault found."""
+    faults: list[str] = []
+    notes: list[str] = []
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        faults.append("serving needs FastAPI and uvicorn; pip install 'hfbatch[serve]'")
+    token = _token(spec.serve, faults)
+    faults += _engine_faults(spec)
+    model = task = None
+    with gather(faults):
+        model = readable(pin(spec.model, graphs=True))
+    with gather(faults):
+        spec = cast(ServeSpec, name_task(spec, model, notes))
+        task = check_task(spec, model, "", faults, notes)
+    if faults or model is None or task is None:
+        raise SpecError(list(dict.fromkeys(faults)))
+    last = spec.model.name.rstrip("/").rpartition("/")[2]
+    named = spec.serve.model_copy(update={"name": spec.serve.name or last or spec.task})
+    spec = spec.model_copy(update={"serve": named})
+    config = EndpointConfig(RunnerConfig.of(spec, model), named, token)
+    return ServePlan(spec, model, task, config, notes + task.notes())
+
+
+def _token(endpoint: EndpointSpec, faults: list[str]) -> str | None:
+    """Returns the digest of the token in the environment; adds a fault where there has to be one."""
+    if endpoint.token_env is None:
+        if not endpoint.loopback:
+            faults.append(
+                f"serve.host {endpoint.host} can be reached from other machines; set serve.token_env to the name of an "
+                "environment variable with a bearer token, or serve.host to 127.0.0.1"
+            )
+        return None
+    token = os.environ.get(endpoint.token_env, "")
+    if len(token) < SHORTEST_TOKEN:
+        faults.append(
+            f"serve.token_env: the environment variable {endpoint.token_env} "
+            f"{'is not set' if not token else f'has {len(token)} characters'}; set it to a random text of at least "
+            f"{SHORTEST_TOKEN} characters, such as the output of `openssl rand -hex 16`"
+        )
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _engine_faults(spec: ServeSpec) -> list[str]:
+    """Returns errors for what is decided by the rows of a job, which an endpoint does not have."""
+    faults = []
+    if spec.engine.name == "auto":
+        faults.append(
+            "engine auto compares engines on the rows of a job; name the engine of an endpoint: "
+            "`hfbatch plan` of a job prints the fastest one"
+        )
+    if spec.engine.guard.mode == "required":
+        faults.append(
+            "engine.guard required compares precisions on the rows of a job, which an endpoint does not have; run "
+            "`hfbatch preview` on your rows, and leave the guard out of the endpoint's spec"
+        )
+    if spec.output.truncated:
+        faults.append("output.truncated adds a column to a job's output; leave it out of an endpoint's spec")
+    return faults

@@ -1,0 +1,146 @@
+"""Rows of requests: checks them, and turns their values into columns. Does not import Ray or torch."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hfbatch.output.rejects import Reject
+from hfbatch.tasks.base import Task
+
+MOST_FAULTS = 5
+"""Faults of a request that are reported."""
+Kinds = tuple[tuple[str, pa.DataType], ...]
+"""Task inputs with their Arrow types."""
+
+
+class RequestError(Exception):
+    """A request that cannot be answered. :param faults: one sentence for each. :param status: of HTTP."""
+
+    def __init__(self, faults: Sequence[str] | str, status: int = 400) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.status = status
+        super().__init__("; ".join(self.faults))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a request."""
+
+    values: Mapping[str, Any]
+    """Task input to value; inputs that are missing are null."""
+    kinds: Kinds
+    """Rows of the same kinds run together."""
+    params: str = "{}"
+    """Params of the request in place of the spec's, as JSON; rows of the same params run together."""
+    source: str = ""
+    """With `number` what the noise of sampling depends on: the same for a request that is repeated with its seed."""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a row."""
+
+    columns: Mapping[str, pa.Array]
+    """Output columns of the rows that ran together."""
+    index: int
+    """The row's position in them; -1 if it was rejected."""
+    tokens: int
+    """Tokens of the row that the model has read."""
+    reject: Reject | None = None
+
+    def value(self, name: str) -> Any:
+        """The value of an output column."""
+        return self.columns[name][self.index].as_py()
+
+    def vector(self, name: str) -> np.ndarray:
+        """The value of a column of lists of floats, as float32."""
+        return np.asarray(self.columns[name][self.index].values, np.float32)
+
+    def to_values(self) -> dict[str, Any] | None:
+        """All output columns, as JSON can hold them; None for a rejected row."""
+        if self.reject is not None:
+            return None
+        return {name: plain(self.value(name)) for name in self.columns}
+
+    def reason(self) -> dict[str, Any] | None:
+        """Stage, type and message of a reject; None for other rows."""
+        if self.reject is None:
+            return None
+        return {"stage": self.reject.stage, "error": self.reject.error, "message": self.reject.message}
+
+
+def read_rows(task: Task, rows: Sequence[Any], params: str = "{}", source: str = "") -> list[Row]:
+    """Checks the rows of a request against the inputs of the task.
+
+    :raises RequestError: with the first faults: keys that the task does not read, inputs that are missing, values of
+        other types. A single value that cannot be used becomes a reject later.
+    """
+    inputs = {column.name: column for column in task.columns()}
+    faults = [
+        f"rows[{k}] is not an object; write rows as {{{', '.join(inputs)}}}"
+        for k, row in enumerate(rows)
+        if not isinstance(row, dict)
+    ]
+    if faults:
+        raise RequestError(faults[:MOST_FAULTS], 422)
+    present = dict.fromkeys(name for row in rows for name in row)
+    faults = [
+        f"rows have {name!r}, which task {task.name} does not read; it reads {', '.join(inputs)}"
+        for name in present
+        if name not in inputs
+    ]
+    faults += [
+        f"no row has {name!r} ({column.wants})"
+        for name, column in inputs.items()
+        if column.required and name not in present
+    ]
+    kinds = []
+    for name in [name for name in inputs if name in present]:
+        try:
+            kind = _kind([row.get(name) for row in rows])
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            faults.append(f"values of {name!r} have no common type: {str(error).splitlines()[0]}")
+            continue
+        if not pa.types.is_null(kind) and not inputs[name].accepts(kind):
+            faults.append(f"{name!r} is {kind}; task {task.name} takes {inputs[name].wants}")
+        kinds.append((name, kind))
+    faults += task.column_faults(set(present)) if not faults else []
+    if faults:
+        raise RequestError(faults[:MOST_FAULTS], 422)
+    return [Row(row, tuple(kinds), params, source, number) for number, row in enumerate(rows)]
+
+
+def _kind(values: list[Any]) -> pa.DataType:
+    """The Arrow type of JSON values."""
+    if all(isinstance(value, str) for value in values):
+        return pa.string()
+    return pa.array(values).type
+
+
+def to_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
+    """Columns of rows of the same kinds."""
+    return {name: pa.array([row.values.get(name) for row in rows], kind) for name, kind in rows[0].kinds}
+
+
+def to_places(rows: Sequence[Row]) -> pa.Table:
+    """`file` and `row` of each row, as `Task.preprocess` takes them."""
+    sources, numbers = [row.source for row in rows], [row.number for row in rows]
+    return pa.table({"file": pa.array(sources, pa.string()), "row": pa.array(numbers, pa.int64())})
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: bytes as base64, times as ISO texts."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return value if not value or isinstance(value[0], float | int | str) else [plain(v) for v in value]
+    return value

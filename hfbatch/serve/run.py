@@ -1,0 +1,98 @@
+"""Starts endpoints on Ray Serve, and ends them when the process is asked to end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ray import serve
+
+from hfbatch.cluster.resources import Layout, lay_out
+from hfbatch.cluster.session import ceiling, connect, nodes
+from hfbatch.errors import WorkerError
+from hfbatch.serve.plan import ServePlan, make_plan
+from hfbatch.serve.replica import application
+from hfbatch.spec.serve import ServeSpec
+
+
+def layout_of(spec: ServeSpec) -> Layout:
+    """Resources of a replica on the connected cluster, and the number of replicas. :raises SpecError: if they do not fit."""
+    scale = spec.serve.autoscale
+    count = spec.workers.count if spec.workers.count != "auto" else 1
+    workers = spec.workers.model_copy(update={"count": scale.min if scale else count})
+    return lay_out(workers, nodes(), ceiling())
+
+
+@contextlib.contextmanager
+def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[list[str]]:
+    """Serves endpoints while the block runs; gives the URL of each. One endpoint is at /, several are below their names.
+
+    :param plans: with one host and port.
+    :param address: a Ray cluster; default: a running one, else a local one.
+    :raises SpecError: if they do not fit, or the port is taken.
+    :raises WorkerError: if a model does not load.
+    """
+    where = plans[0].spec.serve
+    with connect(address):
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        layouts = [layout_of(plan.spec) for plan in plans]
+        options = {"host": where.host, "port": where.port, "request_timeout_s": where.limits.seconds}
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "ERROR"})
+        try:
+            urls = []
+            for plan, layout in zip(plans, layouts, strict=True):
+                name = plan.spec.serve.name
+                path = f"/{name}" if len(plans) > 1 else "/"
+                _start(plan, layout, path)
+                urls.append(f"http://{where.host}:{where.port}{path.rstrip('/')}")
+            yield urls
+        finally:
+            serve.shutdown()
+
+
+def serve_until_ended(
+    plans: Sequence[ServePlan], address: str | None, say_ready: Callable[[list[str]], None]
+) -> None:
+    """Serves endpoints until SIGINT or SIGTERM, then lets them answer the requests that they have.
+
+    :param say_ready: called with their URLs once all answer.
+    """
+    ended = threading.Event()
+    with serving(plans, address) as urls, _on_signals(ended.set):
+        say_ready(urls)
+        ended.wait()
+
+
+@contextlib.contextmanager
+def _on_signals(call: Callable[[], None]) -> Iterator[None]:
+    kept = {number: signal.signal(number, lambda *_: call()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Builds an endpoint for the `serve` program of Ray: `serve run hfbatch.serve.run:build spec=serve.yaml`.
+
+    :param args: `spec`, the path of a spec, and overrides such as `batch.size: 64`. Host and port are those of Ray Serve.
+    :raises SpecError: with every fault.
+    """
+    overrides = [f"{name}={value}" for name, value in args.items() if name != "spec"]
+    plan = make_plan(ServeSpec.load(args["spec"], overrides))
+    return application(plan.config, layout_of(plan.spec))
+
+
+def _start(plan: ServePlan, layout: Layout, path: str) -> None:
+    name = plan.spec.serve.name
+    try:
+        serve.run(application(plan.config, layout), name=name, route_prefix=path)
+    except RuntimeError as error:
+        found = serve.status().applications.get(name)
+        reason = found.message if found else str(error)
+        raise WorkerError(f"endpoint {name} does not start: {' '.join(reason.split())[-500:]}") from error
