@@ -35,15 +35,14 @@ class Ask(Protocol):
         """Returns the answer of each row. :param on_token: called in the event loop with each token of a single row."""
 
 
-def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics, label: str = "") -> Gate:
+def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
     """Returns the application.
 
     :param endpoint: reads and checks rows.
     :param ask: answers them.
     :param metrics: counts requests and rows.
-    :param label: host and device, for /health.
     """
-    api = Api(endpoint, ask, metrics, label)
+    api = Api(endpoint, ask, metrics)
     task, where = endpoint.task, endpoint.config.endpoint
     app = FastAPI(title=where.name, version=__version__, description=task.summary)
     app.get("/health", summary="Whether the replica answers")(api.health)
@@ -58,7 +57,6 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics, label: str = "") -
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)
         app.post("/v1/completions", openapi_extra=_takes(openai.CompletionRequest))(api.complete)
     app.add_exception_handler(RequestError, _request_error)
-    app.add_exception_handler(BodyTooLargeError, _body_too_large)
     app.middleware("http")(api.count)
     return Gate(app, where, endpoint.config.token)
 
@@ -66,8 +64,8 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics, label: str = "") -
 class Api:
     """The handlers of requests. See `build_app` for the parameters."""
 
-    def __init__(self, endpoint: Endpoint, ask: Ask, metrics: Metrics, label: str) -> None:
-        self._endpoint, self._ask, self._metrics, self._label = endpoint, ask, metrics, label
+    def __init__(self, endpoint: Endpoint, ask: Ask, metrics: Metrics) -> None:
+        self._endpoint, self._ask, self._metrics = endpoint, ask, metrics
         self._name, self._limits = endpoint.config.endpoint.name, endpoint.config.endpoint.limits
         self._started = int(time.time())
 
@@ -81,7 +79,12 @@ class Api:
 
     async def health(self) -> dict[str, Any]:
         """A replica is reached once its model is loaded."""
-        return {"status": "ok", "model": self._name, "task": self._endpoint.task.name, "replica": self._label}
+        return {
+            "status": "ok",
+            "model": self._name,
+            "task": self._endpoint.task.name,
+            "replica": self._endpoint.label,
+        }
 
     async def show_metrics(self) -> Response:
         """The numbers of all replicas."""
@@ -215,6 +218,8 @@ async def _json(request: Request) -> Any:
         raise RequestError("send JSON with `Content-Type: application/json`", 415)
     try:
         return pydantic_core.from_json(await request.body(), allow_inf_nan=False)
+    except BodyTooLargeError as error:
+        raise RequestError(str(error), 413) from error
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from error
 
@@ -237,7 +242,3 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
 async def _request_error(request: Request, error: Exception) -> Response:
     status, faults = (error.status, error.faults) if isinstance(error, RequestError) else (500, [str(error)])
     return Response(pydantic_core.to_json(error_body(status, faults)), status, media_type="application/json")
-
-
-async def _body_too_large(request: Request, error: Exception) -> Response:
-    return Response(pydantic_core.to_json(error_body(413, [str(error)])), 413, media_type="application/json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
@@ -83,7 +84,7 @@ def make_plan(spec: ServeSpec) -> ServePlan:
         task = check_task(spec, model, "", faults, notes)
     if faults or model is None or task is None:
         raise SpecError(list(dict.fromkeys(faults)))
-    last = spec.model.name.rstrip("/").rpartition("/")[2]
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.model.name.rstrip("/").rpartition("/")[2]).strip("-._")
     named = spec.serve.model_copy(update={"name": spec.serve.name or last or spec.task})
     spec = spec.model_copy(update={"serve": named})
     config = EndpointConfig(RunnerConfig.of(spec, model), named, token)
