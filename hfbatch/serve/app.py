@@ -17,7 +17,7 @@ from hfbatch._version import __version__
 from hfbatch.errors import HfbatchError
 from hfbatch.serve import openai
 from hfbatch.serve.endpoint import Endpoint
-from hfbatch.serve.gate import BodyTooLargeError, Gate, error_body
+from hfbatch.serve.gate import BodyTooLargeError, Gate, Measured, error_body
 from hfbatch.serve.metrics import Metrics
 from hfbatch.serve.rows import Answer, RequestError, Row
 from hfbatch.serve.schema import predict_schema
@@ -57,8 +57,7 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)
         app.post("/v1/completions", openapi_extra=_takes(openai.CompletionRequest))(api.complete)
     app.add_exception_handler(RequestError, _request_error)
-    app.middleware("http")(api.count)
-    return Gate(app, where, endpoint.config.token)
+    return Gate(Measured(app, metrics), where, endpoint.config.token)
 
 
 class Api:
@@ -68,14 +67,6 @@ class Api:
         self._endpoint, self._ask, self._metrics = endpoint, ask, metrics
         self._name, self._limits = endpoint.config.endpoint.name, endpoint.config.endpoint.limits
         self._started = int(time.time())
-
-    async def count(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Measures a request."""
-        begun = time.perf_counter()
-        response = await call(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        self._metrics.request(route, response.status_code, time.perf_counter() - begun)
-        return response
 
     async def health(self) -> dict[str, Any]:
         """A replica is reached once its model is loaded."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from hfbatch.serve.metrics import Metrics
 from hfbatch.spec.serve import EndpointSpec
 
 OPEN = frozenset(("/health", "/ready"))
@@ -57,6 +59,28 @@ class Gate:
         kind, _, token = header.partition(b" ")
         found = hashlib.sha256(token.strip()).hexdigest()
         return kind.lower() == b"bearer" and hmac.compare_digest(found, self._token)
+
+
+class Measured:
+    """ASGI middleware that counts requests by route and status, and measures the time until the answer begins.
+
+    :param app: a FastAPI application, which notes the route in the scope.
+    """
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        begun = time.perf_counter()
+
+        async def measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.request(route, message["status"], time.perf_counter() - begun)
+            await send(message)
+
+        await self._app(scope, receive, measured)
 
 
 class BodyTooLargeError(Exception):

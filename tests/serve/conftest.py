@@ -40,6 +40,7 @@ def start() -> Iterator[Callable[..., Served]]:
         app = build_app(endpoint, Collector(endpoint, metrics), metrics)
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
+        listening.listen(128)  # requests wait until the server accepts them
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         threading.Thread(target=server.run, args=([listening],), daemon=True).start()
         servers.append(server)
