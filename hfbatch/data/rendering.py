@@ -14,8 +14,8 @@ from hfbatch.data.formats.columns import convert, storage_type
 from hfbatch.data.templates import Null, NullInput, compile_template
 from hfbatch.errors import SplitError, redact_text
 
-MOST_BYTES = 1 << 30
-"""Maximum size of the texts of a split."""
+MOST_CHARACTERS = 1 << 30
+"""Maximum of characters of the texts of a split."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def render_column(
                 message = redact_text(str(error) or repr(error))
                 bad.append(BadRow(position, type(error).__name__, message, stage="preprocess"))
         size += sum(map(len, _sources(value)))
-        if size > MOST_BYTES:
+        if size > MOST_CHARACTERS:
             raise SplitError(
-                f"its rendered texts have more than {MOST_BYTES:,} characters; lower input.split_rows"
+                f"its rendered texts have more than {MOST_CHARACTERS:,} characters; lower input.split_rows"
             )
         made.append(value)
     return pa.array(made, column.kind), bad
