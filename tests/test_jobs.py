@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hfbatch.data.templates import compile_template
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
@@ -33,15 +34,17 @@ def cluster():
     return config
 
 
-def test_the_three_jobs_are_there():
-    assert [path.stem for path in JOBS] == ["embed", "generate", "score"]
+def test_the_jobs_are_there():
+    assert [path.stem for path in JOBS] == ["embed", "generate", "prompt", "score"]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_shipped_spec_loads_and_its_task_knows_its_params(path):
     spec = JobSpec.load(path)
     task = task_class(spec.task)
-    task.Params.model_validate(spec.params)
+    params = task.Params.model_validate(spec.params)
+    for message in getattr(params, "messages", None) or ():
+        compile_template(message.content)
     assert set(spec.input.columns) <= {column.name for column in task.inputs}
 
 

@@ -20,6 +20,7 @@ from hfbatch.data.formats.rowgroups import MOST_BYTES
 from hfbatch.data.formats.texttypes import convert as convert_text
 from hfbatch.data.formats.texttypes import fits
 from hfbatch.data.listing import partition_keys
+from hfbatch.data.rendering import RenderedColumn, render_column
 from hfbatch.data.splits import Split
 from hfbatch.errors import SplitError
 
@@ -50,6 +51,8 @@ class ReadPlan:
     """Columns whose type the spec gives."""
     whole: bool = False
     """Whether to report JSONL columns that are not in `columns`."""
+    rendered: RenderedColumn | None = None
+    """A column that is rendered from `columns` and follows them."""
 
 
 @dataclass
@@ -57,22 +60,31 @@ class Rows:
     """The rows of a split."""
 
     table: pa.Table
-    """The columns of `ReadPlan.columns`, in that order and with those types."""
+    """The columns of `ReadPlan.columns`, in that order and with those types, and the rendered one."""
     places: pa.Table
     """The origin of each row: `file` (string) and `row` (int64)."""
     read: int
     """Rows before the filter."""
     bad: list[BadRow] = field(default_factory=list)
-    """Rows that cannot be read, whatever the filter; with their positions in the table."""
+    """Rows that cannot be read, whatever the filter, or not be rendered; with their positions in the table."""
     unplanned: dict[str, int] = field(default_factory=dict)
     """Columns that are not in the plan, with the number of rows in which they hold a value."""
 
 
 def read_split(split: Split, plan: ReadPlan) -> Rows:
-    """Reads the rows of a split in input order and applies the filter.
+    """Reads the rows of a split in input order, applies the filter and renders the templates.
 
     :raises SplitError: if a file is missing, changed or unreadable, or its rows differ from the split's.
     """
+    rows = _read(split, plan)
+    if plan.rendered:
+        column, bad = render_column(plan.rendered, rows.table, {row.position for row in rows.bad})
+        rows.table = rows.table.append_column(plan.rendered.name, column)
+        rows.bad += bad
+    return rows
+
+
+def _read(split: Split, plan: ReadPlan) -> Rows:
     if split.fault is not None:
         raise SplitError(split.fault)
     fs, root = open_filesystem(plan.path)

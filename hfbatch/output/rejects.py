@@ -89,8 +89,8 @@ _PLAIN = ("position", "stage", "error", "message", "line")
 
 
 def unreadable(rows: Rows) -> list[Reject]:
-    """Returns the rejects of the rows that could not be read."""
-    return [Reject(bad.position, "read", bad.error, bad.message, bad.line) for bad in rows.bad]
+    """Returns the rejects of the rows that could not be read or rendered."""
+    return [Reject(bad.position, bad.stage, bad.error, bad.message, bad.line) for bad in rows.bad]
 
 
 def reject_schema(input_schema: pa.Schema, lines: bool = False) -> pa.Schema:

@@ -12,9 +12,11 @@ import pyarrow as pa
 from hfbatch.data.filesystem import printable
 from hfbatch.data.formats.columns import storage_type
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
+from hfbatch.data.rendering import RenderedColumn
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
+from hfbatch.predict.prompts import bind_prompt, replaced
 from hfbatch.runtime.checks import check_task, name_task, readable
 from hfbatch.runtime.machine import collector_at_rest
 from hfbatch.spec.job import JobSpec
@@ -31,7 +33,7 @@ class Bound:
     task: Task
     source: Source
     inputs: dict[str, str]
-    """Task input to dataset column."""
+    """Task input to dataset column, or to the rendered one."""
     keep: list[str]
     """Input columns copied to the output."""
     schema: pa.Schema
@@ -59,14 +61,15 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
         task = check_task(spec, model, source.root_url if source else "", faults, notes)
     if source is None or task is None or model is None:
         return None
-    inputs = _bind_inputs(spec, source, task, faults)
+    inputs, rendered = _bind_inputs(spec, source, task, faults)
     keep = _bind_keep(spec, source, faults)
     faults += filter_faults(spec.input.filter, source.schema) if spec.input.filter else []
-    conflicts = source.faults_of(_columns_read(spec, source, inputs, keep))
+    wanted = _columns_read(spec, source, inputs, keep, rendered)
+    conflicts = source.faults_of(wanted)
     hint = ", or name the columns to keep in output.keep" if spec.output.keep is None else ""
     faults += [conflict + hint for conflict in conflicts]
     schema = _output_schema(spec, source, task, inputs, keep, faults)
-    read = _read_plan(spec, source, inputs, keep)
+    read = _read_plan(spec, source, wanted, rendered)
     return Bound(spec, model, task, source, inputs, keep, schema, read, notes)
 
 
@@ -79,13 +82,19 @@ def gather(faults: list[str]) -> Iterator[None]:
         faults.extend(error.faults)
 
 
-def _bind_inputs(spec: JobSpec, source: Source, task: Task, faults: list[str]) -> dict[str, str]:
-    """Task input to dataset column, for those that are there."""
-    found = bind_columns(
-        spec.input.columns, source, task.columns(), faults, f"task {task.name}", task.exclusive
-    )
+def _bind_inputs(
+    spec: JobSpec, source: Source, task: Task, faults: list[str]
+) -> tuple[dict[str, str], RenderedColumn | None]:
+    """Task input to column, for those that are there, and the column that is rendered."""
+    prompt = bind_prompt(spec, source, task, faults)
+    without = replaced(prompt[0], task) if prompt else set()
+    columns = [column for column in task.columns() if column.name not in without]
+    mapping = {name: column for name, column in spec.input.columns.items() if name not in without}
+    found = bind_columns(mapping, source, columns, faults, f"task {task.name}", task.exclusive)
+    if prompt:
+        found[prompt[0].name] = prompt[1].name
     faults += task.column_faults(set(found))
-    return found
+    return found, prompt[1] if prompt else None
 
 
 def bind_columns(
@@ -170,19 +179,20 @@ def _output_schema(
     return pa.schema([*fields, *([pa.field(flag, pa.bool_())] if flag else [])])
 
 
-def _columns_read(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> set[str]:
+def _columns_read(
+    spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str], rendered: RenderedColumn | None
+) -> set[str]:
     filtered = filter_columns(spec.input.filter, source.schema) if spec.input.filter else ()
-    return {*inputs.values(), *keep, *filtered}
+    return {*inputs.values(), *(rendered.columns if rendered else ()), *keep, *filtered}
 
 
-def _read_plan(spec: JobSpec, source: Source, inputs: dict[str, str], keep: list[str]) -> ReadPlan:
-    wanted = _columns_read(spec, source, inputs, keep)
+def _read_plan(spec: JobSpec, source: Source, wanted: set[str], rendered: RenderedColumn | None) -> ReadPlan:
     columns = tuple(name for name in source.schema.names if name in wanted)
     schema = pa.schema([source.schema.field(name) for name in columns])
     hive = {name: kind for name, kind in source.hive.items() if name in columns}
     return ReadPlan(
         source.root_url, source.format, columns, schema, hive, spec.input.filter,
-        given=source.given & set(columns), whole=spec.output.keep is None,
+        given=source.given & set(columns), whole=spec.output.keep is None, rendered=rendered,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def named_files(
     :param most_rejected: largest share of rejected rows with which the job still succeeds.
     """
     columns = [inputs[column.name] for column in task.columns() if column.files and column.name in inputs]
+    columns = [name for name in columns if name in read.columns]
     split = next((split for split in splits if split.rows and split.fault is None), None)
     if not columns or split is None:
         return [], []
@@ -45,7 +46,7 @@ def _sample(split: Split, read: ReadPlan, columns: Sequence[str]) -> list[dict[s
         first = replace(first, stop=min(first.stop, first.start + SAMPLE_ROWS))
     names = tuple(name for name in read.columns if name in columns)
     schema = read.schema.empty_table().select(names).schema
-    few = replace(read, columns=names, schema=schema, filter=None)
+    few = replace(read, columns=names, schema=schema, filter=None, rendered=None)
     try:
         return read_split(Split((first,)), few).table.slice(0, SAMPLE_ROWS).to_pylist()
     except SplitError:  # the job reports it

@@ -22,6 +22,7 @@ from hfbatch.runtime.variants import is_quantised
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
+from hfbatch.spec.prompts import RENDERING
 from hfbatch.tasks import named, task_class
 from hfbatch.tasks.base import CompletingTask, Task
 from hfbatch.tasks.label_maps import label_faults, label_notes
@@ -53,7 +54,8 @@ def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
 def check_task(
     spec: JobSpec, model: Model | None, root: str, faults: list[str], notes: list[str]
 ) -> Task | None:
-    """Builds the task and checks it; if params are invalid, reports them and checks the rest with the defaults.
+    """Builds the task and checks it; if params are invalid, reports them and checks the rest with the defaults of all but
+    those that render the input.
 
     :param root: folder or URL that paths in the rows are relative to.
     """
@@ -62,7 +64,9 @@ def check_task(
         cls.Params.model_validate(spec.params)
     except ValidationError as error:
         faults += faults_of(error, cls.Params, "params")
-        spec = spec.model_copy(update={"params": {}})
+        wrong = {fault["loc"][0] for fault in error.errors(include_url=False) if fault["loc"]}
+        rendering = {name: spec.params[name] for name in {*RENDERING} & {*spec.params} - wrong}
+        spec = spec.model_copy(update={"params": rendering})
         if any(option.is_required() for option in cls.Params.model_fields.values()):
             return None
     if model is None:

@@ -119,6 +119,8 @@ class OutputSpec(Section):
         return "truncated" if self.truncated is True else self.truncated or None
 
 
+TEXTS = ("params.template",)
+"""Fields whose overrides are taken as they are written, since they may look like YAML."""
 Side = Literal["left", "right"] | None
 SpecialToken = Literal[
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
@@ -271,7 +273,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Returns a copy of values with each `dotted.key=value` set; values are read as YAML (`4`, `null`, `[a, b]`).
+    """Returns a copy of values with each `dotted.key=value` set; values are read as YAML (`4`, `null`, `[a, b]`), except
+    those of TEXTS.
 
     :raises SpecError: for an override without `=`, one below a value that is not a section, or a value that is not
         plain YAML.
@@ -295,10 +298,16 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
                 raise SpecError(f"--set {override!r}: {name!r} is {inner!r}, which has no keys below it")
             node[name] = node = dict(inner)
         try:
-            node[leaf] = parse_value(text)
+            node[leaf] = parse_text(text) if dotted.strip() in TEXTS else parse_value(text)
         except plain_yaml.RefusedError as error:
             raise SpecError(f"--set {dotted.strip()}: {error}") from error
     return result
+
+
+def parse_text(text: str) -> str:
+    """Returns a command-line value that is a text: as it is, or as YAML reads it if that is a string in quotes."""
+    value = parse_value(text) if text[:1] in ("'", '"') else text
+    return value if isinstance(value, str) else text
 
 
 def parse_value(text: str) -> Any:

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+from pydantic import create_model
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.engines.base import Capability, Completion, Request
 from hfbatch.spec.job import TokenizerSpec
+from hfbatch.spec.prompts import RENDERING
 from hfbatch.spec.section import Section
 from hfbatch.tasks.agreement import Agreement, Comparison
 from hfbatch.tasks.positions import embedding_rows
@@ -70,6 +72,8 @@ class InputColumn:
     """Whether nulls are valid; otherwise a row with a null is rejected."""
     files: bool = False
     """Whether values may be file paths."""
+    rendered_by: str = ""
+    """The param of `spec.prompts.RENDERING` with which a spec may give templates in place of a column."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,19 @@ class Task(ABC):
     lasting: ClassVar[tuple[str, ...]] = ("config",)
     """Cached properties that do not depend on params."""
     EXAMPLE: ClassVar[Example]
+
+    def __init_subclass__(cls) -> None:
+        """Adds the params that render an input of the task, see `InputColumn.rendered_by`."""
+        super().__init_subclass__()
+        asked = {column.rendered_by for column in getattr(cls, "inputs", ())}
+        more = [
+            kind for name, kind in RENDERING.items() if name in asked and not issubclass(cls.Params, kind)
+        ]
+        if more:
+            bases: tuple[Any, ...] = (cls.Params, *more)
+            cls.Params = create_model(
+                "Params", __base__=bases, __doc__=cls.Params.__doc__, __module__=cls.__module__
+            )
 
     def __init__(self, config: TaskConfig) -> None:
         self.settings = config

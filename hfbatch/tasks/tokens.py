@@ -30,8 +30,8 @@ def is_words(kind: pa.DataType) -> bool:
 
 
 def text_column(name: str, required: bool = True) -> InputColumn:
-    """Returns an input column of strings."""
-    return InputColumn(name, is_text, "string", required)
+    """Returns an input column of strings. Of a task's, `params.template` may render the first."""
+    return InputColumn(name, is_text, "string", required, rendered_by="template")
 
 
 def length_limit(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:

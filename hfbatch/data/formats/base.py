@@ -113,7 +113,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be read."""
+    """A row that cannot be read, or from which a template cannot be rendered."""
 
     position: int
     """Position among the rows that were read together, from 0."""
@@ -122,6 +122,8 @@ class BadRow:
     message: str
     line: str | None = None
     """The raw row, truncated to `lines.LINE_CHARACTERS`; bytes that are not UTF-8 are written as \\xff."""
+    stage: str = "read"
+    """The stage of its reject."""
 
 
 @dataclass

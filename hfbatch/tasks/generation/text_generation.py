@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
 """Defaults of the transformers pipeline for options that neither the user nor the model sets."""
+MESSAGES_WANTED = "list<struct<role: string, content: string>>"
 TOOLS_WANTED = "JSON or list<struct>, the functions of each chat; read where mapped"
 LEFT_OUT = (*NOT_FOLLOWED, *NOT_FOLLOWED_BEHIND_PROMPT)
 
@@ -95,7 +96,7 @@ class TextGeneration(GeneratingTask):
     }
     inputs = (
         text_column("text", required=False),
-        InputColumn("messages", is_chat, "list<struct<role: string, content: string>>", required=False),
+        InputColumn("messages", is_chat, MESSAGES_WANTED, required=False, rendered_by="messages"),
         InputColumn("tools", is_tools, TOOLS_WANTED, required=False, by_name=False, nullable=True),
     )
     exclusive = ("text", "messages")

@@ -35,6 +35,7 @@ MESSAGES = InputColumn(
     "list<struct<role, content>>, content a string or list<struct<type, text, ...>> of parts with their files",
     required=False,
     files=True,
+    rendered_by="messages",
 )
 
 

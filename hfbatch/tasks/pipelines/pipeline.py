@@ -26,6 +26,7 @@ from hfbatch.data.filesystem import one_line
 from hfbatch.data.finite import non_finite
 from hfbatch.engines.base import Capability
 from hfbatch.errors import NonFiniteOutput
+from hfbatch.spec.prompts import RENDERING
 from hfbatch.tasks.agreement import Best
 from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.generation.generation_config import read_defaults
@@ -68,8 +69,9 @@ class PipelineTask(Task):
         """Yields the pipeline's input for each row, without nulls."""
 
     def options(self) -> dict[str, Any]:
-        """Returns the pipeline's keyword arguments: by default, the params that are not null."""
-        return {name: value for name, value in self.params.model_dump().items() if value is not None}
+        """Returns the pipeline's keyword arguments: by default, the params that are not null and render no input."""
+        given = self.params.model_dump(exclude={*RENDERING})
+        return {name: value for name, value in given.items() if value is not None}
 
     def answer(self, result: Any) -> tuple[Any, ...]:
         """Converts a pipeline result to plain values of the output columns; a single column takes the whole result."""
