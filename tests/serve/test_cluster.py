@@ -1,30 +1,19 @@
-"""Endpoints on Ray Serve: several replicas, back-pressure, a killed replica, and the command from start to end."""
+"""`hfbatch serve` on Ray Serve, from its start to its end: two replicas, back-pressure, and one that is killed."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
 import socket
-import subprocess
 import time
-from collections import Counter
-from pathlib import Path
-from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 import requests
 
-from hfbatch.serve.check import send_load
-from hfbatch.serve.plan import make_plan
-from hfbatch.serve.run import serving
-from hfbatch.spec.serve import ServeSpec
-from tests.programs import hfbatch_command
+from hfbatch.serve.check import Load, send_load
+from tests.programs import Program, hfbatch
 
-pytestmark = pytest.mark.timeout(240)
+ROWS = [{"text": f"text {k}"} for k in range(50)]
 
 
 def free_port() -> int:
@@ -34,35 +23,46 @@ def free_port() -> int:
 
 
 def replicas() -> list[psutil.Process]:
-    """The processes of this user that hold a model."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "ServeReplica" in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    """The processes that hold a model."""
+    processes = psutil.process_iter(["cmdline"])
+    return [one for one in processes if "ServeReplica:vectors" in " ".join(one.info["cmdline"] or [])]
 
 
-def test_a_killed_replica_loses_no_request_without_an_error(ray_cluster: str, encoder: str) -> None:
-    where = {"port": free_port(), "name": "vectors", "limits": {"ongoing": 8, "queued": 8}}
-    workers = {"count": 2, "cpus": 0.4}
-    spec = ServeSpec.build({"task": "embedding", "model": encoder, "serve": where, "workers": workers})
-    rows = [{"text": f"text {k}"} for k in range(50)]
-    with serving([make_plan(spec)], ray_cluster) as (url,):
-        calm = asyncio.run(send_load("vectors", f"{url}/predict", rows, 8))
-        assert calm.statuses == {200: 80}
-        crowded = asyncio.run(send_load("vectors", f"{url}/predict", rows, 60))
+def load(url: str, clients: int) -> Load:
+    """Ten requests of each client."""
+    return asyncio.run(send_load("vectors", f"{url}/predict", ROWS, clients))
+
+
+async def load_and_kill(url: str) -> Load:
+    """Kills a replica under load."""
+    sent = asyncio.create_task(send_load("vectors", f"{url}/predict", ROWS, 12))
+    await asyncio.sleep(0.1)
+    replicas()[0].kill()
+    return await sent
+
+
+@pytest.mark.timeout(240)
+def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: str) -> None:
+    port = free_port()
+    where = f"{{name: vectors, port: {port}, limits: {{ongoing: 8, queued: 8}}}}"
+    flags = ["--set", f"serve={where}", "--set", "workers={count: 2, cpus: 0.4}"]
+    program = Program(hfbatch, "serve", "embedding", "--model", encoder, "--address", ray_cluster, *flags)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 100
+    while f"at {url}" not in program.output and time.monotonic() < deadline:
+        assert program.poll() is None, program.output
+        time.sleep(0.1)
+    try:
+        assert load(url, 8).statuses == {200: 80}
+        crowded = load(url, 60)
         assert crowded.statuses == {200: 600}
-        assert crowded.retries > 0  # more than both replicas and the queue take
-
-        async def kill_under_load() -> Any:
-            load = asyncio.create_task(send_load("vectors", f"{url}/predict", rows, 12))
-            await asyncio.sleep(0.1)
-            replicas()[0].kill()
-            return await load
-
-        lost = asyncio.run(kill_under_load())
-        assert sum(lost.statuses.values()) == 120  # each has an answer
+        assert crowded.retries > 0  # more requests than both replicas and the queue take
+        lost = asyncio.run(load_and_kill(url))
+        assert sum(lost.statuses.values()) == 120
         assert set(lost.statuses) <= {200, 500, 503}
         assert lost.statuses[200] >= 100
         shown = requests.get(f"{url}/metrics", timeout=30).text
         assert 'hfbatch_requests_total{route="/predict",status="200"}' in shown
+    finally:
+        program.interrupt()
+    assert program.wait(60) == 0, program.output
