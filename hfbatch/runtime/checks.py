@@ -16,7 +16,7 @@ from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.graphs import graph_alone_fault
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.runtime.guard import limit_faults
+from hfbatch.runtime.guard import is_limited, limit_faults
 from hfbatch.runtime.variants import is_quantised
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
@@ -110,6 +110,10 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
     if spec.guard.mode == "required" and task.agreement is None:
         faults.append(
             f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
+        )
+    elif spec.guard.mode == "required" and not spec.guard.limits and not is_limited(task):
+        faults.append(
+            f"engine.guard required: task {task.name} has no limit of its own; set one of engine.guard.limits, or leave it out"
         )
     if spec.guard.mode == "required" and is_quantised(task):
         faults.append(
