@@ -12,6 +12,7 @@ from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES, kind_of
 from hfbatch.engines.base import Capability, Engine, RowEngine
 from hfbatch.engines.gguf import as_folder
+from hfbatch.engines.quantization import settings_faults
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.graphs import graph_alone_fault
 from hfbatch.hub.models import Model
@@ -99,6 +100,9 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
             f"engine {name} cannot run task {task.name}, which needs {needs}; use engine {' or '.join(able)}"
         ]
     faults = []
+    quantised = getattr(task.config, "quantization_config", None)
+    if isinstance(quantised, dict) and not task.model.trust_remote_code:
+        faults += settings_faults(task.model.name, quantised)
     if missing := kind.missing():
         faults.append(f"engine {name} needs {' and '.join(missing)}; pip install 'hfbatch[{name}]'")
     elif missing := kind.missing(spec.quantization):
