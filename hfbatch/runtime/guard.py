@@ -190,30 +190,38 @@ def _agreement(
     """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute, and
     None where that can compute none.
     """
-    plain, positions = features.drop_columns([POSITION]), features[POSITION].to_numpy()
-    compared = task.compare_models(reference.model, engine.model, plain)
+    compared = task.compare_models(reference.model, engine.model, features.drop_columns([POSITION]))
     if compared is not None:
         return compared
-    one, other = (
-        Predictor(task, cast(BatchEngine, each), BATCH).predict(plain) for each in (reference, engine)
-    )
-    lost = np.setdiff1d(one.kept, other.kept)
+    one, other = (_answers(task, each, features, columns) for each in (reference, engine))
+    lost = np.setdiff1d(one.rows, other.rows)
     if len(lost):
-        error = next(error for row, error in other.failures if row == lost[0])
-        return f"{len(lost)} of {len(plain)} rows fail, which do not in float32: {error}"
-    if not len(one.kept):
+        cause = other.failures[int(lost[0])]
+        return f"{len(lost)} of {len(features)} rows fail, which do not in float32: {cause}"
+    if not len(one.rows):
         return None
-    fields, answers = task.fields_for(set(columns)), []
-    for made in (one, other):
-        outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
-        answers.append(postprocess(task, fields, outputs, columns)[:2])
-    both = np.intersect1d(answers[0][0], answers[1][0])
-    if not len(both):
-        return "no row has a result in both"
-    kept = [pa.array(np.isin(rows, both)) for rows, _ in answers]
-    names = [column.name for column in fields]
-    aligned = [
-        {name: array.filter(mask) for name, array in zip(names, arrays, strict=True)}
-        for mask, (_, arrays) in zip(kept, answers, strict=True)
-    ]
-    return cast(ColumnAgreement, agreement_of(task)).compare(*aligned)
+    both = pa.array(np.isin(other.rows, one.rows))
+    found = {name: array.filter(both) for name, array in other.columns.items()}
+    return cast(ColumnAgreement, agreement_of(task)).compare(one.columns, found)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a model gives for rows."""
+
+    rows: np.ndarray
+    """Positions of the rows that have a result, in the order of the features."""
+    columns: dict[str, pa.Array]
+    failures: dict[int, str]
+    """Why the others have none, by position."""
+
+
+def _answers(task: Task, engine: Engine, features: pa.Table, columns: Mapping[str, pa.Array]) -> _Answers:
+    positions = features[POSITION].to_numpy()
+    made = Predictor(task, cast(BatchEngine, engine), BATCH).predict(features.drop_columns([POSITION]))
+    outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
+    fields = task.fields_for(set(columns))
+    rows, arrays, rejects = postprocess(task, fields, outputs, columns)
+    failures = {int(positions[row]): str(error) for row, error in made.failures}
+    failures |= {reject.position: reject.message for reject in rejects}
+    return _Answers(rows, {field.name: array for field, array in zip(fields, arrays, strict=True)}, failures)

@@ -20,6 +20,7 @@ from hfbatch.hub.models import pin
 from hfbatch.runtime.checks import engine_faults
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import sample, verdict
+from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.runner import Runner
 from hfbatch.runtime.variants import Variant
@@ -27,6 +28,7 @@ from hfbatch.spec.engines import GuardSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.agreement import Comparison
 from hfbatch.tasks.generation.likelihood import log_probs_after
+from hfbatch.tasks.multimodal.embedding import Embedding
 from tests.models.quantised import quantised_checkpoint
 from tests.models.text import tiny_llama, tiny_mbart, tiny_t5
 
@@ -116,6 +118,28 @@ def test_rows_that_fail_in_float32_too_are_no_fault_of_the_precision(encoder: st
         (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
     judged = proposed(str(tmp_path))[1].guard
     assert (judged["status"], judged["reason"]) == ("unguarded", "none of 60 rows has a result in float32")
+
+
+def test_rows_that_fail_after_the_model_are_faults_of_the_precision(
+    encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a task finds NaN in what it has made of the outputs."""
+    postprocess, dtypes = Embedding.postprocess, []
+
+    class Watched(Predictor):
+        def __init__(self, task: Any, engine: Any, *rest: Any) -> None:
+            super().__init__(task, engine, *rest)
+            dtypes.append(engine.dtype)
+
+    def refuse(task: Embedding, outputs: pa.Table, columns: Any) -> list[pa.Array]:
+        if dtypes[-1] == "bfloat16" and TEXTS[3] in columns["text"].to_pylist():
+            raise ValueError("the vector is NaN")
+        return postprocess(task, outputs, columns)
+
+    monkeypatch.setattr("hfbatch.runtime.guard.Predictor", Watched)
+    monkeypatch.setattr(Embedding, "postprocess", refuse)
+    with pytest.raises(WorkerError, match="1 of 60 rows fail, which do not in float32: the vector is NaN"):
+        proposed(encoder)
 
 
 def test_a_limit_of_an_unknown_measure_and_a_guard_without_a_measure_are_faults(encoder: str) -> None:
