@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.engines.base import EngineConfig
+from hfbatch.errors import one_line
 from hfbatch.hub.jsonfiles import read_object
 
 if TYPE_CHECKING:
@@ -119,6 +120,24 @@ def quantization_faults(
         f"engine.quantization {quantization} of engine {engine} quantises linear layers, and {settings.model_type} models "
         f"have none that it knows; set engine.quantization to {others}"
     ]
+
+
+def settings_faults(model: str, given: dict[str, Any]) -> list[str]:
+    """Returns the fault of a checkpoint's settings that their class in transformers does not take. Loads no weights.
+
+    :param model: its name, for errors.
+    """
+    quiet()
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    try:
+        AutoQuantizationConfig.from_dict(dict(given))
+    except Exception as error:  # noqa: BLE001 - of any class: some settings are used before they are checked
+        return [
+            f"model {model!r}: config.json has a quantization_config that transformers does not read ({one_line(error)}); "
+            "download the file again, or give the model without quantisation"
+        ]
+    return []
 
 
 def may_share(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Finds and checks the GGUF files of a model. Reads only their first bytes."""
+"""Finds and checks the GGUF files of a model. Reads only their headers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from hfbatch.hub.gguf_header import check_header
 from hfbatch.hub.jsonfiles import is_pointer, pointer_fault
 from hfbatch.hub.modelfiles import is_inside
 
-MAGIC = b"GGUF"
 ENDING = ".gguf"
 _SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.gguf")
 
@@ -41,9 +41,10 @@ def gguf_faults(model: str, file: str, names: Collection[str], folder: Path | No
     path = folder / file
     if is_pointer(path):
         return [pointer_fault(model, file)]
-    with path.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            return [f"model.file: {path} is not a GGUF file; download it again"]
+    try:
+        check_header(path)
+    except ValueError as error:
+        return [f"model.file: {file} cannot be read: {error}; if it is incomplete, download it again"]
     return []
 
 

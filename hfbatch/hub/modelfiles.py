@@ -164,15 +164,19 @@ def _size_faults(model: str, config: dict[str, Any]) -> Iterator[str]:
 
 
 def _quantisation_faults(model: str, config: dict[str, Any], trust_remote_code: bool) -> Iterator[str]:
-    """Yields a fault for quantised weights whose library is not installed on this machine."""
+    """Yields faults of settings of quantised weights that contradict each other, or whose library this machine does not have."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for given in (part.get("quantization_config") for part in parts):
-        if not isinstance(given, dict):
+        if given is None:
             continue
-        method = given.get("quant_method")
-        if method is None and (given.get("load_in_4bit") or given.get("load_in_8bit")):
-            method = "bitsandbytes"
-        method = str(method).removesuffix("_4bit").removesuffix("_8bit")
+        if contradiction := _contradiction(given):
+            yield (
+                f"model {model!r}: config.json has a quantization_config with {contradiction}; download the file again, or give the "
+                "model without quantisation"
+            )
+            continue
+        method = str(given.get("quant_method") or "bitsandbytes")  # which older files do not name
+        method = method.removesuffix("_4bit").removesuffix("_8bit")
         if method in KERNELS:
             yield (
                 f"model {model!r}: its weights are quantised by {method}, whose kernels transformers fetches from the Hub and "
@@ -191,6 +195,29 @@ def _quantisation_faults(model: str, config: dict[str, Any], trust_remote_code: 
                     f"model {model!r}: its weights are quantised by {method}, which needs {' and '.join(lacking)}; run "
                     f"`pip install {' '.join(lacking)}` on every node, or give the model without quantisation"
                 )
+
+
+def _contradiction(given: Any) -> str:
+    """Returns which settings of quantised weights cannot hold together; empty if they can."""
+    if not isinstance(given, dict):
+        return f"{given!r} in place of an object"
+    method, flags = given.get("quant_method"), {}
+    for name in ("load_in_8bit", "load_in_4bit"):
+        if given.get(name) not in (None, False, True):
+            return f"{name} {given[name]!r}, which is neither true nor false"
+        flags[name] = bool(given.get(name))
+    if all(flags.values()):
+        return "load_in_8bit and load_in_4bit, both true: weights are in one of them"
+    if method is not None and not isinstance(method, str):
+        return f"quant_method {method!r}, which is no name"
+    flag = next((name for name, on in flags.items() if on), None)
+    named = method is None or method.startswith("bitsandbytes")
+    if flag and not named:
+        return f"quant_method {method!r} and {flag} true, which is of bitsandbytes"
+    if named and not flag:
+        return f"quant_method {method!r}, and neither load_in_8bit nor load_in_4bit true"
+    kind = given.get("bnb_4bit_quant_type", "fp4")
+    return "" if kind in ("fp4", "nf4") else f"bnb_4bit_quant_type {kind!r}, which is neither fp4 nor nf4"
 
 
 def _code_faults(model: str, folder: Path) -> Iterator[str]:

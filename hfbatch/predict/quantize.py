@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from hfbatch.engines import ENGINES
 from hfbatch.engines.base import Engine
 from hfbatch.engines.exports import KEY
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.hub.models import GRAPH_FILES, PICKLES, files_in
+from hfbatch.hub.models import GRAPH_FILES, PICKLES, Model, files_in
 from hfbatch.output.rejects import unreadable
+from hfbatch.pages.model_card import as_markdown, fenced
 from hfbatch.predict.bind import bind
 from hfbatch.predict.preview import first_rows
 from hfbatch.runtime.config import RunnerConfig
@@ -37,6 +39,8 @@ WEIGHTS = (*PICKLES, *GRAPH_FILES, "*.safetensors", "*.index.json")
 """Files that are not copied from the model."""
 DENSE = re.compile(r"\d+_\w+/model\.safetensors")
 """Weights of the pooling, which are."""
+OLD_TOKENIZER = ("added_tokens.json", "special_tokens_map.json")
+"""Files of a tokenizer that are now part of tokenizer_config.json, where it has been saved anew with other tokens."""
 CARD = """---
 {data}---
 
@@ -49,9 +53,7 @@ CARD = """---
 {table}
 ## How to use it
 
-```bash
-hfbatch predict {task} INPUT OUTPUT --model {out}{option}
-```
+{command}
 """
 
 
@@ -109,8 +111,10 @@ def quantize(spec: JobSpec) -> Quantized:
             runner.load()  # anew: a call of the model can change how its weights are kept
             cast(Any, runner.engine).model.save_pretrained(made)
             stored = sum(file.stat().st_size for file in made.glob("*.safetensors"))
+        if spec.tokenizer != TokenizerSpec():
+            runner.task.tokenizer.save_pretrained(made)
         _copy_others(Path(runner.task.model.folder), made)
-        card = _card(bound.spec, bound.model.name, bound.model.commit, verdict, out)
+        card = _card(bound.spec, bound.model, verdict, out)
         (made / "README.md").write_text(card, encoding="utf8")
     quantization = bound.spec.engine.quantization
     return Quantized(str(out), name, quantization, size, stored, asdict(verdict) if verdict else None)
@@ -171,17 +175,20 @@ def _made(out: Path) -> Iterator[Path]:
 
 def _copy_others(folder: Path, made: Path) -> None:
     """Copies what the model has besides weights and what is there: config, tokenizer, processor, pooling with its layers."""
+    present = OLD_TOKENIZER if (made / "tokenizer_config.json").exists() else ()
     for name in files_in(folder):
         path, target = Path(name), made / name
         hidden = any(part.startswith(".") for part in path.parts)
         weights = any(path.match(pattern) for pattern in WEIGHTS) and not DENSE.fullmatch(name)
-        if hidden or weights or target.exists() or name in ("README.md", KEY):
+        if hidden or weights or target.exists() or name in ("README.md", KEY, *present):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target)
 
 
-def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: Path) -> str:
+def _card(spec: JobSpec, model: Model, verdict: Verdict | None, out: Path) -> str:
+    """Returns the model card. Of a model that is not on the Hub it names the folder alone, not where that is."""
+    name = model.name if model.hub else Path(model.source or model.folder).name
     lines, engine = [], spec.engine
     if verdict and verdict.measures:
         lines = ["| measure | value | limit |", "|---|---:|---|"]
@@ -192,16 +199,18 @@ def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: P
     kind = "" if engine.quantization == "none" else engine.quantization
     graph = engine.name if ENGINES[engine.name].exports else ""
     made = f"quantised to {kind} by hfbatch {__version__}" if kind else f"exported by hfbatch {__version__}"
-    dtype = f" --set model.dtype={spec.model.dtype}" if graph and spec.model.dtype != "float32" else ""
+    command = ["hfbatch", "predict", spec.task, "INPUT", "OUTPUT", "--model", out.name]
+    command += ["--set", f"engine={graph}"] if graph else []
+    command += ["--set", f"model.dtype={spec.model.dtype}"] if graph and spec.model.dtype != "float32" else []
     data = yaml.safe_dump(
-        {"base_model": str(name), "tags": [word for word in (graph, kind) if word]}, sort_keys=False
+        {"base_model": name, "tags": [word for word in (graph, kind) if word]}, sort_keys=False
     )
     agrees = "The graph agrees with the model in float32 within a thousandth of the largest value"
     return CARD.format(
         data=data,
-        title=Path(name).name,
+        title=as_markdown(Path(name).name),
         form=" ".join(filter(None, [f"for {graph}" if graph else "", f"in {kind}" if kind else ""])),
-        source=f"{f'A graph for {graph} of' if graph else 'The weights of'} `{name}` at `{commit}`, {made}.",
+        source=f"{f'A graph for {graph} of' if graph else 'The weights of'} {as_markdown(name)} at `{model.commit}`, {made}.",
         task=spec.task,
         summary=verdict.summary
         if verdict
@@ -209,6 +218,5 @@ def _card(spec: JobSpec, name: str, commit: str, verdict: Verdict | None, out: P
         if graph and not kind
         else "It was not compared with float32",
         table="\n".join([*lines, ""]),
-        out=out.name,
-        option=f" --set engine={graph}{dtype}" if graph else "",
+        command=fenced(shlex.join(command), "bash"),
     )

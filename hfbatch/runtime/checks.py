@@ -13,11 +13,12 @@ from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES, kind_of
 from hfbatch.engines.base import Capability, Engine, RowEngine
 from hfbatch.engines.gguf import as_folder
+from hfbatch.engines.quantization import settings_faults
 from hfbatch.errors import HfbatchError, SpecError
 from hfbatch.hub.graphs import graph_alone_fault
 from hfbatch.hub.models import Model
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.runtime.guard import limit_faults
+from hfbatch.runtime.guard import is_limited, limit_faults
 from hfbatch.runtime.variants import is_quantised
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
@@ -121,6 +122,9 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
             f"engine {name} cannot run task {task.name}, which needs {needs}; use engine {' or '.join(able)}"
         ]
     faults = []
+    quantised = getattr(task.config, "quantization_config", None)
+    if isinstance(quantised, dict) and not task.model.trust_remote_code:
+        faults += settings_faults(task.model.name, quantised)
     if missing := kind.missing():
         faults.append(f"engine {name} needs {' and '.join(missing)}; pip install 'hfbatch[{name}]'")
     elif missing := kind.missing(spec.quantization):
@@ -132,6 +136,10 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
     if spec.guard.mode == "required" and task.agreement is None:
         faults.append(
             f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
+        )
+    elif spec.guard.mode == "required" and not spec.guard.limits and not is_limited(task):
+        faults.append(
+            f"engine.guard required: task {task.name} has no limit of its own; set one of engine.guard.limits, or leave it out"
         )
     if spec.guard.mode == "required" and is_quantised(task):
         faults.append(

@@ -75,6 +75,8 @@ class EngineSearch:
         :raises WorkerError: if nothing in the dtype that the spec names agrees with float32.
         """
         begun = time.perf_counter()
+        if first == REFERENCE:
+            self._reference = engine
         some = self._some(engine)
         rate = self._speed(engine, some)
         seconds = self.rows / rate
@@ -97,12 +99,12 @@ class EngineSearch:
         """Returns float32 in torch where no variant agrees with it. :raises WorkerError: if the spec names another dtype."""
         if self.dtype not in ("auto", "float32"):
             raise WorkerError(f"{self.trials[0].note}. {advice(first)}")
-        return self.build(REFERENCE)
+        return self._exact()
 
     def _try(self, variant: Variant, some: pa.Table) -> EngineTrial:
         """Loads and measures a variant, see `_judge`."""
         try:
-            engine = self.build(variant)
+            engine = self._exact() if variant == REFERENCE else self.build(variant)
             rate = self._speed(engine, some)
         except HfbatchError as error:
             return EngineTrial(str(variant), note=one_line(error))
@@ -137,7 +139,7 @@ class EngineSearch:
         )
 
     def _exact(self) -> Engine:
-        """The model in float32, loaded once."""
+        """The model in float32 in torch, loaded once: a variant like the others, and what they are compared with."""
         self._reference = self._reference or self.build(REFERENCE)
         return self._reference
 

@@ -35,7 +35,7 @@ class Verdict:
     precision: str
     """What was compared with float32, such as `int8 by openvino`."""
     status: str
-    """passed, failed or unguarded."""
+    """passed, failed or unguarded: nothing was compared, or no measure has a limit."""
     reason: str = ""
     """Which limits do not hold, or why there was no comparison."""
     rows: int = 0
@@ -56,18 +56,25 @@ class Verdict:
         object.__setattr__(self, "summary", self._summary())
 
     def _summary(self) -> str:
-        if self.status == "unguarded":
+        if self.status == "unguarded" and not self.measures:
             return f"{self.precision} was not compared with float32: {self.reason}"
         shown = ", ".join(f"{name} {value:.5g}" for name, value in self.measures.items()) or self.reason
+        if self.status == "unguarded":
+            return (
+                f"{self.precision} was compared with float32 on {self.rows:,} rows, and nothing is judged unless "
+                f"engine.guard.limits sets a limit: {shown}"
+            )
         if self.status == "passed":
             return f"{self.precision} agrees with float32 on {self.rows:,} rows: {shown}"
         broken = f"; {self.reason}" if self.measures else ""
         return f"{self.precision} differs too much from float32 on {self.rows:,} rows: {shown}{broken}"
 
 
-def advice(variant: Variant) -> str:
-    """Returns what to set instead of a variant that differs too much."""
+def advice(variant: Variant, status: str = "failed") -> str:
+    """Returns what to set instead of a variant that differs too much, or that `guard: required` refuses as unguarded."""
     instead = "engine.quantization=none" if variant.quantization != "none" else "model.dtype=float32"
+    if status == "unguarded":
+        return f"Set {instead}, or leave guard: required out"
     return f"Set {instead}; or other engine.guard.limits, if these differences do no harm"
 
 
@@ -79,6 +86,12 @@ def limit_faults(task: Task, spec: GuardSpec) -> list[str]:
         for name in spec.limits
         if name not in known
     ]
+
+
+def is_limited(task: Task) -> bool:
+    """Returns whether a measure of the task has a limit that the spec need not set."""
+    limits = task.agreement.limits.values() if task.agreement else ()
+    return any(limit.value is not None for limit in limits)
 
 
 def compare(
@@ -123,6 +136,9 @@ def verdict(
         return Verdict(precision, "unguarded", reason, rows, seconds=seconds)
     if isinstance(found, str):
         return Verdict(precision, "failed", found, rows, seconds=seconds)
+    if found.lacking:
+        reason = f"none of {rows:,} rows has {found.lacking}, in either precision"
+        return Verdict(precision, "unguarded", reason, rows, seconds=seconds)
     agreement = agreement_of(task)
     limits = {
         name: Limit(spec.limits.get(name, limit.value), limit.most)
@@ -140,17 +156,21 @@ def verdict(
     ]
     counts = np.histogram(1 - np.clip(found.rows, 0, 1), bins=EDGES)[0].tolist()
     shown = {name: str(limit) for name, limit in limits.items() if limit.value is not None}
+    status = (
+        "failed" if broken else "passed" if any(name in shown for name in found.measures) else "unguarded"
+    )
     return Verdict(
-        precision, "failed" if broken else "passed", "; ".join(broken), rows, found.measures, shown, counts,
+        precision, status, "; ".join(broken), rows, found.measures, shown, counts,
         agreement.row, seconds,
     )  # fmt: skip
 
 
 def agreement_of(task: Task) -> Agreement:
     """Returns the task's measure. :raises ValueError: if it has none, see `variants.no_reference`."""
-    if task.agreement is None:
+    agreement = task.own_agreement
+    if agreement is None:
         raise ValueError(f"task {task.name} has no measure of agreement")
-    return task.agreement
+    return agreement
 
 
 def sample(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -170,30 +190,38 @@ def _agreement(
     """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute, and
     None where that can compute none.
     """
-    plain, positions = features.drop_columns([POSITION]), features[POSITION].to_numpy()
-    compared = task.compare_models(reference.model, engine.model, plain)
+    compared = task.compare_models(reference.model, engine.model, features.drop_columns([POSITION]))
     if compared is not None:
         return compared
-    one, other = (
-        Predictor(task, cast(BatchEngine, each), BATCH).predict(plain) for each in (reference, engine)
-    )
-    lost = np.setdiff1d(one.kept, other.kept)
+    one, other = (_answers(task, each, features, columns) for each in (reference, engine))
+    lost = np.setdiff1d(one.rows, other.rows)
     if len(lost):
-        error = next(error for row, error in other.failures if row == lost[0])
-        return f"{len(lost)} of {len(plain)} rows fail, which do not in float32: {error}"
-    if not len(one.kept):
+        cause = other.failures[int(lost[0])]
+        return f"{len(lost)} of {len(features)} rows fail, which do not in float32: {cause}"
+    if not len(one.rows):
         return None
-    fields, answers = task.fields_for(set(columns)), []
-    for made in (one, other):
-        outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
-        answers.append(postprocess(task, fields, outputs, columns)[:2])
-    both = np.intersect1d(answers[0][0], answers[1][0])
-    if not len(both):
-        return "no row has a result in both"
-    kept = [pa.array(np.isin(rows, both)) for rows, _ in answers]
-    names = [column.name for column in fields]
-    aligned = [
-        {name: array.filter(mask) for name, array in zip(names, arrays, strict=True)}
-        for mask, (_, arrays) in zip(kept, answers, strict=True)
-    ]
-    return cast(ColumnAgreement, agreement_of(task)).compare(*aligned)
+    both = pa.array(np.isin(other.rows, one.rows))
+    found = {name: array.filter(both) for name, array in other.columns.items()}
+    return cast(ColumnAgreement, agreement_of(task)).compare(one.columns, found)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a model gives for rows."""
+
+    rows: np.ndarray
+    """Positions of the rows that have a result, in the order of the features."""
+    columns: dict[str, pa.Array]
+    failures: dict[int, str]
+    """Why the others have none, by position."""
+
+
+def _answers(task: Task, engine: Engine, features: pa.Table, columns: Mapping[str, pa.Array]) -> _Answers:
+    positions = features[POSITION].to_numpy()
+    made = Predictor(task, cast(BatchEngine, engine), BATCH).predict(features.drop_columns([POSITION]))
+    outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
+    fields = task.fields_for(set(columns))
+    rows, arrays, rejects = postprocess(task, fields, outputs, columns)
+    failures = {int(positions[row]): str(error) for row, error in made.failures}
+    failures |= {reject.position: reject.message for reject in rejects}
+    return _Answers(rows, {field.name: array for field, array in zip(fields, arrays, strict=True)}, failures)

@@ -229,9 +229,15 @@ class Runner:
         spec, engine, shown = self.config.engine.guard, self.engine, str(self._variant)
         if graph := self.task.model.graphs.get(self._variant.engine):
             shown = f"the graph {graph} in {shown}"
+        exact: list[Engine] = []
+
+        def reference() -> Engine:
+            exact.append(self._build(REFERENCE))
+            return exact[0]
+
         verdict = compare(
             self.task,
-            lambda: self._build(REFERENCE),
+            reference,
             cast(Engine, engine),
             shown,
             features,
@@ -246,9 +252,17 @@ class Runner:
             and self.config.dtype == "auto"
             and self._variant.quantization == "none"
         ):
-            self.load(replace(self._variant, dtype="float32"))
+            self._take_float32(exact[0])
             return verdict
-        raise WorkerError(f"{verdict.summary}. {advice(self._variant)}")
+        raise WorkerError(f"{verdict.summary}. {advice(self._variant, verdict.status)}")
+
+    def _take_float32(self, reference: Engine) -> None:
+        """Runs the model in float32 from now on; in torch, that is the model of the comparison."""
+        exact = replace(self._variant, dtype="float32")
+        if exact == REFERENCE:
+            self.engine, self._variant = reference, exact
+        else:
+            self.load(exact)
 
     def prepare(self, engine: Engine, features: pa.Table) -> None:
         """Has the engine prepare for batches such as that of the first two rows."""

@@ -254,6 +254,11 @@ class Task(ABC):
         }
 
     @property
+    def own_agreement(self) -> Agreement | None:
+        """`agreement`, in the form that suits this model and these params."""
+        return self.agreement
+
+    @property
     def pads(self) -> bool:
         """Whether rows of different lengths may be padded into one batch."""
         return self.config.model_type not in SEE_PADDING

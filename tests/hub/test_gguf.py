@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hfbatch.engines.gguf import as_folder
 from hfbatch.errors import SpecError, WorkerError
+from hfbatch.hub.gguf_header import check_header
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.checks import readable
@@ -152,7 +154,11 @@ def test_another_content_is_another_job(folder: Path, tmp_path: Path) -> None:
         (None, "has its weights in GGUF files; name one of them: model.file: cut.gguf or empty.gguf or "),
         ("none.gguf", "has no GGUF file 'none.gguf'; it has: cut.gguf, empty.gguf, pointer.gguf, tiny-"),
         ("../files/empty.gguf", "has no GGUF file '../files/empty.gguf'"),
-        ("empty.gguf", "empty.gguf is not a GGUF file; download it again"),
+        (
+            "empty.gguf",
+            "empty.gguf cannot be read: it is not a GGUF file; if it is incomplete, download it again",
+        ),
+        ("cut.gguf", "cut.gguf cannot be read: its header claims 2 numbers, and 0 bytes follow; if it is"),
         ("pointer.gguf", "pointer.gguf is a Git LFS pointer in place of the file"),
         ("tiny-00001-of-00002.gguf", "is one of 2 files of a model, which transformers does not read; join"),
     ],
@@ -173,6 +179,55 @@ def test_a_file_that_is_not_there_or_not_gguf_is_a_fault(
         pin(ModelSpec(name=str(files), file=file))
     (fault,) = caught.value.faults
     assert message in fault
+
+
+HEAD = b"GGUF" + struct.pack("<I", 3)
+
+
+def key(name: bytes, kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+
+
+def tensor(*shape: int) -> bytes:
+    return struct.pack(f"<QI{len(shape)}QIQ", 0, len(shape), *shape, 0, 0)
+
+
+LLAMA = key(b"general.architecture", 8, struct.pack("<Q5s", 5, b"llama"))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (HEAD + struct.pack("<QQ", 1 << 60, 0), "its header claims 1,152,921,504,606,846,976 tensors, and 0 bytes"),
+        (HEAD + struct.pack("<QQ", 0, 1 << 60), "its header claims 1,152,921,504,606,846,976 keys, and 0 bytes"),
+        (HEAD + struct.pack("<QQ", 0, 1) + key(b"a", 9, struct.pack("<IQ", 8, 1 << 60)), "976 values, and 0 bytes"),
+        (HEAD + struct.pack("<QQ", 0, 1) + key(b"a", 9, struct.pack("<IQ", 4, 1 << 60)), "976 numbers, and 0 bytes"),
+        (HEAD + struct.pack("<QQ", 0, 1) + key(b"a", 8, struct.pack("<Q", 1 << 60)), "976 characters, and 0 bytes"),
+        (HEAD + struct.pack("<QQ", 0, 1) + key(b"a", 99, b"\0" * 9), "a value of an unknown type 99"),
+        (HEAD + struct.pack("<QQ", 1, 0) + tensor(1 << 20, 1 << 20), "(1048576, 1048576), for which it is too small"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1 of the format, and transformers reads 2 and 3"),
+        (HEAD + struct.pack("<QQ", 1, 2) + LLAMA + key(b"llama.block_count", 4, struct.pack("<I", 1 << 24)) + tensor(64),
+         "its header has llama.block_count 16,777,216, and it has 1 tensors"),
+        (HEAD + struct.pack("<QQ", 1, 2) + LLAMA + key(b"llama.embedding_length", 4, struct.pack("<I", 128)) + tensor(64),
+         "its header has llama.embedding_length 128, and the largest dimension of its tensors is 64"),
+        (HEAD + struct.pack("<QQ", 1, 2) + LLAMA
+         + key(b"llama.attention.head_count", 9, struct.pack("<IQII", 4, 2, 4, 99)) + tensor(64),
+         "its header has llama.attention.head_count 99, and the largest dimension"),
+    ],
+)  # fmt: skip
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(
+    tmp_path: Path, header: bytes, message: str
+) -> None:
+    """At once: to read, or build, what it claims would take hours."""
+    (tmp_path / "a.gguf").write_bytes(header)
+    with pytest.raises(SpecError) as caught:
+        pin(ModelSpec(name=str(tmp_path), file="a.gguf"))
+    assert message in str(caught.value)
+
+
+def test_a_header_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
+    check_header(tmp_path / "a.gguf")
 
 
 def test_other_mistakes_are_faults(folder: Path, tmp_path: Path) -> None:

@@ -219,6 +219,32 @@ def test_weights_whose_library_is_missing_are_reported(
     the_fault(whole, method, package)
 
 
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit, both true"),
+        ({"load_in_8bit": "true"}, "load_in_8bit 'true', which is neither true nor false"),
+        (
+            {"quant_method": "gptq", "load_in_4bit": True},
+            "'gptq' and load_in_4bit true, which is of bitsandbytes",
+        ),
+        ({"quant_method": "bitsandbytes"}, "neither load_in_8bit nor load_in_4bit true"),
+        ({}, "neither load_in_8bit nor load_in_4bit true"),
+        ({"quant_method": ["awq"]}, "quant_method ['awq'], which is no name"),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "int4"},
+            "bnb_4bit_quant_type 'int4', which is neither",
+        ),
+        (["int8"], "quantization_config with ['int8'] in place of an object"),
+    ],
+)
+def test_settings_of_quantised_weights_that_contradict_each_other_are_faults(
+    whole: Path, given: Any, part: str
+) -> None:
+    write(whole, "config.json", {**CONFIG, "quantization_config": given})
+    the_fault(whole, part, "download the file again, or give the model without quantisation")
+
+
 def test_weights_whose_library_is_there_pass(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(whole, "config.json", {**CONFIG, "quantization_config": {"load_in_4bit": True}})
     pin(ModelSpec(name=str(whole)))

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hfbatch import JobSpec
@@ -138,6 +139,33 @@ def test_the_layers_of_the_pooling_are_copied(classifier: str, rows: str, tmp_pa
     done = CliRunner().invoke(app, ["quantize", str(source), str(out), *flags])
     assert done.exit_code == 0, done.output
     assert [path.parent.name for path in out.glob("*/model.*")] == ["2_Dense"]
+
+
+def test_added_tokens_are_written_and_the_card_escapes_the_name_of_the_folder(
+    classifier: str, rows: str, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "a`b](c)<i>|d", tmp_path / "out `x`"
+    shutil.copytree(classifier, source)
+    (source / "added_tokens.json").write_text(
+        "{}"
+    )  # of another version: it would be read beside the new file
+    flags = ["--to", "int8_weight_only", "--rows", rows, "--json", "--set", "engine.guard=skip"]
+    flags += ["--set", "tokenizer.add_tokens=[zorkmid]", "--set", "tokenizer.truncation_side=left"]
+    done = CliRunner().invoke(app, ["quantize", str(source), str(out), *flags])
+    assert done.exit_code == 0, done.output
+    card = (out / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "# a\\`b\\]\\(c\\)&lt;i&gt;\\|d in int8_weight_only" in card
+    assert "--model 'out `x`'" in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == source.name
+    assert not (out / "added_tokens.json").exists()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(out),
+        TorchEngine(EngineConfig(str(out), "AutoModelForSequenceClassification", "float32")).model,
+    )
+    assert tokenizer.tokenize("zorkmid") == ["zorkmid"]
+    assert tokenizer.truncation_side == "left"
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
 def test_other_weights_and_links_to_folders_above_are_not_copied(

@@ -90,12 +90,23 @@ def test_the_fastest_that_agrees_with_float32_is_chosen(encoder: str, speeds: di
     ("speed", "limit", "note"), [(1.2, 1.01, "differs too much"), (1.04, 0.9, "not faster")]
 )
 def test_a_variant_that_differs_or_is_not_faster_is_out(
-    encoder: str, speeds: dict[str, float], speed: float, limit: float, note: str
+    encoder: str,
+    speeds: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    speed: float,
+    limit: float,
+    note: str,
 ) -> None:
+    """Each is loaded once, float32 too: it is a variant, and what the other one is compared with."""
     speeds["torch bfloat16"] = speed
+    loaded, build = [], Runner._build
+    monkeypatch.setattr(
+        Runner, "_build", lambda runner, variant: loaded.append(variant.dtype) or build(runner, variant)
+    )
     _, choice = proposed(encoder, 10_000, guard={"limits": {"cosine_mean": limit}})
     assert (choice.engine, choice.dtype, choice.guard) == ("torch", "float32", None)
     assert note in choice.trials[1]["note"]
+    assert loaded == ["float32", "bfloat16"]
 
 
 @pytest.mark.usefixtures("torch_alone")

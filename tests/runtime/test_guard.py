@@ -1,9 +1,8 @@
-"""The guard: measures of agreement, the choice of rows, and what becomes of a model whose precision does harm."""
+"""The guard: the choice of rows, and what becomes of a model whose precision does harm."""
 
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hfbatch import JobSpec
 from hfbatch.errors import WorkerError
 from hfbatch.hub.models import pin
 from hfbatch.runtime.checks import engine_faults
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.runtime.guard import sample
+from hfbatch.runtime.guard import sample, verdict
+from hfbatch.runtime.predictor import Predictor
 from hfbatch.runtime.prepare import POSITION
 from hfbatch.runtime.runner import Runner
 from hfbatch.runtime.variants import Variant
-from hfbatch.tasks import TASKS, task_class
-from hfbatch.tasks.agreement import Best, Items, Limit, Pixels, Ranking, Texts, Vectors
+from hfbatch.spec.engines import GuardSpec
+from hfbatch.tasks import task_class
+from hfbatch.tasks.agreement import Comparison
 from hfbatch.tasks.generation.likelihood import log_probs_after
-from hfbatch.tasks.vision.masks import box_overlap, encode_mask, mask_overlap
+from hfbatch.tasks.multimodal.embedding import Embedding
 from tests.models.quantised import quantised_checkpoint
 from tests.models.text import tiny_llama, tiny_mbart, tiny_t5
 
@@ -86,12 +87,18 @@ def test_a_dtype_that_the_spec_leaves_open_falls_back_to_float32(
     for name in ("native_dtype", "fastest_dtype"):
         chosen = ("cpu", "bfloat16") if name == "native_dtype" else "bfloat16"
         monkeypatch.setattr(f"hfbatch.runtime.runner.{name}", lambda gpus=True, chosen=chosen: chosen)
+    loaded: list[Variant] = []
+    build = Runner._build
+    monkeypatch.setattr(
+        Runner, "_build", lambda runner, variant: loaded.append(variant) or build(runner, variant)
+    )
     runner, choice = proposed(fragile, model={"dtype": "auto"})
+    assert [variant.dtype for variant in loaded] == ["bfloat16", "float32"]  # not float32 twice
     assert (choice.dtype, runner.engine.dtype, choice.guard["status"]) == ("float32", "float32", "failed")
 
 
 def test_limits_of_the_spec_replace_those_of_the_task(encoder: str, fragile: str) -> None:
-    loose = {"limits": {"cosine_mean": -1, "cosine_min": -1}}
+    loose = {"limits": {"cosine_mean": -1, "cosine_min": -1, "spread_change": 9}}
     assert proposed(fragile, guard=loose)[1].guard["status"] == "passed"
     with pytest.raises(WorkerError, match=r"top10_overlap must be at least 1\.01"):
         proposed(encoder, guard={"limits": {"top10_overlap": 1.01}})
@@ -109,8 +116,30 @@ def test_rows_that_fail_in_float32_too_are_no_fault_of_the_precision(encoder: st
     model.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
-    verdict = proposed(str(tmp_path))[1].guard
-    assert (verdict["status"], verdict["reason"]) == ("unguarded", "none of 60 rows has a result in float32")
+    judged = proposed(str(tmp_path))[1].guard
+    assert (judged["status"], judged["reason"]) == ("unguarded", "none of 60 rows has a result in float32")
+
+
+def test_rows_that_fail_after_the_model_are_faults_of_the_precision(
+    encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a task finds NaN in what it has made of the outputs."""
+    postprocess, dtypes = Embedding.postprocess, []
+
+    class Watched(Predictor):
+        def __init__(self, task: Any, engine: Any, *rest: Any) -> None:
+            super().__init__(task, engine, *rest)
+            dtypes.append(engine.dtype)
+
+    def refuse(task: Embedding, outputs: pa.Table, columns: Any) -> list[pa.Array]:
+        if dtypes[-1] == "bfloat16" and TEXTS[3] in columns["text"].to_pylist():
+            raise ValueError("the vector is NaN")
+        return postprocess(task, outputs, columns)
+
+    monkeypatch.setattr("hfbatch.runtime.guard.Predictor", Watched)
+    monkeypatch.setattr(Embedding, "postprocess", refuse)
+    with pytest.raises(WorkerError, match="1 of 60 rows fail, which do not in float32: the vector is NaN"):
+        proposed(encoder)
 
 
 def test_a_limit_of_an_unknown_measure_and_a_guard_without_a_measure_are_faults(encoder: str) -> None:
@@ -130,13 +159,40 @@ def test_a_limit_of_an_unknown_measure_and_a_guard_without_a_measure_are_faults(
     assert "task text-to-audio has no measure" in faults("text-to-audio", "required")[0]
 
 
+def test_rows_without_an_item_are_not_compared(encoder: str, tmp_path: Path) -> None:
+    """A tagger whose labels are all ignored: with nothing found, there is no agreement to require."""
+    AutoModelForTokenClassification.from_pretrained(encoder, num_labels=2).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
+    params = {"ignore_labels": ["LABEL_0", "LABEL_1"]}
+    judged = proposed(str(tmp_path), "token-classification", params=params)[1].guard
+    assert (judged["status"], judged["measures"]) == ("unguarded", {})
+    assert (
+        "was not compared with float32: none of 60 rows has an item, in either precision" in judged["summary"]
+    )
+    with pytest.raises(
+        WorkerError, match=r"has an item.* Set model.dtype=float32, or leave guard: required out"
+    ):
+        proposed(str(tmp_path), "token-classification", "required", params=params)
+
+
+def test_measures_without_a_limit_judge_nothing() -> None:
+    task = task_class("image-to-text").__new__(task_class("image-to-text"))
+    found = Comparison(np.ones(9), {"similarity_mean": 0.1, "equal": 0.0})
+    free = verdict(task, found, "torch (bfloat16)", 9, GuardSpec(), 1.0)
+    assert free.status == "unguarded"
+    assert "nothing is judged unless engine.guard.limits sets a limit: similarity_mean 0.1" in free.summary
+    limited = GuardSpec(limits={"similarity_mean": 0.5})
+    assert verdict(task, found, "torch (bfloat16)", 9, limited, 1.0).status == "failed"
+
+
 def test_a_model_without_a_reference_is_reported_and_refused_if_the_guard_is_required(
     encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hfbatch.runtime.variants.free_memory", lambda: 1000)
-    verdict = proposed(encoder)[1].guard
-    assert verdict["status"] == "unguarded"
-    assert "was not compared with float32: in float32 it needs" in verdict["summary"]
+    judged = proposed(encoder)[1].guard
+    assert judged["status"] == "unguarded"
+    assert "was not compared with float32: in float32 it needs" in judged["summary"]
     with pytest.raises(WorkerError, match="was not compared with float32"):
         proposed(encoder, guard="required")
 
@@ -146,19 +202,19 @@ def test_labels_are_compared(encoder: str, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((Path(encoder) / name).read_bytes())
     guard = {"limits": {"agreement": 0}}
-    verdict = proposed(str(tmp_path), "text-classification", guard)[1].guard
-    assert verdict["status"] == "passed"
-    assert set(verdict["measures"]) == {"agreement", "score_change_mean", "score_change_max"}
-    assert verdict["measures"]["score_change_max"] < 0.05
+    judged = proposed(str(tmp_path), "text-classification", guard)[1].guard
+    assert judged["status"] == "passed"
+    assert set(judged["measures"]) == {"agreement", "score_change_mean", "score_change_max"}
+    assert judged["measures"]["score_change_max"] < 0.05
 
 
 def test_weights_that_are_quantised_already_are_reported(tmp_path: Path) -> None:
     """In float32 too, which is not the precision of the weights."""
     folder = quantised_checkpoint("int8", tiny_llama(tmp_path / "plain"), tmp_path / "int8")
     given = {"model": {"dtype": "float32"}, "params": {"max_new_tokens": 4, "do_sample": False}}
-    verdict = proposed(folder, "text-generation", **given)[1].guard
-    assert verdict["status"] == "unguarded"
-    assert "its weights are quantised already" in verdict["summary"]
+    judged = proposed(folder, "text-generation", **given)[1].guard
+    assert judged["status"] == "unguarded"
+    assert "its weights are quantised already" in judged["summary"]
     spec = JobSpec.build(
         {
             "task": "text-generation",
@@ -235,106 +291,3 @@ def test_the_sample_holds_different_rows_of_all_lengths(lengths: list[int], coun
     if count >= 10 * len(set(lengths)):
         assert {lengths[row] for row in rows} <= set(lengths)
     assert np.array_equal(rows, sample(np.array(lengths), count, seed))
-
-
-def columns(**values: list[Any]) -> dict[str, pa.Array]:
-    return {name: pa.array(column) for name, column in values.items()}
-
-
-def test_vectors_of_tokens_count_as_one_and_a_null_vector_equals_itself() -> None:
-    one = columns(v=[[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]])
-    found = Vectors("v").compare(one, columns(v=[[[1.0, 0.0], [1.0, 0.0]], [[0.0, 0.0]]]))
-    assert found.measures == {"cosine_mean": pytest.approx(0.75), "cosine_min": pytest.approx(0.5)}
-    assert Vectors("v").compare(one, columns(v=[[[1.0]], [[1.0, 1.0]]])).rows.tolist() == [0, 0]
-
-
-def test_neighbours_are_compared_if_there_are_enough_rows() -> None:
-    vectors = np.random.default_rng(0).normal(size=(60, 8))
-    same = Vectors("v").compare(columns(v=vectors.tolist()), columns(v=(2 * vectors).tolist()))
-    assert same.measures["top10_overlap"] == 1
-    other = Vectors("v").compare(columns(v=vectors.tolist()), columns(v=vectors[::-1].tolist()))
-    assert other.measures["top10_overlap"] < 0.4
-
-
-def test_the_best_answer_is_compared() -> None:
-    one = columns(label=[["a", "b"], ["a", "b"], []], score=[[0.9, 0.1], [0.6, 0.4], []])
-    other = columns(label=[["a", "b"], ["b", "a"], []], score=[[0.8, 0.2], [0.7, 0.3], []])
-    found = Best("label").compare(one, other)
-    assert found.rows == pytest.approx([0.9, 0, 1])
-    assert found.measures == {
-        "agreement": pytest.approx(2 / 3), "score_change_mean": pytest.approx(0.2 / 3),
-        "score_change_max": pytest.approx(0.1),
-    }  # fmt: skip
-    structs = columns(answers=[[{"answer": "x", "start": 3, "score": 0.5}]])
-    moved = columns(answers=[[{"answer": "x", "start": 4, "score": 0.5}]])
-    assert Best("answers").compare(structs, structs).measures["agreement"] == 1
-    assert Best("answers").compare(structs, moved).measures["agreement"] == 0
-
-
-def test_entities_boxes_and_masks_are_matched() -> None:
-    one = columns(
-        e=[[{"entity": "PER", "start": 0, "score": 0.9}, {"entity": "LOC", "start": 5, "score": 0.9}], []]
-    )
-    other = columns(e=[[{"entity": "LOC", "start": 5, "score": 0.7}], []])
-    found = Items("e").compare(one, other)
-    assert (found.measures["f1"], found.rows.tolist()) == (pytest.approx(2 / 3), [pytest.approx(2 / 3), 1])
-    box = {"xmin": 0, "ymin": 0, "xmax": 10, "ymax": 10}
-    near, far = {**box, "xmax": 9}, {**box, "xmin": 8, "xmax": 18}
-    for place, same in ((near, 1), (far, 0)):
-        found = Items("o", "box", box_overlap).compare(
-            columns(o=[[{"label": "cat", "box": box}]]), columns(o=[[{"label": "cat", "box": place}]])
-        )
-        assert found.measures["f1"] == same
-    mask = np.zeros((4, 4), bool)
-    mask[:2] = True
-    for form in ("png", "rle"):
-        assert mask_overlap(encode_mask(mask, form), encode_mask(mask | mask.T, form)) == pytest.approx(
-            8 / 12
-        )
-
-
-def test_answers_that_are_numbers_are_compared() -> None:
-    asked = {"question": "late", "noul": 0.9, "choice": None, "score": None}
-    agreement = task_class("decision").agreement
-    for change, same in (({}, 1), ({"noul": 0.88}, 1), ({"noul": 0.1}, 0), ({"score": 2.0}, 0)):
-        found = agreement.compare(columns(answers=[[asked]]), columns(answers=[[{**asked, **change}]]))
-        assert found.measures["f1"] == same
-
-
-def test_texts_rankings_and_pixels_are_compared() -> None:
-    found = Texts("t").compare(columns(t=["same", "abcd"]), columns(t=["same", "abxy"]))
-    assert found.measures == {"similarity_mean": 0.75, "equal": 0.5}
-    ranks = Ranking("s").compare(columns(s=[[1.0, 2.0], []]), columns(s=[[2.0, 1.0], []]))
-    assert ranks.measures["agreement"] == 0.5
-    alone = Ranking("s").compare(columns(s=[[0.9], [8.0], []]), columns(s=[[0.1], [6.0], []]))
-    assert alone.measures == {"agreement": 1, "cosine_mean": 1, "score_change_mean": pytest.approx(0.525)}
-    depth = Pixels("d").compare(columns(d=[[[0.0, 1.0], [2.0, 4.0]]]), columns(d=[[[0.0, 1.0], [2.0, 3.0]]]))
-    assert depth.measures["pixel_change_mean"] == pytest.approx(0.25 / 4)
-    black = Pixels("d").compare(
-        columns(d=[[[0.0, 0.0]], [[0.0, 8.0]]]), columns(d=[[[0.0, 0.1]], [[0.0, 8.0]]])
-    )
-    assert black.measures["pixel_change_mean"] == pytest.approx(0.05 / 8 / 2)
-
-
-@pytest.mark.parametrize("letters", ["abcdefgh   ", "".join(map(chr, range(0x4E00, 0x5000)))])
-def test_long_texts_are_compared_in_a_moment(letters: str) -> None:
-    random = np.random.default_rng(0)
-    text = "".join(random.choice(list(letters), 6000))
-    other = "".join(random.choice(list(letters)) if random.random() < 0.02 else one for one in text)
-    begun = time.process_time()
-    found = Texts("t").compare(columns(t=[text]), columns(t=[other])).measures["similarity_mean"]
-    assert time.process_time() - begun < 1
-    assert 0.85 < found < 0.99
-
-
-def test_limits_hold_for_numbers_only() -> None:
-    assert Limit(0.5).holds(0.5)
-    assert not Limit(0.5).holds(float("nan"))
-    assert not Limit(0.5, most=True).holds(0.6)
-    assert Limit().holds(0.0)
-
-
-def test_each_task_has_a_measure_or_is_known_to_have_none() -> None:
-    """Sound and matched keypoints vary continuously, and no limit is known for them."""
-    without = {name for name in TASKS if task_class(name).agreement is None}
-    assert without == {"text-to-audio", "keypoint-matching"}

@@ -247,6 +247,29 @@ def test_a_checkpoint_names_the_library_that_it_needs(llama: str, tmp_path: Path
         pin(spec_of(str(folder), "none").model)
 
 
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"load_in_8bit": True, "llm_int8_threshold": "x"}, "llm_int8_threshold must be a float"),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "foo"}, "no attribute 'foo'"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": 3},
+            "config_groups Input should be a valid dict",
+        ),
+    ],
+)
+def test_settings_that_transformers_does_not_read_are_faults(
+    llama: str, tmp_path: Path, given: dict[str, Any], cause: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": given}))
+    (fault,) = faults_of(spec_of(str(folder), "none", "text-generation"))
+    assert "quantization_config that transformers does not read" in fault
+    assert cause in fault
+
+
 def test_weights_that_are_quantised_already_are_not_quantised_again(llama: str, tmp_path: Path) -> None:
     config = transformers.BitsAndBytesConfig(load_in_8bit=True)
     AutoModelForCausalLM.from_pretrained(llama, quantization_config=config).save_pretrained(tmp_path)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hfbatch.tasks.audio.audio import AudioLabelTask
 from hfbatch.tasks.base import Example, Params
+from hfbatch.tasks.labels import score_function
 
 
 class AudioClassificationParams(Params):
@@ -33,6 +34,11 @@ class AudioClassification(AudioLabelTask):
     EXAMPLE = Example({"audio": ["bell.wav", "rain.flac"]}, {"top_k": 2})
 
     params: AudioClassificationParams
+
+    @property
+    def function(self) -> str:
+        """Function applied to logits: softmax, sigmoid or none."""
+        return self.params.function_to_apply or score_function(self.config)
 
     def options(self) -> dict[str, Any]:
         """Returns the params; top_k is limited to the model's number of labels."""

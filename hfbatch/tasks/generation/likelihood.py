@@ -39,7 +39,7 @@ def compare_models(
             changes.append((one.gather(1, index) - other.gather(1, index)).abs().flatten().cpu().numpy())
             same.append((one.argmax(1) == other.argmax(1)).cpu().numpy())
     if not changes:
-        return Comparison(np.ones(0), {})
+        return Comparison(np.ones(0), {}, "a token")
     return Comparison(
         np.clip([1 - change.mean() for change in changes], 0, 1),
         {

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_image
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Best
 from hfbatch.tasks.base import Example, Histogram, InputColumn, Params, TaskConfig
 from hfbatch.tasks.multimodal.multimodal_generation import BriefTrialTask
 from hfbatch.tasks.tokens import is_words, length_faults, length_limit, text_column

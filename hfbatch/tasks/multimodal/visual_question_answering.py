@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.data.media import to_image
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Best
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import length_faults, text_column

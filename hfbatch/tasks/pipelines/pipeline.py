@@ -27,7 +27,7 @@ from hfbatch.data.finite import non_finite
 from hfbatch.engines.base import Capability
 from hfbatch.errors import NonFiniteOutput
 from hfbatch.spec.prompts import RENDERING
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Labels
 from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, change_tokenizer, no_embedding
 from hfbatch.tasks.generation.generation_config import read_defaults
 from hfbatch.tasks.labels import LABEL_LISTS, best_scores
@@ -294,8 +294,18 @@ class PipelineTask(Task):
 class LabelTask(PipelineTask):
     """Base class of tasks whose pipeline returns labels with scores, best first."""
 
-    agreement = Best("label")
+    agreement = Labels("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
+
+    @property
+    def function(self) -> str:
+        """Function applied to logits: softmax, sigmoid or none."""
+        return "softmax"
+
+    @property
+    def own_agreement(self) -> Labels:
+        """Compares scores as the function makes them: which exclude each other, independent ones, or numbers."""
+        return Labels("label", function=self.function)
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`, lists of equal length."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.agreement import Items
+from hfbatch.tasks.answer_agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import flatten, text_column

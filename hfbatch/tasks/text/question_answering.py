@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Best
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, Params
 from hfbatch.tasks.text.encoder import EncoderTask
 from hfbatch.tasks.text.windows import TOKENS, encode_windows, nest

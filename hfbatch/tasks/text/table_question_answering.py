@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Best
 from hfbatch.tasks.base import Example, Histogram, InputColumn
 from hfbatch.tasks.pipelines.pipeline import PipelineTask
 from hfbatch.tasks.tokens import is_text, length_limit, list_lengths, text_column

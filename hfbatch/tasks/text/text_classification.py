@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Labels
 from hfbatch.tasks.base import Example, Features, Histogram, Params
 from hfbatch.tasks.labels import best_labels, label_names, named_lists, score_function
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -42,7 +42,7 @@ class TextClassification(EncoderTask):
         "score": "float32; list of them unless top_k is 1",
     }
     Params = TextClassificationParams
-    agreement = Best("label")
+    agreement = Labels("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"text": ["A lovely movie.", "Never again.", ""]}, {"top_k": 1})
 
@@ -63,6 +63,11 @@ class TextClassification(EncoderTask):
         """Function applied to logits (softmax, sigmoid or none), as in transformers' pipeline."""
         asked = self.params.function_to_apply
         return score_function(self.config) if asked == "default" else asked
+
+    @property
+    def own_agreement(self) -> Labels:
+        """Compares scores as the function makes them: which exclude each other, independent ones, or numbers."""
+        return Labels("label", function=self.function)
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`: a string and a float32, or a list of each where top_k is not 1."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Items
+from hfbatch.tasks.answer_agreement import Items
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.labels import label_names
 from hfbatch.tasks.text.encoder import EncoderTask

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Labels
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn, Params
 from hfbatch.tasks.labels import best_scores
 from hfbatch.tasks.text.encoder import EncoderTask
@@ -53,7 +53,7 @@ class ZeroShotClassification(EncoderTask):
     Params = ZeroShotClassificationParams
     split_rows = 2048
     windows = TOKENS
-    agreement = Best("labels", "scores")
+    agreement = Labels("labels", "scores")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example(
         {"text": ["The match ended in a draw.", "Shares fell."]}, {"candidate_labels": ["sports", "business"]}
@@ -66,6 +66,12 @@ class ZeroShotClassification(EncoderTask):
         """The class index of entailment; the last class if the config does not name it."""
         found = [place for name, place in self.config.label2id.items() if name.lower().startswith("entail")]
         return found[0] if found else -1
+
+    @property
+    def own_agreement(self) -> Labels:
+        """With `multi_label`, or a single label, scores do not exclude each other."""
+        alone = self.params.multi_label or len(self.params.candidate_labels or ()) == 1
+        return Labels("labels", "scores", "sigmoid" if alone else "softmax")
 
     def check(self) -> list[str]:
         """Also returns an error for an invalid template."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.agreement import Best
+from hfbatch.tasks.answer_agreement import Labels
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.labels import (
     LABEL_LISTS,
@@ -47,7 +47,7 @@ class ImageClassification(PixelTask):
         "score": "list<float32>",
     }
     Params: ClassVar[type[base.Params]] = ImageClassificationParams
-    agreement = Best("label")
+    agreement = Labels("label")
     histogram = Histogram("score", tuple(step / 20 for step in range(21)))
     EXAMPLE = Example({"image": ["cat.jpg", "dog.png"]}, {"top_k": 2})
 
@@ -65,6 +65,11 @@ class ImageClassification(PixelTask):
     def count(self) -> int:
         """Number of labels per row."""
         return min(self.params.top_k, len(self.labels))
+
+    @property
+    def own_agreement(self) -> Labels:
+        """Compares scores as the function makes them: which exclude each other, independent ones, or numbers."""
+        return Labels("label", function=self.function)
 
     def output_fields(self) -> list[pa.Field]:
         """`label` and `score`, lists of equal length."""

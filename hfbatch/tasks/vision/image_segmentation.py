@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Items
+from hfbatch.tasks.answer_agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params, TaskConfig
 from hfbatch.tasks.tokens import list_lengths
-from hfbatch.tasks.vision.masks import MaskFormat, encode_mask, mask_overlap, mask_type
+from hfbatch.tasks.vision.masks import MaskFormat, decode_mask, encode_mask, mask_overlap, mask_type
 from hfbatch.tasks.vision.vision import ImageTask
 
 LOADERS = {
@@ -54,7 +54,7 @@ class ImageSegmentation(ImageTask):
         "struct<size, counts> with mask_format: rle"
     }
     Params = ImageSegmentationParams
-    agreement = Items("segments", "mask", mask_overlap)
+    agreement = Items("segments", "mask", mask_overlap, read=decode_mask)
     histogram = Histogram("segments", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example({"image": ["street.jpg"]}, {"subtask": "semantic"})
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from hfbatch.tasks.agreement import Items
+from hfbatch.tasks.answer_agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
-from hfbatch.tasks.vision.masks import MaskFormat, encode_mask, from_rle, mask_overlap, mask_type
+from hfbatch.tasks.vision.masks import MaskFormat, decode_mask, encode_mask, from_rle, mask_overlap, mask_type
 from hfbatch.tasks.vision.vision import BOX, ImageTask
 
 
@@ -55,7 +55,7 @@ class MaskGeneration(ImageTask):
     }
     Params = MaskGenerationParams
     split_rows = 32
-    agreement = Items("masks", "mask", mask_overlap)
+    agreement = Items("masks", "mask", mask_overlap, read=decode_mask)
     histogram = Histogram("masks", (0.0, *(float(2**k) for k in range(10))))
     EXAMPLE = Example({"image": ["street.jpg"]}, {"points_per_crop": 16, "mask_format": "rle"})
 

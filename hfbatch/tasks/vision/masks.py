@@ -30,26 +30,28 @@ def encode_mask(mask: np.ndarray, form: MaskFormat) -> Any:
 
 
 def decode_mask(value: Any) -> np.ndarray:
-    """The reverse of `encode_mask`: bool [height, width]."""
+    """The reverse of `encode_mask`: bool [height, width]. Returns a decoded one unchanged."""
     from PIL import Image
 
+    if isinstance(value, np.ndarray):
+        return value
     return from_rle(value) if isinstance(value, dict) else np.asarray(Image.open(io.BytesIO(value))) > 0
 
 
 def mask_overlap(a: Any, b: Any) -> float:
-    """Returns the intersection over union of two encoded masks; 1 for two empty ones."""
+    """Returns the intersection over union of two masks, encoded or decoded; 0 for two empty ones, and for those of different sizes."""
     one, other = decode_mask(a), decode_mask(b)
-    union = np.logical_or(one, other).sum()
-    return float(np.logical_and(one, other).sum() / union) if union else 1.0
+    union = np.logical_or(one, other).sum() if one.shape == other.shape else 0
+    return float(np.logical_and(one, other).sum() / union) if union else 0.0
 
 
 def box_overlap(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Returns the intersection over union of two boxes, structs of `xmin`, `ymin`, `xmax`, `ymax`; 1 for two empty ones."""
+    """Returns the intersection over union of two boxes, structs of `xmin`, `ymin`, `xmax`, `ymax`; 0 for two empty ones."""
     width = min(a["xmax"], b["xmax"]) - max(a["xmin"], b["xmin"])
     height = min(a["ymax"], b["ymax"]) - max(a["ymin"], b["ymin"])
     both = max(width, 0) * max(height, 0)
     union = sum((box["xmax"] - box["xmin"]) * (box["ymax"] - box["ymin"]) for box in (a, b)) - both
-    return both / union if union else 1.0
+    return both / union if union else 0.0
 
 
 def to_rle(mask: np.ndarray) -> dict[str, list[int]]:

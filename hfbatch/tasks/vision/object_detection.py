@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from hfbatch.tasks import base
-from hfbatch.tasks.agreement import Items
+from hfbatch.tasks.answer_agreement import Items
 from hfbatch.tasks.base import Example, Histogram, Params
 from hfbatch.tasks.tokens import list_lengths
 from hfbatch.tasks.vision.masks import box_overlap

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hfbatch.data.media import to_video
 from hfbatch.tasks.base import Example, Params
+from hfbatch.tasks.labels import score_function
 from hfbatch.tasks.pipelines.pipeline import LabelTask
 from hfbatch.tasks.vision.vision import IMAGE
 
@@ -45,6 +46,11 @@ class VideoClassification(LabelTask):
     EXAMPLE = Example({"video": ["goal.mp4", "corner.mp4"]}, {"frame_sampling_rate": 2, "top_k": 2})
 
     params: VideoClassificationParams
+
+    @property
+    def function(self) -> str:
+        """Function applied to logits: softmax, sigmoid or none."""
+        return self.params.function_to_apply or score_function(self.config)
 
     def check(self) -> list[str]:
         """Also returns an error if the video decoder is not installed."""
