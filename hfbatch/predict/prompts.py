@@ -25,6 +25,27 @@ def bind_prompt(
 
     :param faults: gets everything that is wrong.
     """
+    found = rendered_input(task, faults)
+    if found is None:
+        return None
+    param, column, made = found
+    mapped = [name for name in spec.input.columns if name in replaced(column, task)]
+    if mapped:
+        faults.append(
+            f"params.{param} gives the input {column.name!r} of the task; leave {', '.join(mapped)} out of "
+            f"input.columns, or leave params.{param} out"
+        )
+    if made.name in source.schema.names:
+        faults.append(f"input has a column {made.name!r}, the name of what params.{param} renders; rename it")
+    faults += _column_faults(made, param, source)
+    return column, made
+
+
+def rendered_input(task: Task, faults: list[str]) -> tuple[str, InputColumn, RenderedColumn] | None:
+    """Returns the param that renders an input, that input and its column; None if there is none, or one with an error.
+
+    :param faults: gets everything that is wrong with the params, whatever the rows.
+    """
     given = [name for name in RENDERING if getattr(task.params, name, None) is not None]
     if not given:
         return None
@@ -35,26 +56,18 @@ def bind_prompt(
     if column is None:
         faults.append(f"params.{param}: model {task.model.name!r} reads no text; leave it out")
         return None
-    mapped = [name for name in spec.input.columns if name in replaced(column, task)]
-    if mapped:
-        faults.append(
-            f"params.{param} gives the input {column.name!r} of the task; leave {', '.join(mapped)} out of "
-            f"input.columns, or leave params.{param} out"
-        )
     template, kind = _template(getattr(task.params, param))
     if not column.accepts(kind):
         faults.append(
             f"params.{param}: task {task.name} takes {column.wants}; write each content as one text"
         )
     made = RenderedColumn(f"hfbatch_{column.name}", template, kind)
-    if made.name in source.schema.names:
-        faults.append(f"input has a column {made.name!r}, the name of what params.{param} renders; rename it")
     try:
-        faults += _column_faults(made, param, source)
+        _ = made.columns
     except TemplateSyntaxError as error:
         faults.append(f"params.{param}, line {error.lineno} of the template: {error.message}")
         return None
-    return column, made
+    return param, column, made
 
 
 def replaced(column: InputColumn, task: Task) -> set[str]:

@@ -50,10 +50,11 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
     app.get("/metrics", summary="Counters for Prometheus")(api.show_metrics)
     app.get("/v1/models", summary="The model, as OpenAI lists it")(api.models)
     app.get("/v1/models/{name:path}", summary="The model, as OpenAI describes it")(api.model)
-    app.post("/predict", summary=task.summary, openapi_extra=predict_schema(task))(api.predict)
-    if task.name == EMBEDDING:
+    app.post("/predict", summary=task.summary, openapi_extra=predict_schema(endpoint.rows))(api.predict)
+    plain = endpoint.rows.rendered is None  # the OpenAI API has no place for the columns of a template
+    if plain and task.name == EMBEDDING:
         app.post("/v1/embeddings", openapi_extra=_takes(openai.EmbeddingRequest))(api.embeddings)
-    if task.name == GENERATION:
+    if plain and task.name == GENERATION:
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)
         app.post("/v1/completions", openapi_extra=_takes(openai.CompletionRequest))(api.complete)
     app.add_exception_handler(RequestError, _request_error)
@@ -195,7 +196,7 @@ class Api:
                 f"the request has {len(rows)} rows, more than serve.limits.rows={self._limits.rows}; send fewer",
                 413,
             )
-        return self._endpoint.read(rows, params, source)
+        return self._endpoint.rows.read(rows, params, source)
 
     async def _answer(self, rows: Sequence[Any], params: str, source: str) -> list[Answer]:
         read = self._read(rows, params, source)

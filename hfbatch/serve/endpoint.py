@@ -15,7 +15,7 @@ from hfbatch.errors import SpecError
 from hfbatch.runtime.predictor import Follow
 from hfbatch.runtime.runner import Runner
 from hfbatch.serve.plan import EndpointConfig
-from hfbatch.serve.rows import Answer, RequestError, Row, read_rows, to_columns, to_places
+from hfbatch.serve.rows import Answer, RequestError, Row, RowReader, to_places
 from hfbatch.tasks.base import Task
 
 VARIANTS = 64
@@ -36,6 +36,7 @@ class Endpoint:
         self._runner = Runner(config.runner, share)
         self._runner.load()
         self.task: Task = self._runner.task
+        self.rows = RowReader.of(self.task)
         self._with = lru_cache(maxsize=VARIANTS)(self._with_params)
 
     @property
@@ -60,10 +61,6 @@ class Endpoint:
     def _with_params(self, params: str) -> Runner:
         return self._runner.with_params(json.loads(params)) if params != "{}" else self._runner
 
-    def read(self, rows: Sequence[Any], params: str = "{}", source: str = "") -> list[Row]:
-        """Checks the rows of a request, see `read_rows`."""
-        return read_rows(self._with(params).task, rows, params, source)
-
     def answer(self, rows: Sequence[Row], on_token: OnToken | None = None) -> list[Answer]:
         """Runs rows through all steps, those of equal types and params together.
 
@@ -80,7 +77,8 @@ class Endpoint:
         return [answers[place] for place in range(len(rows))]
 
     def _answer_alike(self, rows: Sequence[Row], runner: Runner, follow: Follow | None) -> list[Answer]:
-        done = runner.run(to_columns(rows), to_places(rows), follow=follow)
+        columns, unreadable = self.rows.columns_of(rows)
+        done = runner.run(columns, to_places(rows), unreadable, follow)
         index = {int(position): k for k, position in enumerate(done.positions)}
         rejects = {reject.position: reject for reject in done.rejects}
         return [

@@ -13,6 +13,7 @@ from typing import Any, cast
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.bind import gather
+from hfbatch.predict.prompts import rendered_input
 from hfbatch.runtime.checks import check_task, name_task, readable
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.spec.serve import EndpointSpec, ServeSpec
@@ -82,6 +83,8 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     with gather(faults):
         spec = cast(ServeSpec, name_task(spec, model, notes))
         task = check_task(spec, model, "", faults, notes)
+    if task is not None:
+        rendered_input(task, faults)
     if faults or model is None or task is None:
         raise SpecError(list(dict.fromkeys(faults)))
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.model.name.rstrip("/").rpartition("/")[2]).strip("-._")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.rendering import RenderedColumn, render_column
+from hfbatch.errors import SpecError
 from hfbatch.output.rejects import Reject
-from hfbatch.tasks.base import Task
+from hfbatch.predict.prompts import rendered_input, replaced
+from hfbatch.tasks.base import InputColumn, Task
 
 MOST_FAULTS = 5
 """Faults of a request that are reported."""
@@ -76,45 +80,90 @@ class Answer:
         return {"stage": self.reject.stage, "error": self.reject.error, "message": self.reject.message}
 
 
-def read_rows(task: Task, rows: Sequence[Any], params: str = "{}", source: str = "") -> list[Row]:
-    """Checks the rows of a request against the inputs of the task.
+@dataclass(frozen=True)
+class RowReader:
+    """What rows of requests hold: the inputs of the task, and in place of one that a template renders, its columns."""
 
-    :raises RequestError: with the first faults: keys that the task does not read, inputs that are missing, values of
-        other types. A single value that cannot be used becomes a reject later.
-    """
-    inputs = {column.name: column for column in task.columns()}
-    faults = [
-        f"rows[{k}] is not an object; write rows as {{{', '.join(inputs)}}}"
-        for k, row in enumerate(rows)
-        if not isinstance(row, dict)
-    ]
-    if faults:
-        raise RequestError(faults[:MOST_FAULTS], 422)
-    present = dict.fromkeys(name for row in rows for name in row)
-    faults = [
-        f"rows have {name!r}, which task {task.name} does not read; it reads {', '.join(inputs)}"
-        for name in present
-        if name not in inputs
-    ]
-    faults += [
-        f"no row has {name!r} ({column.wants})"
-        for name, column in inputs.items()
-        if column.required and name not in present
-    ]
-    kinds = []
-    for name in [name for name in inputs if name in present]:
-        try:
-            kind = _kind([row.get(name) for row in rows])
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            faults.append(f"values of {name!r} have no common type: {str(error).splitlines()[0]}")
-            continue
-        if not pa.types.is_null(kind) and not inputs[name].accepts(kind):
-            faults.append(f"{name!r} is {kind}; task {task.name} takes {inputs[name].wants}")
-        kinds.append((name, kind))
-    faults += task.column_faults(set(present)) if not faults else []
-    if faults:
-        raise RequestError(faults[:MOST_FAULTS], 422)
-    return [Row(row, tuple(kinds), params, source, number) for number, row in enumerate(rows)]
+    task: Task
+    rendered: RenderedColumn | None = None
+    """What `params.template` or `params.messages` renders."""
+    renders: str = ""
+    """The input that it renders."""
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """The reader of a task's rows. :raises SpecError: with every fault of its templates."""
+        faults: list[str] = []
+        found = rendered_input(task, faults)
+        if faults:
+            raise SpecError(faults)
+        return cls(task, found[2], found[1].name) if found else cls(task)
+
+    @cached_property
+    def inputs(self) -> dict[str, InputColumn | None]:
+        """What rows may have: inputs of the task, and columns of a template, of any type."""
+        columns = {column.name: column for column in self.task.columns()}
+        if self.rendered is None:
+            return dict(columns)
+        gone = replaced(columns[self.renders], self.task)
+        kept = {name: column for name, column in columns.items() if name not in gone}
+        return {**dict.fromkeys(sorted(self.rendered.columns)), **kept}
+
+    def read(self, rows: Sequence[Any], params: str = "{}", source: str = "") -> list[Row]:
+        """Checks the rows of a request.
+
+        :raises RequestError: with the first faults: keys that the task does not read, inputs that are missing, values
+            of other types. A single value that cannot be used becomes a reject later.
+        """
+        if faults := [
+            f"rows[{k}] is not an object; write rows as {{{', '.join(self.inputs)}}}"
+            for k, row in enumerate(rows)
+            if not isinstance(row, dict)
+        ]:
+            raise RequestError(faults[:MOST_FAULTS], 422)
+        present = dict.fromkeys(name for row in rows for name in row)
+        faults, kinds = self._faults_of_names(present), []
+        for name, column in self.inputs.items():
+            if name not in present:
+                continue
+            try:
+                kind = _kind([row.get(name) for row in rows])
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                faults.append(f"values of {name!r} have no common type: {str(error).splitlines()[0]}")
+                continue
+            if column and not pa.types.is_null(kind) and not column.accepts(kind):
+                faults.append(f"{name!r} is {kind}; task {self.task.name} takes {column.wants}")
+            kinds.append((name, kind))
+        given = {name for name, _ in kinds if self.inputs[name]} | (
+            {self.renders} if self.rendered else set()
+        )
+        faults += self.task.column_faults(given) if not faults else []
+        if faults:
+            raise RequestError(faults[:MOST_FAULTS], 422)
+        return [Row(row, tuple(kinds), params, source, number) for number, row in enumerate(rows)]
+
+    def _faults_of_names(self, present: Collection[str]) -> list[str]:
+        reads = ", ".join(self.inputs)
+        faults = [
+            f"rows have {name!r}, which task {self.task.name} does not read; it reads {reads}"
+            for name in present
+            if name not in self.inputs
+        ]
+        return faults + [
+            f"no row has {name!r} ({column.wants if column else 'a column of the template'})"
+            for name, column in self.inputs.items()
+            if name not in present and (column is None or column.required)
+        ]
+
+    def columns_of(self, rows: Sequence[Row]) -> tuple[dict[str, pa.Array], list[Reject]]:
+        """The task's input columns of rows of the same kinds, and the rows on which a template fails."""
+        table = {name: pa.array([row.values.get(name) for row in rows], kind) for name, kind in rows[0].kinds}
+        if self.rendered is None:
+            return table, []
+        made, bad = render_column(self.rendered, pa.table(table), ())
+        inputs = {name: array for name, array in table.items() if self.inputs[name] is not None}
+        rejects = [Reject(row.position, row.stage, row.error, row.message) for row in bad]
+        return {**inputs, self.renders: made}, rejects
 
 
 def _kind(values: list[Any]) -> pa.DataType:
@@ -122,11 +171,6 @@ def _kind(values: list[Any]) -> pa.DataType:
     if all(isinstance(value, str) for value in values):
         return pa.string()
     return pa.array(values).type
-
-
-def to_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
-    """Columns of rows of the same kinds."""
-    return {name: pa.array([row.values.get(name) for row in rows], kind) for name, kind in rows[0].kinds}
 
 
 def to_places(rows: Sequence[Row]) -> pa.Table:

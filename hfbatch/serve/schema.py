@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfbatch.tasks.base import Task
+from hfbatch.serve.rows import RowReader
+from hfbatch.tasks.base import InputColumn
 
 
-def predict_schema(task: Task) -> dict[str, Any]:
+def predict_schema(reader: RowReader) -> dict[str, Any]:
     """What OpenAPI says of `/predict`."""
-    inputs = {
-        column.name: {
-            "description": column.wants + ("; a `data:` URL with the bytes in base64" if column.files else "")
-        }
-        for column in task.columns()
-    }
-    required = [column.name for column in task.columns() if column.required]
+    inputs = {name: {"description": _wants(column)} for name, column in reader.inputs.items()}
+    required = [name for name, column in reader.inputs.items() if column is None or column.required]
     row = {"type": "object", "properties": inputs, "required": required, "additionalProperties": False}
-    outputs = {field.name: {"description": str(field.type)} for field in task.output_fields()}
+    outputs = {field.name: {"description": str(field.type)} for field in reader.task.output_fields()}
     reject = {
         "type": "object",
         "properties": {
@@ -35,6 +31,12 @@ def predict_schema(task: Task) -> dict[str, Any]:
             "200": {"description": "rows in the order of the request", **_content(answer, list(answer))}
         },
     }
+
+
+def _wants(column: InputColumn | None) -> str:
+    if column is None:
+        return "a column of the template"
+    return column.wants + ("; a `data:` URL with the bytes in base64" if column.files else "")
 
 
 def _array(items: dict[str, Any]) -> dict[str, Any]:

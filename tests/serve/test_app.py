@@ -244,6 +244,19 @@ def test_options_without_effect_are_taken(chat: Served) -> None:
     assert post(chat, "/v1/chat/completions", body).status_code == 200
 
 
+def test_a_template_renders_the_columns_of_a_row(start: Callable[..., Served], encoder: str) -> None:
+    params = {"template": "{{ title }}: {{ body | upper }}"}
+    served = start({"task": "embedding", "model": encoder, "params": params})
+    rows = [{"title": "a cat", "body": "sat"}, {"title": "a dog", "body": None}]
+    found = post(served, "/predict", {"rows": rows}).json()
+    runner = Runner(served.endpoint.config.runner).with_params({"template": None})
+    wanted = runner.run({"text": pa.array(["a cat: SAT"])}).columns["embedding"].to_pylist()
+    np.testing.assert_allclose(found["rows"][0]["embedding"], wanted[0], atol=1e-5)
+    assert [(reject["row"], reject["message"]) for reject in found["rejects"]] == [(1, "column body is null")]
+    assert "no row has 'body'" in faults(post(served, "/predict", {"rows": [{"title": "a"}]}))
+    assert post(served, "/v1/embeddings", {"input": "a"}).status_code == 404
+
+
 def test_openapi_describes_the_rows_of_the_task(classifier_of: Served, chat: Served) -> None:
     paths = requests.get(f"{classifier_of.url}/openapi.json", timeout=60).json()["paths"]
     content = paths["/predict"]["post"]["requestBody"]["content"]["application/json"]
