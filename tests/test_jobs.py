@@ -7,13 +7,14 @@ import yaml
 
 from hfbatch.data.templates import compile_template
 from hfbatch.spec.finetune import FinetuneSpec
-from hfbatch.spec.job import JobSpec
+from hfbatch.spec.job import JobSpec, ServeSpec
 from hfbatch.tasks import task_class
 from hfbatch.train.recipes import recipe_class
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ROOT / "jobs/finetune.yaml"
-JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {TRAINING})
+SERVING = ROOT / "jobs/serve.yaml"
+JOBS = sorted({*(ROOT / "jobs").glob("*.yaml")} - {TRAINING, SERVING})
 
 
 def comment_head(path: Path) -> str:
@@ -60,6 +61,14 @@ def test_the_shipped_training_loads_and_its_task_knows_its_params():
     recipe.Params.model_validate(spec.params)
     assert set(spec.train.columns) <= {column.name for column in recipe.columns}
     assert (spec.train.path, spec.eval, spec.output) == ("mine/", None, "ours/")
+
+
+def test_the_shipped_endpoint_loads_and_says_how_it_is_started():
+    spec = ServeSpec.load(SERVING, ["model=mine/"])
+    task_class(spec.task).Params.model_validate(spec.params)
+    head = comment_head(SERVING)
+    assert f"Run:   hfbatch serve jobs/{SERVING.name} --set model=" in head
+    assert "Out: " in head
 
 
 @pytest.mark.parametrize("path", [*JOBS, TRAINING], ids=lambda path: path.name)

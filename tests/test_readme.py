@@ -76,6 +76,11 @@ def hfbatch_commands() -> list[list[str]]:
 def spec_of(name: str, values: dict[str, Any]) -> Spec | None:
     """The spec that parsed arguments mean, for the commands that take one."""
     what = [str(word) for word in values.get("what", [])]
+    if name == "serve":
+        given = [values[key] for key in ("model", "host", "port", "param", "set_")]
+        return options.serve_specs(
+            [word if word.count(".") == 0 else str(ROOT / word) for word in what], *given
+        )[0]
     if name == "run" or len(what) == 1:
         start = read_yaml(ROOT / (what[0] if what else values["spec"]))
     elif name == "finetune":

@@ -14,7 +14,7 @@ from hfbatch.console.display import say, screen
 
 if TYPE_CHECKING:
     from hfbatch.spec.finetune import FinetuneSpec
-    from hfbatch.spec.job import JobSpec, Spec
+    from hfbatch.spec.job import JobSpec, ServeSpec, Spec
 
 S = TypeVar("S", bound="Spec")
 
@@ -100,6 +100,48 @@ def finetune_spec(
     given = [part for part in ("train", "eval") if values.get(part) is not None]
     flags = _flags(given, column, param, limit)
     return _built(FinetuneSpec, values, [*flags, *(set_ or [])], save)
+
+
+def serve_specs(
+    what: list[str],
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    param: list[str] | None,
+    set_: list[str] | None,
+) -> list[ServeSpec]:
+    """The specs of a command line. :raises SpecError: with every fault."""
+    from hfbatch.errors import SpecError
+    from hfbatch.spec.job import ServeSpec, apply_overrides, read_yaml
+
+    wrong = [
+        f"--param {pair!r} has no value; write --param {pair}=VALUE"
+        for pair in param or []
+        if "=" not in pair
+    ]
+    flags = [f"params.{pair}" for pair in param or []]
+    flags += [f"serve.host={host}"] if host else []
+    flags += [f"serve.port={port}"] if port else []
+    files = [Path(name).suffix in (".yaml", ".yml") for name in what]
+    if not all(files) and (len(what) > 1 or model is None):
+        wrong.append("give specs (FILE.yaml), or one TASK with --model MODEL")
+    if all(files) and model is not None:
+        flags.append(f"model.name={model}")
+    if wrong:
+        raise SpecError(wrong)
+    given: list[dict[str, Any]] = (
+        [read_yaml(name) for name in what] if all(files) else [{"task": what[0], "model": model}]
+    )
+    specs = [ServeSpec.build(apply_overrides(values, [*flags, *(set_ or [])])) for values in given]
+    listening = {(spec.serve.host, spec.serve.port, spec.serve.token_env) for spec in specs}
+    names = [spec.serve.name for spec in specs]
+    if len(listening) > 1:
+        raise SpecError(
+            "the specs name different serve.host, port or token_env; endpoints of one command share them"
+        )
+    if len(specs) > 1 and (len(set(names)) < len(names) or not all(names)):
+        raise SpecError("several endpoints need different names; set serve.name in each spec")
+    return specs
 
 
 def _flags(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfbatch.cli.options import Address, DryRun, Json, Params, Sets
+from hfbatch.cli.options import Address, DryRun, Json, Params, Sets, serve_specs
 from hfbatch.cli.terminal import answer, faults_shown
 from hfbatch.console.display import add, facts, say, screen, show
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hfbatch.serve.plan import ServePlan
-    from hfbatch.spec.serve import ServeSpec
 
 
 def serve(
@@ -47,7 +45,7 @@ def serve(
     with faults_shown(as_json):
         from hfbatch.serve.plan import make_plan
 
-        specs = _specs(what, model, host, port, param, set_)
+        specs = serve_specs(what, model, host, port, param, set_)
         plans = [make_plan(spec) for spec in specs]
         if dry_run:
             answer([plan.to_values() for plan in plans], as_json, lambda console: _show(plans, console))
@@ -78,49 +76,6 @@ def serve(
                 )
 
         serve_until_ended(plans, address, say_ready)
-
-
-def _specs(
-    what: list[str],
-    model: str | None,
-    host: str | None,
-    port: int | None,
-    param: list[str] | None,
-    set_: list[str] | None,
-) -> list[ServeSpec]:
-    """The specs of a command line. :raises SpecError: with every fault."""
-    from hfbatch.errors import SpecError
-    from hfbatch.spec.job import apply_overrides, read_yaml
-    from hfbatch.spec.serve import ServeSpec
-
-    wrong = [
-        f"--param {pair!r} has no value; write --param {pair}=VALUE"
-        for pair in param or []
-        if "=" not in pair
-    ]
-    flags = [f"params.{pair}" for pair in param or []]
-    flags += [f"serve.host={host}"] if host else []
-    flags += [f"serve.port={port}"] if port else []
-    files = [Path(name).suffix in (".yaml", ".yml") for name in what]
-    if not all(files) and (len(what) > 1 or model is None):
-        wrong.append("give specs (FILE.yaml), or one TASK with --model MODEL")
-    if all(files) and model is not None:
-        flags.append(f"model.name={model}")
-    if wrong:
-        raise SpecError(wrong)
-    given: list[dict[str, Any]] = (
-        [read_yaml(name) for name in what] if all(files) else [{"task": what[0], "model": model}]
-    )
-    specs = [ServeSpec.build(apply_overrides(values, [*flags, *(set_ or [])])) for values in given]
-    listening = {(spec.serve.host, spec.serve.port, spec.serve.token_env) for spec in specs}
-    names = [spec.serve.name for spec in specs]
-    if len(listening) > 1:
-        raise SpecError(
-            "the specs name different serve.host, port or token_env; endpoints of one command share them"
-        )
-    if len(specs) > 1 and (len(set(names)) < len(names) or not all(names)):
-        raise SpecError("several endpoints are told apart by their names; set serve.name in each spec")
-    return specs
 
 
 def _show(plans: list[ServePlan], console: Console) -> None:

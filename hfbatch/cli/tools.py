@@ -172,7 +172,7 @@ def docs(
 
 def schema(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[job|finetune]", help="Kind of spec; default: both.")
+        str | None, typer.Argument(metavar="[job|finetune|serve]", help="Kind of spec; default: all.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of specs, with which editors complete and check YAML.

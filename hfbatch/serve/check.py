@@ -134,7 +134,7 @@ def render(loads: list[Load], console: Console) -> None:
     """Shows the numbers."""
     about = facts()
     for load in loads:
-        sent = f"{load.requests:,}, {load.concurrent} at a time, in {load.seconds:.1f} s"
+        sent = f"{load.requests:,}, {load.concurrent} concurrent, in {load.seconds:.1f} s"
         add(about, "endpoint", load.name)
         add(about, "requests", f"{sent}; {load.retries} sent again after 429")
         add(about, "rows/s", f"{load.rate:,.1f}")

@@ -16,7 +16,8 @@ from hfbatch.predict.bind import gather
 from hfbatch.predict.prompts import rendered_input
 from hfbatch.runtime.checks import check_task, name_task, readable
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.spec.serve import EndpointSpec, ServeSpec
+from hfbatch.spec.job import ServeSpec
+from hfbatch.spec.serve import EndpointSpec
 from hfbatch.tasks.base import Task
 
 SHORTEST_TOKEN = 16

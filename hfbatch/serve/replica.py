@@ -24,7 +24,7 @@ REPORT_S = 5.0
 DRAIN_S = 30.0
 """Seconds that a replica which is ended has for its requests."""
 RETRY_S = 1.0
-"""What 429 tells clients to wait."""
+"""Seconds that clients wait after 429."""
 
 
 class Replica:

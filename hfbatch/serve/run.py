@@ -16,7 +16,7 @@ from hfbatch.cluster.session import ceiling, connect, nodes
 from hfbatch.errors import WorkerError
 from hfbatch.serve.plan import ServePlan, make_plan
 from hfbatch.serve.replica import application
-from hfbatch.spec.serve import ServeSpec
+from hfbatch.spec.job import ServeSpec
 
 
 def layout_of(spec: ServeSpec) -> Layout:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hfbatch.errors import SpecError
 from hfbatch.spec import plain_yaml
@@ -15,6 +15,7 @@ from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.location import Location
 from hfbatch.spec.section import Auto, Section
+from hfbatch.spec.serve import EndpointSpec
 from hfbatch.spec.shorthand import shorthand
 
 
@@ -228,6 +229,8 @@ class JobSpec(Spec):
     """How many rows may fail."""
     seed: int = Field(default=0, ge=0)
     """Random seed."""
+    serve: EndpointSpec = EndpointSpec()
+    """Where and how `hfbatch serve` answers requests; jobs do not read it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -249,6 +252,22 @@ class JobSpec(Spec):
                 f"batch.continuous {str(asked).lower()} contradicts engine {engine}; leave batch.continuous out"
             )
         return self
+
+
+def _requires_serve(schema: dict[str, Any]) -> None:
+    """An editor takes a spec without input for that of an endpoint by its section."""
+    schema["required"].append("serve")
+
+
+class ServeSpec(JobSpec):
+    """The spec of an endpoint: that of a job, in which input and output may be missing. Rows come from requests."""
+
+    model_config = ConfigDict(json_schema_extra=_requires_serve)
+
+    input: Annotated[InputSpec, shorthand("path")] = InputSpec(path=Location(""))
+    """The rows of a job; an endpoint reads `files` only: the hosts and roots of files that requests may name."""
+    output: Annotated[OutputSpec, shorthand("path")] = OutputSpec(path=Location(""))
+    """The predictions of a job; an endpoint has none."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,16 +1,13 @@
-"""The spec of an endpoint: that of a job, whose input and output may be missing, and a section on serving."""
+"""The `serve` section of a spec: where and how an endpoint answers requests."""
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from hfbatch.spec.job import InputSpec, JobSpec, OutputSpec
-from hfbatch.spec.location import Location
 from hfbatch.spec.section import Section
-from hfbatch.spec.shorthand import shorthand
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
@@ -76,14 +73,3 @@ class EndpointSpec(Section):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
-
-
-class ServeSpec(JobSpec):
-    """The complete spec of an endpoint. Rows come from requests; of input, only `files` is read, of output nothing."""
-
-    input: Annotated[InputSpec, shorthand("path")] = InputSpec(path=Location(""))
-    """Of a job's spec; only `files` is read: the hosts and roots of files that requests may name."""
-    output: Annotated[OutputSpec, shorthand("path")] = OutputSpec(path=Location(""))
-    """Of a job's spec; not used."""
-    serve: EndpointSpec = EndpointSpec()
-    """Where and how requests are answered."""

@@ -1,4 +1,4 @@
-"""Checks that a tokenizer's vocabulary file exists: without it, transformers uses special tokens only."""
+"""Vocabularies of tokenizers: whether their file exists, and changes to them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hfbatch.spec.job import TokenizerSpec
+
 _VOCABULARY = re.compile(
     r"(tokenizer(\.[0-9.]+)?|vocab.*|tekken)\.json|vocab.*\.txt|.*\.(model|spm|tiktoken|vocab)"
 )
@@ -16,7 +18,7 @@ _VOCABULARY = re.compile(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
-    """Compares a loaded tokenizer with its files; tokenizers defined by code only need none.
+    """Compares a loaded tokenizer with its files: without a vocabulary, transformers uses special tokens only. Tokenizers defined by code only need none.
 
     :raises ValueError: if no file holds a vocabulary, so that every token would be unknown.
     """
@@ -28,3 +30,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
             "every text would be read as unknown tokens; save the tokenizer there with save_pretrained, or download the "
             "model again"
         )
+
+
+def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
+    """Applies changes to a tokenizer; existing tokens keep their ids."""
+    if changes.special_tokens:
+        tokenizer.add_special_tokens(dict(changes.special_tokens))
+    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
+    tokenizer.add_tokens(list(changes.add_tokens))
+    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
+    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side

@@ -16,7 +16,7 @@ from hfbatch.serve.collect import Collector
 from hfbatch.serve.endpoint import Endpoint
 from hfbatch.serve.metrics import Metrics
 from hfbatch.serve.plan import make_plan
-from hfbatch.spec.serve import ServeSpec
+from hfbatch.spec.job import ServeSpec
 from tests.models.text import tiny_bert, tiny_bert_encoder, tiny_llama
 from tests.tasks.test_chat import TEMPLATE
 
