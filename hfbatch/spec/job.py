@@ -230,7 +230,7 @@ class JobSpec(Spec):
     seed: int = Field(default=0, ge=0)
     """Random seed."""
     serve: EndpointSpec = EndpointSpec()
-    """Where and how `hfbatch serve` answers requests; jobs do not read it."""
+    """Where and how an endpoint answers requests, see `hfbatch docs serving`; jobs do not read it."""
 
     @model_validator(mode="before")
     @classmethod

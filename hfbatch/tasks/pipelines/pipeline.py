@@ -33,7 +33,7 @@ from hfbatch.tasks.generation.generation_config import read_defaults
 from hfbatch.tasks.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.pipelines.serialization import dump, load
 from hfbatch.tasks.tokens import length_limit
-from hfbatch.tasks.vocabulary import check_vocabulary
+from hfbatch.tasks.vocabulary import change_tokenizer, check_vocabulary
 
 if TYPE_CHECKING:
     import torch
