@@ -57,8 +57,8 @@ class EndpointSpec(Section):
     """Port to listen on."""
     token_env: str | None = Field(default=None, min_length=1)
     """Environment variable with the bearer token that requests have to carry."""
-    wait_ms: float = Field(default=5, ge=0, le=10_000)
-    """How long a request waits for others to form a batch, in milliseconds."""
+    wait_ms: float = Field(default=0, ge=0, le=10_000)
+    """How long a request waits for others while the model is free, in milliseconds; while it is busy, they collect anyway."""
     rows: int = Field(default=64, ge=1)
     """Rows that are collected at most; the model runs them by length in batches of batch.size and batch.tokens."""
     autoscale: AutoscaleSpec | None = None

