@@ -5,7 +5,7 @@ Each command reads its flags, then imports what it needs, so that help and error
 
 from __future__ import annotations
 
-from hfbatch.cli import finetune, outputs, predict, serve, tools
+from hfbatch.cli import finetune, outputs, predict, run_batch, serve, tools
 from hfbatch.cli.terminal import App
 
 app = App(
@@ -23,6 +23,7 @@ COMMANDS = (
     predict.plan,
     predict.preview,
     serve.serve,
+    run_batch.run_batch,
     outputs.status,
     outputs.verify,
     outputs.report,

@@ -144,6 +144,15 @@ def serve_specs(
     return specs
 
 
+def free_port() -> int:
+    """A port of this machine on which nothing listens at the moment."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _flags(
     parts: Sequence[str], column: list[str] | None, param: list[str] | None, limit: int | None
 ) -> list[str]:
