@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,22 +33,34 @@ class Compiled:
         self.config, self.forward, self.device, self.dtype = (
             model.config, model.forward, model.device, model.dtype,
         )  # fmt: skip
+        self._takes = inspect.signature(self.forward).parameters
         self._codes: dict[str, Callable[..., Any]] = {}
-        self._lock = threading.Lock()
+        self._running, self._quiet = 0, threading.Condition()
 
     def __call__(self, **inputs: Any) -> Any:
         """Returns what the model returns for these inputs. Called by several threads.
 
         :raises WorkerError: if the model cannot be compiled.
         """
+        ids = inputs.get("input_ids")
+        if ids is not None and "attention_mask" in self._takes and "attention_mask" not in inputs:
+            inputs["attention_mask"] = torch.ones_like(ids)  # one code for batches with padding and without
         options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
         tensors = {name: value for name, value in inputs.items() if name not in options}
         key = repr((sorted(tensors), sorted(options.items())))
-        if key not in self._codes:
-            with self._lock:
-                if key not in self._codes:
-                    self._codes[key] = self._compile(tensors, options)
-        return self._codes[key](**tensors)
+        with self._quiet:
+            if key not in self._codes:
+                # A compiler changes the state of torch, by which code decides whether it holds: nothing runs meanwhile.
+                self._quiet.wait_for(lambda: not self._running)
+            if key not in self._codes:  # another thread may have been first
+                self._codes[key] = self._compile(tensors, options)
+            self._running += 1
+        try:
+            return self._codes[key](**tensors)
+        finally:
+            with self._quiet:
+                self._running -= 1
+                self._quiet.notify_all()
 
     def _compile(self, tensors: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Callable[..., Any]:
         """Returns the compiled model, once it agrees with the model as it is."""
@@ -57,6 +70,9 @@ class Compiled:
             """What is compiled."""
             return model(**inputs, **options)
 
+        call.__code__ = (
+            call.__code__.replace()
+        )  # torch keeps what it compiles with the code object, which closures share
         positions = getattr(self.config, "max_position_embeddings", None)
         sample = _sample(tensors, min(positions or TOKENS, TOKENS))
         call(**sample)  # whose errors are of the rows
