@@ -142,8 +142,7 @@ def _process(
         follower.say("connecting to Ray")
         with connect(address, begun) as cluster:
             clock.lap("connect")
-            layout = lay_out(plan.workers, nodes(), ceiling(), plan.spec.engine.threads)
-            layout = layout.at_most(len(plan.todo))
+            layout = lay_out(plan.workers, nodes(), ceiling(), plan.threads).at_most(len(plan.todo))
             job = _prepare_output(plan)
 
             def on_choice(choice: RuntimeChoice) -> None:
@@ -180,8 +179,6 @@ class Follower:
         self._done_before = len(plan.state.done)
         self._rows_before = sum(split.rows for split in plan.state.done)
         self._activity: dict[str, Any] = {}
-        compiles = getattr(plan.spec.engine, "compile", False) is True
-        self._compiling = "compiling the model, " if compiles else ""
         self.first_part = 0.0
 
     def say(self, state: str) -> None:
@@ -194,7 +191,8 @@ class Follower:
         if activity["first_batch"]:
             self._show("running")
         elif activity["workers"]:
-            self._show(f"{self._compiling}choosing precision and batch size")
+            compiling = "compiling the model, " if self._plan.compiles else ""
+            self._show(f"{compiling}choosing precision and batch size")
 
     def close(self) -> None:
         """Shows the last state and ends the phases: workers, calibrate, working."""
