@@ -35,12 +35,14 @@ class Compiled:
         )  # fmt: skip
         self._takes = inspect.signature(self.forward).parameters
         self._codes: dict[str, Callable[..., Any]] = {}
+        self._sizes: dict[str, dict[str, list[int]]] = {}
         self._running, self._quiet = 0, threading.Condition()
 
     def __call__(self, **inputs: Any) -> Any:
         """Returns what the model returns for these inputs. Called by several threads.
 
-        :raises WorkerError: if the model cannot be compiled.
+        :raises WorkerError: if the model cannot be compiled, or gets images of several sizes: which of them the code is made
+            for would depend on the batch that comes first.
         """
         ids = inputs.get("input_ids")
         if ids is not None and "attention_mask" in self._takes and "attention_mask" not in inputs:
@@ -48,7 +50,13 @@ class Compiled:
         options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
         tensors = {name: value for name, value in inputs.items() if name not in options}
         key = repr((sorted(tensors), sorted(options.items())))
+        sizes = {} if ids is not None else {name: list(value.shape[1:]) for name, value in tensors.items()}
         with self._quiet:
+            if (first := self._sizes.setdefault(key, sizes)) != sizes:
+                raise WorkerError(
+                    f"model {self._folder!r} gets inputs of several sizes, {first} and {sizes}, and the code holds for one; set "
+                    "engine.compile=false"
+                )
             if key not in self._codes:
                 # A compiler changes the state of torch, by which code decides whether it holds: nothing runs meanwhile.
                 self._quiet.wait_for(lambda: not self._running)

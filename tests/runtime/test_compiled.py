@@ -167,6 +167,31 @@ def test_what_cannot_be_compiled_is_refused(
         )
 
 
+class Means(torch.nn.Module):
+    """A model that reads images."""
+
+    class config:
+        """The model's config."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+        """Returns float32 [batch]."""
+        return (pixel_values.mean((1, 2, 3)),)
+
+
+def test_images_have_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, options, **more: made(call, backend="eager", **more))
+    compiled = Compiled(Means(), "folder")
+    for rows in (2, 1, 9):
+        assert compiled(pixel_values=torch.ones(rows, 3, 8, 5))[0].tolist() == [1] * rows
+    with pytest.raises(
+        WorkerError, match=r"several sizes, .*\[3, 8, 5\]} and .*\[3, 5, 8\]}, and the code holds for one"
+    ):
+        compiled(pixel_values=torch.ones(2, 3, 5, 8))
+
+
 class Doubling(torch.nn.Module):
     """A model whose control flow depends on its values, which no compiler can follow."""
 
