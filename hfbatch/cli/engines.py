@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from hfbatch.console.display import add, say, show
 from hfbatch.console.display import table as headed
 from hfbatch.engines import ENGINES
+from hfbatch.engines.compilers import INSTALL, missing_to_compile
 from hfbatch.engines.exports import cache_folder, cached_exports
 from hfbatch.spec.engines import EngineSpec
 
@@ -35,6 +36,7 @@ def list_engines() -> list[dict[str, Any]]:
             "missing": kind.missing(),
             "install": f"pip install 'hfbatch[{name}]'" if kind.missing() else None,
             "quantizations": {one: kind.missing(one) for one in kind.quantizations},
+            "compile": missing_to_compile() if kind.compiles else None,
         }
         for name, kind in ENGINES.items()
     ]
@@ -60,6 +62,11 @@ def render_engines(engines: list[dict[str, Any]], console: Console) -> None:
             for name, missing in engine["quantizations"].items()
         ]
         say(console, f"engine.quantization of {engine['name']}: {', '.join(kinds) or 'none'}")
+        if engine["compile"] is not None:
+            needs = (
+                f"needs {' and '.join(engine['compile'])}; {INSTALL}" if engine["compile"] else "true, false"
+            )
+            say(console, f"engine.compile of {engine['name']}: {needs}")
     if any(missing for engine in engines for missing in engine["quantizations"].values()):
         say(console, "pip install 'hfbatch[quantization]' installs what quantisation needs.")
     say(console, "`hfbatch docs engines` says which task runs on which engine.")

@@ -32,12 +32,15 @@ class Layout:
         return replace(self, workers=min(self.workers, workers))
 
 
-def lay_out(spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None) -> Layout:
+def lay_out(
+    spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None, threads: int | str = "auto"
+) -> Layout:
     """Computes how many workers and stage tasks fit onto the cluster.
 
     Ray starts every worker before the first read, so workers plus one task of the largest stage must fit.
 
     :param ceiling: total resources after autoscaling; None for a fixed cluster.
+    :param threads: of one worker's model; auto: as many as its CPUs.
     :raises SpecError: if they do not fit, with the fix.
     """
     all_gpus = max(sum(node.gpus for node in nodes), ceiling.gpus if ceiling else 0.0)
@@ -52,6 +55,11 @@ def lay_out(spec: WorkersSpec, nodes: list[Node], ceiling: Node | None = None) -
         fitting = sum(int(node.gpus / gpus) for node in nodes) if not ceiling else int(all_gpus / gpus)
     else:
         cpus, fitting = _cpu_workers(spec, nodes, all_cpus)
+    if not gpus and isinstance(threads, int) and threads > max(round(cpus), 1):
+        raise SpecError(
+            f"engine.threads is {threads}, and a worker has {cpus:g} CPUs on this cluster; set "
+            f"engine.threads={max(round(cpus), 1)} or fewer, or workers.cpus={threads}"
+        )
     count = fitting if spec.count == "auto" else spec.count
     spare = all_cpus - count * cpus
     read_cpus, write_cpus = (1.0, 0.5) if spare >= 4 else (0.25, 0.2)

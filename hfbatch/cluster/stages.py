@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from hfbatch.data.formats.columns import arrays_of
 from hfbatch.data.reader import Rows, read_split
 from hfbatch.data.serialization import as_column, deserialize, serialize
 from hfbatch.data.splits import Split
-from hfbatch.engines.base import DeviceLostError
+from hfbatch.engines.base import DeviceLostError, Engine
 from hfbatch.errors import SplitError, WorkerError, redact_text
 from hfbatch.output.lock import TAKEOVER_S
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest
@@ -182,6 +182,8 @@ class ForwardStage:
                 time.sleep(0.05)
                 choice = ray.get(tracker.choice.remote(), timeout=ANSWER_S)
             runner.apply(RuntimeChoice(**choice))
+            if choice["compiled"]:  # before the rate is measured
+                runner.prepare(cast(Engine, runner.engine), features)
             self._chosen = True
         self._job.tracker.begin_batches.remote()
 

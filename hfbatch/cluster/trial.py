@@ -47,6 +47,8 @@ class Trial:
     """The comparison with float32, see `Verdict`."""
     trials: list[dict[str, Any]] | None
     """What `engine: auto` tried, see `EngineTrial`."""
+    compiled: bool
+    """Whether torch.compile compiled the model."""
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:
@@ -103,7 +105,8 @@ def estimate(
     :raises SpecError: if the workers do not fit into the cluster.
     """
     with connect(address):
-        layout = lay_out(workers, nodes(), ceiling())
+        threads = RunnerConfig.from_json(job.runner).engine.threads
+        layout = lay_out(workers, nodes(), ceiling(), threads)
         trial = run_trial(job, todo, layout)
     rate = trial.rows / max(trial.seconds, 1e-9)
     rows_todo = sum(split.rows for split in todo)

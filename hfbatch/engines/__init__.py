@@ -33,6 +33,8 @@ class EngineKind:
     """Whether it can use a GPU."""
     exports: bool = False
     """Whether it runs a graph that is exported from the model."""
+    compiles: bool = False
+    """Whether torch.compile can compile the model for it."""
     quantizations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the weights can be quantised to, and the packages that it needs besides."""
 
@@ -59,7 +61,10 @@ TORCH_QUANTIZATIONS = {
 }
 ENGINES = {
     "torch": EngineKind(
-        "hfbatch.engines.torch:TorchEngine", frozenset(Capability), quantizations=TORCH_QUANTIZATIONS
+        "hfbatch.engines.torch:TorchEngine",
+        frozenset(Capability),
+        compiles=True,
+        quantizations=TORCH_QUANTIZATIONS,
     ),
     "continuous": EngineKind(
         "hfbatch.engines.continuous:ContinuousEngine",

@@ -72,6 +72,8 @@ class EngineConfig:
     """One of the kind's `quantizations`, or none."""
     graph: str = ""
     """The file in the folder that holds the model as a graph of this engine, if no weights do; `auto` is then a dtype too."""
+    compiled: bool = False
+    """Whether torch.compile compiles the model."""
 
 
 class Engine(ABC):

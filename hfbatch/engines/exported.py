@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import io
-import logging
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,12 +14,11 @@ import torch
 
 from hfbatch.engines.base import BatchEngine, EngineConfig, Forward
 from hfbatch.engines.exports import cached_export
+from hfbatch.engines.faithful import difference, other_shapes, silenced
 from hfbatch.engines.graphs import OwnGraph, RawGraph, outline
 from hfbatch.engines.torch import as_array, as_tensor, device_name, is_stateless, load_model
 from hfbatch.errors import HfbatchError, WorkerError, one_line
 
-MOST_TOKENS = 512
-"""Longest rows on which a graph is compared with the model."""
 TOLERANCE = 1e-3
 """Largest difference between an output of the graph and of the model in float32, in parts of the output's largest value."""
 
@@ -131,7 +126,7 @@ class Graphs:
 
         def quantize(folder: Path) -> None:
             """Writes the graph in integers, from the graph in float32."""
-            with _quiet():
+            with silenced():
                 graph = engine.open(self._export(tensors, options), precise=True)
                 (component,) = graph.components.values()
                 component.program = engine.quantize(component.program)
@@ -165,7 +160,7 @@ class Graphs:
                     f"engine {engine.name} cannot run this model, which computes in another way from some length on; "
                     "use engine torch"
                 )
-            with torch.inference_mode(False), torch.no_grad(), _quiet():
+            with torch.inference_mode(False), torch.no_grad(), silenced():
                 sample = {name: _several(tensor) for name, tensor in tensors.items()}
                 engine.export(model, {**sample, **options}, folder)
                 self._check(model, engine.open(folder, precise=True), sample, options)
@@ -198,10 +193,9 @@ class Graphs:
 
         :raises WorkerError: if they differ.
         """
-        for inputs in (sample, *_variants(sample, getattr(self.config, "max_position_embeddings", None))):
+        for inputs in (sample, *other_shapes(sample, getattr(self.config, "max_position_embeddings", None))):
             wanted, found = model(**inputs, **options), graph(**inputs)
-            pairs = zip(_leaves(wanted), _leaves(found), strict=True)
-            off = max(((a - b).abs().max() / a.abs().max().clamp(1e-6)).item() for a, b in pairs)
+            off = difference(wanted, found)
             if not off <= TOLERANCE:
                 raise WorkerError(
                     f"the graph that engine {self._engine.name} made of this model gives other results (a relative "
@@ -209,48 +203,6 @@ class Graphs:
                 )
 
 
-def _variants(sample: Mapping[str, torch.Tensor], positions: int | None) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields inputs of other shapes: three rows, of half the tokens and of many, one row padded.
-
-    :param positions: the model's number of position embeddings, if it has any.
-    """
-    rows = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in sample.items()}
-    if "input_ids" not in sample:
-        yield rows
-        return
-    width = sample["input_ids"].shape[1]
-    most = max(min(positions or MOST_TOKENS, MOST_TOKENS) - 4, width)  # some models begin to count at 2
-    for wanted in (-(-width // 2), most):
-        columns = torch.arange(wanted) % width
-        varied = {
-            name: tensor[:, columns] if tensor.shape[1:] == (width,) else tensor
-            for name, tensor in rows.items()
-        }
-        if "attention_mask" in varied:
-            varied["attention_mask"][0, -(-wanted // 2) :] = 0
-        yield varied
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Discards the progress and the warnings of exporters, which would mix with results on stdout."""
-    before, nowhere = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _several(tensor: torch.Tensor) -> torch.Tensor:
     """Returns a copy with at least two rows: an export would take a dimension of one for a constant."""
     return (torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor).clone()
-
-
-def _leaves(value: Any) -> Iterator[torch.Tensor]:
-    """Yields the tensors of floats in a model's outputs."""
-    for leaf in torch.utils._pytree.tree_leaves(value):
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-            yield leaf.float()

@@ -19,7 +19,7 @@ from hfbatch.engines.quantization import (
     quantization_faults,
     quiet,
 )
-from hfbatch.errors import WorkerError
+from hfbatch.errors import HfbatchError, WorkerError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,7 +34,7 @@ class _OnGpu:
 
 
 class TorchEngine(BatchEngine):
-    """Runs a model loaded with an AutoClass of transformers.
+    """Runs a model loaded with an AutoClass of transformers, as it is or compiled.
 
     On the CPU, one batch runs on each thread: threads that share a batch wait for each other after every layer,
     and a thread delayed by the system delays all of them. With fewer batches than threads, or where batches must
@@ -64,6 +64,7 @@ class TorchEngine(BatchEngine):
             # For the CPU's matrix units: at 300 tokens, attention took a third longer than at 304.
             self.pad_multiple = 16
         self._threads = self._threads_each = config.threads
+        self._compiled = config.compiled
         self._lanes: ThreadPoolExecutor | None = None
         if (
             self._torch_device.type == "cpu"
@@ -75,6 +76,20 @@ class TorchEngine(BatchEngine):
         ):
             self._lanes = ThreadPoolExecutor(config.threads)
             self.depth, self.parallel = 2 * config.threads, config.threads
+        if config.compiled:
+            self._compile(config)
+
+    def _compile(self, config: EngineConfig) -> None:
+        """Has the model compiled for the first batch. Compiled code holds for one number of threads."""
+        from hfbatch.engines.compiled import Compiled
+
+        if not is_stateless(self.model):
+            raise WorkerError(
+                f"model {config.folder!r} computes in another way from some length on, and cannot be compiled; set "
+                "engine.compile=false"
+            )
+        self.model = Compiled(self.model, config.folder)
+        self._threads_each = 1 if self._lanes else config.threads
 
     @classmethod
     def quantization_faults(
@@ -85,8 +100,19 @@ class TorchEngine(BatchEngine):
 
     def expect(self, batches: int) -> None:
         """Divides the threads among the concurrent batches."""
-        if self._lanes is not None:
+        if self._lanes is not None and not self._compiled:
             self._threads_each = max(self._threads // batches, 1)
+
+    def prepare(self, batch: dict[str, np.ndarray], forward: Forward) -> None:
+        """Compiles the model, if it is to be compiled."""
+        if not self._compiled:
+            return
+        try:
+            self.collect(self.submit(batch, forward))
+        except HfbatchError:
+            raise
+        except Exception:  # noqa: BLE001 - of a row that the model cannot run: the first batch without it compiles the model
+            self.release_memory()
 
     def submit(self, batch: dict[str, np.ndarray], forward: Forward) -> Any:
         """Starts a batch; on a CPU where threads share a batch, runs it to the end."""

@@ -68,8 +68,8 @@ def build_report(
     - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
     - `unplanned`: columns of JSONL that the plan did not see and that are in no part, to rows that have them
     - `failed`: `part` and `error` of each failed split
-    - `model`, `batch_size`, `engine`, `dtype`, `quantization`, `devices` (the distinct workers), `versions`, `spec`,
-      `fingerprint`
+    - `model`, `batch_size`, `engine`, `compiled`, `dtype`, `quantization`, `devices` (the distinct workers), `versions`,
+      `spec`, `fingerprint`
     - `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
       `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
     - `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
@@ -118,6 +118,7 @@ def build_report(
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
         "engine": choice.get("engine", "torch"),
+        "compiled": choice.get("compiled", False),
         "dtype": choice.get("dtype"),
         "quantization": choice.get("quantization", "none"),
         "guard": choice.get("guard"),

@@ -153,6 +153,7 @@ def _tried(trial: dict[str, Any]) -> str:
 
 def _trial(trial: dict[str, Any]) -> str:
     weights = "" if trial["quantization"] == "none" else f"{trial['quantization']} in "
+    weights = f"compiled, {weights}" if trial["compiled"] else weights
     return (
         f"{trial['rows_per_s']:,.0f} rows/s, {trial['tokens_per_s']:,.0f} tokens/s on one worker "
         f"({trial['device']}, {trial['engine']}, {weights}{trial['dtype']}, batch {trial['batch_size']}); "

@@ -20,8 +20,9 @@ from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import Task
 
-NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds"}
-"""What the engine's section of a spec says of checks, trials and places, which change no results."""
+NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds", "threads"}
+"""What the engine's section of a spec says of checks, trials and places, which change no results; nor do threads, by more than
+rounding: those of `auto` are of the machine, and like `workers.cpus`, they belong to no job."""
 
 
 def job_identity(
@@ -90,7 +91,9 @@ def earlier(
             f"output {shown} was created by a newer hfbatch, which also chose {', '.join(sorted(unknown))}; "
             "use that version, choose another output, or replace it with --overwrite"
         )
-    given = {"engine": spec.engine.name, "quantization": spec.engine.quantization}
+    given: dict[str, Any] = {"engine": spec.engine.name, "quantization": spec.engine.quantization}
+    if (compiled := getattr(spec.engine, "compile", "auto")) != "auto":
+        given["compiled"] = compiled
     choice = RuntimeChoice(**{**job["settled"], **({} if spec.engine.name == "auto" else given)})
     if spec.engine.guard.mode == "required" and not _compared(choice):
         if there:
@@ -118,7 +121,8 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
     """Returns the identity of an earlier job as this version writes it.
 
     Older versions wrote the engine `torch` in the identity of every job; which one it was follows from the spec: its
-    `engine` or, if an older version wrote it, `batch.continuous`. A dtype that `auto` chose is the same as its name.
+    `engine` or, if an older version wrote it, `batch.continuous`. A dtype that `auto` chose is the same as its name, and so
+    is what it chose to compile.
 
     :param job: content of job.json.
     :param identity: of the job that is to continue it.
@@ -132,4 +136,7 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
     model, asked = old.get("model", {}), identity["model"]["dtype"]
     if model.get("dtype") == "auto" and settled.get("dtype") == asked:
         model = {**model, "dtype": asked}
+    asked = identity["engine"].get("compile")
+    if "compile" not in engine and settled.get("compiled", False) == asked:
+        engine = {**engine, "compile": asked}
     return {**old, "engine": engine, "model": model}

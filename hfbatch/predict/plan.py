@@ -112,6 +112,16 @@ class Plan:
         return spec.model_copy(update={"gpus": 0}) if idle else spec
 
     @property
+    def threads(self) -> int | str:
+        """Threads of a worker's model, of the spec."""
+        return self.spec.engine.threads
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the spec has the model compiled."""
+        return getattr(self.spec.engine, "compile", False) is True
+
+    @property
     def rejects_schema(self) -> pa.Schema:
         """Schema of the reject files."""
         return reject_schema(self.read.schema, lines=FORMATS[self.read.format].load().lines)

@@ -142,7 +142,7 @@ def _process(
         follower.say("connecting to Ray")
         with connect(address, begun) as cluster:
             clock.lap("connect")
-            layout = lay_out(plan.workers, nodes(), ceiling()).at_most(len(plan.todo))
+            layout = lay_out(plan.workers, nodes(), ceiling(), plan.threads).at_most(len(plan.todo))
             job = _prepare_output(plan)
 
             def on_choice(choice: RuntimeChoice) -> None:
@@ -191,7 +191,8 @@ class Follower:
         if activity["first_batch"]:
             self._show("running")
         elif activity["workers"]:
-            self._show("choosing precision and batch size")
+            compiling = "compiling the model, " if self._plan.compiles else ""
+            self._show(f"{compiling}choosing precision and batch size")
 
     def close(self) -> None:
         """Shows the last state and ends the phases: workers, calibrate, working."""

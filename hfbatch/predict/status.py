@@ -69,6 +69,7 @@ def render_status(status: dict[str, Any], console: Console) -> None:
         chosen = status["settled"]
         weights = "" if chosen.get("quantization", "none") == "none" else f"{chosen['quantization']} in "
         engine = chosen.get("engine", "torch")
+        engine += ", compiled" if chosen.get("compiled") else ""
         shown = f"batch {chosen['batch_size']}, {engine}, {weights}{chosen['dtype']} on {chosen['device']}"
         add(table, "chosen", shown)
         if chosen.get("guard"):

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES, kind_of
 from hfbatch.engines.base import Capability, Engine, RowEngine
+from hfbatch.engines.compilers import INSTALL, missing_to_compile
 from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.quantization import settings_faults
 from hfbatch.errors import HfbatchError, SpecError
@@ -76,6 +77,7 @@ def check_task(
         task = RunnerConfig.of(spec, model, root).build_task()
         faults += misfits(task) or label_faults(task) or task.check()
         faults += engine_faults(spec.engine, spec.model.dtype, task, spec.workers.gpus)
+        faults += _thread_faults(spec)
         if not faults and "text" in task.takes:
             notes += _embedding_notes(task)
         notes += label_notes(task)
@@ -156,6 +158,8 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         return faults
     if getattr(spec, "device_map", None):
         faults += _spread_faults(task)
+    if getattr(spec, "compile", False) is True:
+        faults += _compile_faults(task)
     if spec.quantization != "none":
         faults += _quantization_faults(spec, task)
     if kind.rows:
@@ -204,6 +208,34 @@ def _spread_faults(task: Task) -> list[str]:
             f"engine.device_map: the weights of model {task.model.name!r} are quantised; leave it out"
         )
     return faults
+
+
+def _compile_faults(task: Task) -> list[str]:
+    """Returns errors for tasks and models that are not compiled, and for a machine without a compiler."""
+    faults = []
+    if needs := [need.value for need in Capability if need in task.asks - {Capability.FORWARD}]:
+        faults.append(
+            f"engine.compile: task {task.name} needs {' and '.join(needs)}, and only the outputs of a model are compiled; "
+            "leave it out"
+        )
+    if is_quantised(task):
+        faults.append(f"engine.compile: the weights of model {task.model.name!r} are quantised; leave it out")
+    if missing := missing_to_compile():
+        faults.append(
+            f"engine.compile needs {' and '.join(missing)} on every node; install them ({INSTALL}), or leave it out"
+        )
+    return faults
+
+
+def _thread_faults(spec: JobSpec) -> list[str]:
+    """Returns an error for more threads than the spec gives CPUs to a worker."""
+    threads, cpus = spec.engine.threads, spec.workers.cpus
+    if threads == "auto" or cpus == "auto" or threads <= max(round(cpus), 1):
+        return []
+    return [
+        f"engine.threads is {threads}, and workers.cpus {cpus:g}; set engine.threads={max(round(cpus), 1)} or fewer, or "
+        f"workers.cpus={threads}"
+    ]
 
 
 def _quantization_faults(spec: EngineSpec, task: Task) -> list[str]:

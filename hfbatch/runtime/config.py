@@ -32,6 +32,8 @@ class RuntimeChoice:
     """The comparison with float32, see `Verdict`; None if nothing was lowered."""
     trials: list[dict[str, Any]] | None = None
     """What `engine: auto` tried, see `EngineTrial`; None if it tried nothing."""
+    compiled: bool = False
+    """Whether torch.compile compiles the model."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import BatchEngine, Engine, EngineConfig, RowEngine
+from hfbatch.engines.compilers import missing_to_compile
 from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.precision import fastest_dtype, native_dtype
 from hfbatch.errors import WorkerError
@@ -75,7 +76,7 @@ class Runner:
     """A task and, once it is loaded, its model.
 
     :param config: the settings.
-    :param share: the part of this machine's cores that the model may use, 0 to 1.
+    :param share: the part of this machine's cores that the model may use, 0 to 1, unless the spec names their number.
     :param on_batch: called after each batch.
     """
 
@@ -94,7 +95,8 @@ class Runner:
         self._variant = REFERENCE
         self._predictor: Predictor | RowPredictor | None = None
         self._turn = threading.Lock()
-        self._threads = max(round(usable_cores() * share), 1)
+        threads = config.engine.threads
+        self._threads = max(round(usable_cores() * share), 1) if threads == "auto" else threads
         self._on_batch = on_batch
 
     def preprocess(
@@ -119,6 +121,7 @@ class Runner:
         spec = self.config.engine
         name = choice.engine if choice else "torch" if spec.name == "auto" else spec.name
         quantization = choice.quantization if choice else spec.quantization
+        compiled = choice.compiled if choice else getattr(spec, "compile", False) is True
         dtype, kind = choice.dtype if choice else self.config.dtype, ENGINES[name]
         device, native = native_dtype(kind.gpus)
         known = "auto", "float32", native
@@ -127,13 +130,13 @@ class Runner:
                 f"model.dtype auto chose {dtype} for this job on another machine, and this one ({device}) "
                 f"does not run it natively; use machines like that one, or set model.dtype={dtype} to run it here too"
             )
-        if missing := kind.missing(quantization):
+        if missing := kind.missing(quantization) or (missing_to_compile() if compiled else []):
             raise WorkerError(f"engine {name} of this job needs {' and '.join(missing)} on every node")
         if self.task.model.graphs:
             return Variant(name, dtype)  # a graph has a dtype of its own
         if dtype == "auto":
             dtype = fastest_dtype(kind.gpus) if native in kind.dtypes else "float32"
-        return Variant(name, dtype, quantization)
+        return Variant(name, dtype, quantization, compiled)
 
     def load(self, variant: Variant | None = None) -> Engine:
         """Loads the model, by default as an earlier choice or the spec says."""
@@ -160,6 +163,7 @@ class Runner:
             kind.needs(variant.quantization),
             variant.quantization,
             model.graphs.get(variant.engine, ""),
+            variant.compiled,
         )
         return kind.load()(config)
 
@@ -189,6 +193,7 @@ class Runner:
             self._variant.quantization,
             asdict(verdict) if verdict else None,
             [asdict(trial) for trial in trials.trials] if trials else None,
+            self._variant.compiled,
         )
 
     def _try_engines(
@@ -359,7 +364,10 @@ class Runner:
         engine = self.engine or self.load()
         size = self.config.batch.size
         size = PREVIEW_BATCH if size == "auto" else size
-        return RuntimeChoice(size, engine.dtype, engine.device, engine.name, self._variant.quantization)
+        one = self._variant
+        return RuntimeChoice(
+            size, engine.dtype, engine.device, engine.name, one.quantization, compiled=one.compiled
+        )
 
     @property
     def label(self) -> str:

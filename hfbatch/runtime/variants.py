@@ -23,6 +23,8 @@ class Variant:
     engine: str
     dtype: str
     quantization: str = "none"
+    compiled: bool = False
+    """Whether torch.compile compiles the model."""
 
     @property
     def lowered(self) -> bool:
@@ -31,7 +33,7 @@ class Variant:
 
     def __str__(self) -> str:
         weights = "" if self.quantization == "none" else f"{self.quantization}, "
-        return f"{self.engine} ({weights}{self.dtype})"
+        return f"{self.engine} ({'compiled, ' if self.compiled else ''}{weights}{self.dtype})"
 
 
 REFERENCE = Variant("torch", "float32")

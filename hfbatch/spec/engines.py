@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfbatch.spec.section import Section
+from hfbatch.spec.section import Auto, Section
 from hfbatch.spec.shorthand import shorthand
 
 TorchQuantization = Literal["none", "int8", "nf4", "fp4", "int8_weight_only", "int8_dynamic"]
@@ -26,6 +26,8 @@ class GuardSpec(Section):
 class _EngineSpec(Section):
     """What every engine has."""
 
+    threads: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Cores that a worker's model uses; auto: the worker's share of the cores of its machine."""
     guard: Annotated[GuardSpec, shorthand("mode")] = GuardSpec()
     """How a lowered precision is compared with float32; a plain string is its mode."""
 
@@ -38,7 +40,10 @@ class TorchEngineSpec(_EngineSpec):
     quantization: TorchQuantization = "none"
     """Precision of the weights; int8 (LLM.int8), nf4 and fp4 by bitsandbytes, the others by torchao. They save memory; on CPUs, no
     time."""
-    device_map: Literal["auto"] | None = None
+    compile: bool | Auto = "auto"
+    """Whether torch.compile compiles the model, for tasks that read nothing but its outputs; auto: no. It takes from half a minute
+    to minutes, once on each machine."""
+    device_map: Auto | None = None
     """auto: for a model larger than a device, spread its layers over the GPUs of a worker, its memory and its disk."""
     memory: dict[
         Annotated[str, Field(pattern=r"^(cpu|\d+)$")], Annotated[str, Field(pattern=r"^\d+[KMGT]i?B$")]
@@ -46,13 +51,17 @@ class TorchEngineSpec(_EngineSpec):
     """Maximum for the weights on each device with device_map, such as {"0": 40GB, cpu: 100GB}; default: what is free."""
 
     @model_validator(mode="after")
-    def _memory_of_a_map(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.memory and self.device_map is None:
             raise ValueError(
                 "memory limits the devices of device_map; add device_map: auto, or leave memory out"
             )
         if self.device_map and self.quantization != "none":
             raise ValueError("device_map cannot spread weights that are quantised; leave one of them out")
+        if self.compile is True and (self.device_map or self.quantization != "none"):
+            raise ValueError(
+                "compile is for a model on one device, with weights that are not quantised; leave one of them out"
+            )
         return self
 
 

@@ -2,8 +2,8 @@
 
 Each contestant is a runner with all-MiniLM-L6-v2 in this process, without Ray, on all cores (`taskset -c 0,1` for two).
 They predict the same features in turn, round after round; a ratio is the median over rounds of the rate to that of torch in
-float32 in the same round. Each has a cache of exported models of its own, so that the seconds until it is ready include
-the export.
+float32 in the same round. Each has caches of its own of exported models and of compiled code, so that the seconds until it
+is ready include the export or the compilation.
 
     taskset -c 0,1 python -m tests.benchmarks.engines --source ag_news.parquet --rows 1000
     python -m tests.benchmarks.engines --only torch-float32 openvino-int8 --rows 500 --json engines.json
@@ -34,18 +34,20 @@ from hfbatch.spec.job import BatchSpec, ModelSpec
 from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
-CONTESTANTS = {
-    "torch-float32": ("torch", "float32", "none"),
-    "torch-bfloat16": ("torch", "bfloat16", "none"),
-    "torch-int8": ("torch", "float32", "int8"),
-    "torch-nf4": ("torch", "float32", "nf4"),
-    "onnx-float32": ("onnx", "float32", "none"),
-    "onnx-int8": ("onnx", "float32", "int8"),
-    "openvino-float32": ("openvino", "float32", "none"),
-    "openvino-bfloat16": ("openvino", "bfloat16", "none"),
-    "openvino-int8": ("openvino", "float32", "int8"),
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch-float32": ("float32", {"name": "torch"}),
+    "torch-compiled": ("float32", {"name": "torch", "compile": True}),
+    "torch-bfloat16": ("bfloat16", {"name": "torch"}),
+    "torch-bfloat16-compiled": ("bfloat16", {"name": "torch", "compile": True}),
+    "torch-int8": ("float32", {"name": "torch", "quantization": "int8"}),
+    "torch-nf4": ("float32", {"name": "torch", "quantization": "nf4"}),
+    "onnx-float32": ("float32", {"name": "onnx"}),
+    "onnx-int8": ("float32", {"name": "onnx", "quantization": "int8"}),
+    "openvino-float32": ("float32", {"name": "openvino"}),
+    "openvino-bfloat16": ("bfloat16", {"name": "openvino"}),
+    "openvino-int8": ("float32", {"name": "openvino", "quantization": "int8"}),
 }
-"""Engine, dtype and quantization by name."""
+"""Dtype and engine's section of the spec by name."""
 REFERENCE = "torch-float32"
 NEAREST = 10
 
@@ -59,7 +61,7 @@ class Contestant:
     vectors: np.ndarray
     """Of length 1, float32 [rows, dimension]."""
     ready_s: float
-    """Seconds to load, export and predict once."""
+    """Seconds to load, export or compile, and predict once."""
     bytes: int
     """Size of the exported graph, or of the model's weights if there is none."""
     seconds: list[float] = field(default_factory=list)
@@ -73,10 +75,10 @@ class Contestant:
 
 
 def contestant(name: str, texts: pa.Array, batch: int, cache: Path) -> Contestant:
-    """Loads a model, exporting it if its engine does, and predicts all rows once."""
-    engine, dtype, quantization = CONTESTANTS[name]
-    os.environ["HFBATCH_CACHE"] = str(cache)
-    section = TypeAdapter(EngineSpec).validate_python({"name": engine, "quantization": quantization})
+    """Loads a model, exporting or compiling it if its engine does, and predicts all rows once."""
+    dtype, engine = CONTESTANTS[name]
+    os.environ["HFBATCH_CACHE"], os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache), str(cache / "code")
+    section = TypeAdapter(EngineSpec).validate_python(engine)
     model = pin(ModelSpec(name=tools.minilm()))
     runner = Runner(RunnerConfig("embedding", model, {}, dtype, BatchSpec(size=batch), section))
     begun = time.perf_counter()
@@ -85,7 +87,7 @@ def contestant(name: str, texts: pa.Array, batch: int, cache: Path) -> Contestan
     places = pa.table({"file": pa.array([""] * len(texts)), "row": pa.array(range(len(texts)), pa.int64())})
     column = made.columns["embedding"]
     vectors = np.asarray(column.flatten(), np.float32).reshape(len(column), -1)
-    sizes = [one["bytes"] for one in list_exports() if one["quantization"] == quantization]
+    sizes = [one["bytes"] for one in list_exports() if one["quantization"] == section.quantization]
     return Contestant(
         runner,
         runner.preprocess({"text": texts}, places).features,

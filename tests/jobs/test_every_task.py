@@ -37,6 +37,7 @@ from tests.tasks.drive import make, run
 NULL, UNREADABLE = 7, 9
 EXPORTED = {"openvino", "onnx"}
 """Engines that run a graph of the model, which takes some ten seconds to export."""
+COMPILED = {"name": "torch", "compile": True}
 ALWAYS = {("token-classification", "openvino"), ("image-classification", "onnx")}
 PAIRS = [
     pytest.param(name, engine, marks=() if (name, engine) in ALWAYS else pytest.mark.matrix)
@@ -86,11 +87,12 @@ def check_job(
     workers: int,
     size: int,
     engine: str = "torch",
+    section: Any = None,
 ) -> None:
     """Runs the case as a job and compares its rows with the oracle's."""
     out = folder / f"out-{engine}-{size}-{workers}"
     spec = make_spec(
-        name, model, folder / "in", out, engine=engine, params=dict(CASES[name].params), batch={"size": size},
+        name, model, folder / "in", out, engine=section or engine, params=dict(CASES[name].params), batch={"size": size},
         workers={"count": workers}, input={"split_rows": 8}, output={"keep": ["id"]}, rejects={"max_fraction": 0.2},
     )  # fmt: skip
     result = run_job(spec)
@@ -137,6 +139,14 @@ def test_an_exported_model_gives_the_answers_of_transformers(tmp_path: Path, nam
     assert bool(faults) == (name not in EXPORTABLE), faults
     if not faults:
         check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "name", sorted(EXPORTABLE - {"image-feature-extraction"})
+)  # its images have several sizes
+def test_a_compiled_model_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> None:
+    check_job(name, tmp_path, *set_up(name, tmp_path), job_here, 1, 8, "compiled", COMPILED)
 
 
 @pytest.mark.usefixtures("ray_cluster")

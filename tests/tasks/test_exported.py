@@ -283,10 +283,13 @@ def test_engines_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch
     assert {*listed} == {*ENGINES}
     assert listed["onnx"] | {"summary": ""} == {
         "name": "onnx", "summary": "", "dtypes": ["float32"], "gpus": False, "missing": [], "install": None,
-        "quantizations": {"int8": []},
+        "quantizations": {"int8": []}, "compile": None,
     }  # fmt: skip
     monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
-    assert "hfbatch[onnx]" in CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    shown = CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
+    assert "hfbatch[onnx]" in shown
+    assert "engine.compile of torch: needs the C++ compiler no-such-compiler" in shown
 
 
 def test_onnx_takes_the_threads_of_its_worker(encoder: str) -> None:
