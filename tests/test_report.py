@@ -109,7 +109,8 @@ def test_rows_splits_and_tokens_add_up_over_the_whole_output():
         splits_total=5,
         ended=ENDED,
     )
-    assert got["rows"] == {"read": 24, "in": 20, "out": 18, "rejected": 2, "truncated": 4, "filtered": 4}
+    rows = {"read": 24, "in": 20, "out": 18, "rejected": 2, "truncated": 4, "repeated": 0, "filtered": 4}
+    assert got["rows"] == rows
     assert got["splits"] == {"total": 5, "done": 2, "failed": 1, "left": 2, "this_run": 1}
     assert (got["tokens"], got["padded_tokens"]) == (360, 400)
     assert got["padding"] == pytest.approx(0.1)

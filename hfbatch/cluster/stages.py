@@ -217,7 +217,7 @@ def forward(
         return row, 0
     made = predict(features)
     manifest.tokens, manifest.padded_tokens = made.stats.tokens, made.stats.padded_tokens
-    manifest.batches = made.stats.batches
+    manifest.batches, manifest.rows_repeated = made.stats.batches, made.stats.repeated
     manifest.seconds["forward"] = time.perf_counter() - begun
     rejects = dump_rejects([*load_rejects(row["rejects"]), *made.rejects])
     return {**row, "rejects": rejects, "features": serialize(made.outputs)}, len(made.rejects)

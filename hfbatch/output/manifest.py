@@ -29,8 +29,10 @@ class Manifest:
     rows_out: int = 0
     rows_rejected: int = 0
     rows_truncated: int = 0
+    rows_repeated: int = 0
+    """Rows that got the result of an identical row."""
     tokens: int = 0
-    """Tokens of the rows, without padding."""
+    """Tokens of the other rows, without padding."""
     padded_tokens: int = 0
     """Tokens that the device computed, padding included."""
     batches: int = 0

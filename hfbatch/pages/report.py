@@ -55,7 +55,7 @@ def build_report(
 
     Keys of the result:
 
-    - `rows`: `read` (before the filter), `in` (after it), `out`, `rejected`, `truncated`, `filtered`
+    - `rows`: `read` (before the filter), `in` (after it), `out`, `rejected`, `truncated`, `repeated`, `filtered`
     - `splits`: `total`, `done`, `failed`, `left` (neither done nor failed), `this_run` (done by this run)
     - `tokens`, `padded_tokens` (what the device computed), `padding` (share of padded_tokens that is padding;
       None without tokens)
@@ -157,7 +157,7 @@ def _sum(manifests: Iterable[Manifest], name: str) -> int:
 
 def _rows(done: Sequence[Manifest]) -> dict[str, int]:
     names = {"read": "rows_read", "in": "rows_in", "out": "rows_out"}
-    names |= {"rejected": "rows_rejected", "truncated": "rows_truncated"}
+    names |= {"rejected": "rows_rejected", "truncated": "rows_truncated", "repeated": "rows_repeated"}
     rows = {key: _sum(done, name) for key, name in names.items()}
     return {**rows, "filtered": rows["read"] - rows["in"]}
 
@@ -327,7 +327,7 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     def add(name: str, text: str) -> None:
         display.add(table, name, text)
 
-    notes = [f"{rows[key]:,} {key}" for key in ("rejected", "truncated", "filtered") if rows[key]]
+    notes = [f"{rows[key]:,} {key}" for key in ("rejected", "truncated", "repeated", "filtered") if rows[key]]
     add("rows", ", ".join([f"{rows['out']:,} out of {rows['in']:,}", *notes]))
     for reason, number in list(report["rejects"]["reasons"].items())[:5]:
         add("", f"{number:,} × {reason}")

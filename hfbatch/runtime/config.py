@@ -34,6 +34,8 @@ class RuntimeChoice:
     """What `engine: auto` tried, see `EngineTrial`; None if it tried nothing."""
     compiled: bool = False
     """Whether torch.compile compiles the model."""
+    dedupe: bool = False
+    """Whether identical rows of a split run once; false for jobs that began before there was a choice."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Prediction:
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
+    repeated: int = 0
+    """Rows that got the result of an identical row."""
 
 
 class Predictor:

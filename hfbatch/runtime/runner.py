@@ -28,6 +28,7 @@ from hfbatch.output.rejects import Reject
 from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.checks import task_with
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
+from hfbatch.runtime.distinct import distinct, repeat
 from hfbatch.runtime.engine_trials import EngineSearch
 from hfbatch.runtime.guard import Verdict, advice, compare
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
@@ -97,7 +98,8 @@ class Runner:
         self._turn = threading.Lock()
         threads = config.engine.threads
         self._threads = max(round(usable_cores() * share), 1) if threads == "auto" else threads
-        self._on_batch = on_batch
+        self._on_batch = on_batch or (lambda stats: None)
+        self._dedupe = False
 
     def preprocess(
         self, columns: Mapping[str, pa.Array], places: pa.Table, unreadable: Sequence[Reject] = ()
@@ -194,6 +196,7 @@ class Runner:
             asdict(verdict) if verdict else None,
             [asdict(trial) for trial in trials.trials] if trials else None,
             self._variant.compiled,
+            self.config.batch.dedupe,
         )
 
     def _try_engines(
@@ -278,7 +281,7 @@ class Runner:
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
-        engine, variant = self.engine, self.variant(choice)
+        engine, variant, self._dedupe = self.engine, self.variant(choice), choice.dedupe
         if engine is None or self._variant != variant:
             engine = self.load(variant)
         size, tokens = choice.batch_size, self.config.batch.tokens
@@ -302,11 +305,16 @@ class Runner:
             raise RuntimeError("call apply() before predict()")
         positions = features[POSITION].to_numpy()
         made, plain = Prediction(pa.table({}), np.empty(0, np.int64)), _without_positions(features)
+        kinds = distinct(plain) if self._dedupe and follow is None else None
+        plain = plain if kinds is None else plain.take(pa.array(kinds[0]))
         if len(features) and few and isinstance(self._predictor, Predictor):
             report = (lambda rows, tokens: follow(positions[rows], tokens)) if follow else None
             made = self._predictor.predict(plain, report, spread=True)
         elif len(features):
             made = self._predictor.predict(plain)
+        if kinds is not None:
+            made = repeat(made, kinds[1])
+            self._on_batch(BatchStats(made.repeated, 0, 0, 0.0))
         rejects = [reject(int(positions[k]), "forward", error) for k, error in made.failures]
         outputs = made.outputs.append_column(POSITION, pa.array(positions[made.kept]))
         return Predicted(outputs, rejects, made)
@@ -366,8 +374,9 @@ class Runner:
         size = PREVIEW_BATCH if size == "auto" else size
         one = self._variant
         return RuntimeChoice(
-            size, engine.dtype, engine.device, engine.name, one.quantization, compiled=one.compiled
-        )
+            size, engine.dtype, engine.device, engine.name, one.quantization, compiled=one.compiled,
+            dedupe=self.config.batch.dedupe,
+        )  # fmt: skip
 
     @property
     def label(self) -> str:

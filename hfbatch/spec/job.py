@@ -154,6 +154,8 @@ class BatchSpec(Section):
     tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of a batch with its padding, in addition to size. Default: if size is auto, 4096 for texts that a
     CPU encodes; else no limit."""
+    dedupe: bool = True
+    """Run rows of a split with identical features once; rows that are sampled have seeds of their own and are never identical."""
     continuous: bool | None = None
     """The same as `engine: continuous` if true; kept for older specs."""
 

@@ -53,7 +53,8 @@ def last_object(text: str) -> str:
 
 
 def embed_command(source: Path, out: Path, model: str, *sets: str) -> list[str]:
-    """`hfbatch embed` over a folder. :param sets: `dotted.key=value` each."""
+    """`hfbatch embed` over a folder, each row on its own. :param sets: `dotted.key=value` each."""
+    sets = "batch.dedupe=false", *sets
     flags = [word for one in sets for word in ("--set", one)]
     return [*HFBATCH, "embed", str(source), str(out), "--model", model, *OPTIONS, *flags]
 
