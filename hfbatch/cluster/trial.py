@@ -49,6 +49,8 @@ class Trial:
     """What `engine: auto` tried, see `EngineTrial`."""
     compiled: bool
     """Whether torch.compile compiled the model."""
+    dedupe: bool = False
+    """Whether identical rows ran once."""
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:
