@@ -233,6 +233,9 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     split = Split.from_dict(json.loads(row["split"]))
     table, outputs = deserialize(row["rows"]), deserialize(row["features"])
     places = deserialize(row["places"])
+    if len(outputs) and runner.task.fits:
+        choice = ray.get(job.tracker.choice.remote(), timeout=ANSWER_S)  # final, since there are outputs
+        runner.take_fitted(choice["fitted"])
     fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
     positions, columns, failures = runner.postprocess(outputs, arrays_of(table, job.inputs), fields)
     rejects = sorted([*load_rejects(row["rejects"]), *failures], key=lambda reject: reject.position)

@@ -82,7 +82,7 @@ def _try(job: StageJob, splits: list[dict[str, Any]], cpus: float) -> dict[str, 
     padding = 1 - done.tokens / max(done.padded_tokens, 1)
     return {
         "rows": len(features), "tokens": done.tokens, "padding": padding, "seconds": seconds,
-        "load_seconds": load_seconds, **asdict(choice),
+        "load_seconds": load_seconds, **{name: value for name, value in asdict(choice).items() if name != "fitted"},
     }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class RuntimeChoice:
     """The comparison with float32, see `Verdict`; None if nothing was lowered."""
     trials: list[dict[str, Any]] | None = None
     """What `engine: auto` tried, see `EngineTrial`; None if it tried nothing."""
+    fitted: dict[str, Any] | None = None
+    """What the task took from rows of the job, see `Task.fit`; None if it needs nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class RunnerConfig:
                 self.seed,
                 self.tokenizer,
                 RowFiles(self.root, self.files),
+                self.choice.fitted if self.choice else None,
             )
         )
         _ = task.config  # imports torch while the collector is at rest

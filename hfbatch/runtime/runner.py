@@ -28,7 +28,7 @@ from hfbatch.runtime.autotune import choose_batch_size
 from hfbatch.runtime.checks import task_with
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.engine_trials import EngineSearch
-from hfbatch.runtime.guard import Verdict, advice, compare
+from hfbatch.runtime.guard import Verdict, advice, compare, sample
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
 from hfbatch.runtime.predictor import BatchStats, Follow, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
@@ -37,6 +37,8 @@ from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised
 from hfbatch.runtime.windows import unfold
 from hfbatch.spec.engines import AutoEngineSpec
 
+FIT_ROWS = 1024
+"""Rows from which a task takes what `Task.fit` returns."""
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
 
@@ -189,7 +191,21 @@ class Runner:
             self._variant.quantization,
             asdict(verdict) if verdict else None,
             [asdict(trial) for trial in trials.trials] if trials else None,
+            self._fit(features, size),
         )
+
+    def _fit(self, features: pa.Table, size: int) -> dict[str, Any] | None:
+        """Returns what the task needs from rows of the job, see `Task.fit`; None if it needs nothing, or has it."""
+        if not self.task.fits:
+            return None
+        engine, lengths = cast(BatchEngine, self.engine), self.task.lengths(features)
+        rows = _without_positions(features).take(pa.array(sample(lengths, FIT_ROWS, self.task.seed)))
+        return self.task.fit(Predictor(self.task, engine, size).predict(rows).outputs)
+
+    def take_fitted(self, fitted: Mapping[str, Any] | None) -> None:
+        """Gives the task what it has fitted in another process, unless it has it."""
+        if fitted is not None and self.task.fits:
+            self.task = self.task.changed(fitted=fitted)
 
     def _try_engines(
         self, engine: Engine, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]
@@ -273,6 +289,7 @@ class Runner:
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
+        self.take_fitted(choice.fitted)
         engine, variant = self.engine, self.variant(choice)
         if engine is None or self._variant != variant:
             engine = self.load(variant)
@@ -332,6 +349,8 @@ class Runner:
         lengths = np.zeros(rows, np.int64)
         if len(prepared.features):
             lengths[prepared.features[POSITION].to_numpy()] = self.task.lengths(prepared.features)
+        if self.task.fits and len(prepared.features):
+            self.apply(replace(self.default_choice(), fitted=self._fit(prepared.features, PREVIEW_BATCH)))
         with _timed(seconds, "predict"), self._turn:
             predicted = self.predict(prepared.features, True, follow)
         with _timed(seconds, "postprocess"):

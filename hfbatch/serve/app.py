@@ -51,7 +51,7 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
     app.get("/v1/models", summary="The model, as OpenAI lists it")(api.models)
     app.get("/v1/models/{name:path}", summary="The model, as OpenAI describes it")(api.model)
     app.post("/predict", summary=task.summary, openapi_extra=predict_schema(task))(api.predict)
-    if task.name == EMBEDDING:
+    if task.name == EMBEDDING and openai.answers_with(task.output_fields()[0].type):
         app.post("/v1/embeddings", openapi_extra=_takes(openai.EmbeddingRequest))(api.embeddings)
     if task.name == GENERATION:
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)

@@ -1,10 +1,12 @@
-"""Checks that a tokenizer's vocabulary file exists: without it, transformers uses special tokens only."""
+"""Checks that a tokenizer's vocabulary file exists, without which transformers uses special tokens only; adds tokens to it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hfbatch.spec.job import TokenizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,3 +30,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
             "every text would be read as unknown tokens; save the tokenizer there with save_pretrained, or download the "
             "model again"
         )
+
+
+def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
+    """Applies changes to a tokenizer; existing tokens keep their ids."""
+    if changes.special_tokens:
+        tokenizer.add_special_tokens(dict(changes.special_tokens))
+    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
+    tokenizer.add_tokens(list(changes.add_tokens))
+    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
+    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
