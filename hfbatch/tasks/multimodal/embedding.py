@@ -172,8 +172,7 @@ class Embedding(TextOrImageTask):
     def frame(self) -> Frame | None:
         """The windows over long texts; None if texts are truncated, or have no limit."""
         windows = self.params.windows
-        size = windows and (windows.size or self.limit)
-        if windows is None or size is None:
+        if windows is None or (size := windows.size or self.limit) is None:
             return None
         prompt = self._cased([self.prompt])[0]
         return Frame.of(self.tokenizer, prompt, size, windows.stride)
