@@ -30,10 +30,12 @@ def stored_type(precision: str, dimension: int) -> pa.DataType:
     return pa.list_(STORED[precision], -(-dimension // 8) if precision.endswith("binary") else dimension)
 
 
-def fit_ranges(vectors: np.ndarray) -> list[list[float]]:
-    """Returns the minimum and the maximum of each dimension; of few vectors, the range of all dimensions, around 0.
+def fit_ranges(vectors: np.ndarray, common: bool = False) -> list[list[float]]:
+    """Returns the minimum and the maximum of each dimension.
 
     :param vectors: float32 [vectors, dimension].
+    :param common: give all dimensions the same range around 0, which keeps the order of dot products. It needs few vectors;
+        fewer than FEWEST get it in any case.
     :raises ValueError: if there are none.
     """
     if not vectors.size:
@@ -41,7 +43,7 @@ def fit_ranges(vectors: np.ndarray) -> list[list[float]]:
             "no row of the first split has a vector from which to take ranges; set params.ranges"
         )
     low, high = vectors.min(0), vectors.max(0)
-    if len(vectors) < FEWEST:
+    if common or len(vectors) < FEWEST:
         high = np.full_like(high, np.abs(vectors).max())
         low = -high
     return [low.tolist(), high.tolist()]

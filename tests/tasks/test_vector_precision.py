@@ -122,6 +122,10 @@ def test_ranges_of_the_first_worker_hold_for_all_others(encoder: str) -> None:
     expected = stored(runner_of(encoder, precision="int8", ranges=ranges.tolist()), texts[:7])
     for runner in (later, resumed):
         np.testing.assert_array_equal(stored(runner, texts[:7]), expected)
+    common = proposed(runner_of(encoder, precision="int8", ranges="common"), texts).fitted
+    assert common is not None
+    size = np.abs(exact).max()
+    np.testing.assert_allclose(common["ranges"], [[-size] * 32, [size] * 32], rtol=1e-4)
     assert proposed(runner_of(encoder, precision="int8", ranges=RANGES), texts).fitted is None
     assert proposed(runner_of(encoder, precision="binary"), texts).fitted is None
 
@@ -154,7 +158,7 @@ def test_ranges_that_do_not_fit_are_refused(encoder: str) -> None:
         "has 2 and 2 numbers"
         in make(Embedding, encoder, precision="int8", ranges=[[0, 0], [1, 1]]).check()[0]
     )
-    assert "leave them out" in make(Embedding, encoder, precision="binary", ranges=RANGES).check()[0]
+    assert "leave them out" in make(Embedding, encoder, precision="binary", ranges="common").check()[0]
     with pytest.raises(ValueError, match="ranges"):
         Embedding.Params(precision="int8", ranges=[[0.0]])
 

@@ -348,13 +348,14 @@ class Embedding(TextOrImageTask):
     @property
     def compared(self) -> Embedding:
         """The task with vectors that are not rounded."""
-        exact = self.params.model_copy(update={"precision": "float32", "ranges": None})
+        exact = self.params.model_copy(update={"precision": "float32", "ranges": "each"})
         return self.changed(params=exact)
 
     @property
     def ranges(self) -> list[list[float]] | None:
         """Minimum and maximum of each dimension, for int8 and uint8; None if they are not known yet."""
-        return self.params.ranges or (self.settings.fitted or {}).get("ranges")
+        given = self.params.ranges
+        return given if isinstance(given, list) else (self.settings.fitted or {}).get("ranges")
 
     @property
     def fits(self) -> bool:
@@ -363,7 +364,7 @@ class Embedding(TextOrImageTask):
 
     def fit(self, outputs: pa.Table) -> dict[str, Any]:
         """Returns the ranges of the dimensions. :raises ValueError: if no row has a vector."""
-        return {"ranges": fit_ranges(self._vectors(outputs))}
+        return {"ranges": fit_ranges(self._vectors(outputs), self.params.ranges == "common")}
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Returns the vectors as they are stored."""

@@ -37,9 +37,12 @@ class EmbeddingParams(Params):
     precision: Precision = "float32"
     """How vectors are stored. int8 and uint8: the place in the range of the dimension, in 256 steps; binary and ubinary: a bit
     for each dimension, whether it is above 0, eight in each int8 or uint8. As sentence-transformers' quantize_embeddings."""
-    ranges: Annotated[list[list[float]], Field(min_length=2, max_length=2)] | None = None
-    """int8, uint8: the minimum and the maximum of each dimension; default: those of rows of the first split, which job.json
-    then holds as `settled.fitted.ranges`."""
+    ranges: Literal["each", "common"] | Annotated[list[list[float]], Field(min_length=2, max_length=2)] = (
+        "each"
+    )
+    """int8, uint8: from rows of the first split, each: the minimum and the maximum of each dimension, as sentence-transformers;
+    common: one range around 0, so that dot products of int8 are nearly in order. job.json then holds them as
+    `settled.fitted.ranges`. Or two lists: the minima and the maxima."""
 
 
 def image_faults(task: Embedding, where: str) -> list[str]:
@@ -86,12 +89,13 @@ def param_faults(task: Embedding, where: str) -> list[str]:
             f"params.truncate_dim {params.truncate_dim} is more than the "
             f"{task.full_dimension} dimensions of {where}; set at most {task.full_dimension}"
         )
-    if params.ranges and not needs_ranges(params.precision):
+    ranges = params.ranges
+    if ranges != "each" and not needs_ranges(params.precision):
         faults.append(
             f"params.ranges are for precision int8 and uint8, not for {params.precision}; leave them out"
         )
-    elif params.ranges and task.full_dimension and {*map(len, params.ranges)} != {task.dimension}:
-        sizes = " and ".join(str(len(row)) for row in params.ranges)
+    elif isinstance(ranges, list) and task.full_dimension and {*map(len, ranges)} != {task.dimension}:
+        sizes = " and ".join(str(len(row)) for row in ranges)
         faults.append(
             f"params.ranges has {sizes} numbers, and vectors have {task.dimension} dimensions; give the minimum and the "
             "maximum of each"
