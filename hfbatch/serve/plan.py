@@ -85,7 +85,7 @@ def make_plan(spec: ServeSpec) -> ServePlan:
         if task is not None and task.fits:
             faults.append(
                 f"task {task.name} takes values from the rows of a job, which an endpoint does not have; give those that "
-                "job.json of such a job holds as settled.fitted, in params"
+                "job.json of such a job holds as `fitted`, in params"
             )
     if faults or model is None or task is None:
         raise SpecError(list(dict.fromkeys(faults)))

@@ -153,14 +153,17 @@ def test_a_model_in_lowered_precision_is_compared_before_vectors_are_rounded(
     assert choice.dtype == "bfloat16"
 
 
-def test_ranges_that_do_not_fit_are_refused(encoder: str) -> None:
-    assert (
-        "has 2 and 2 numbers"
-        in make(Embedding, encoder, precision="int8", ranges=[[0, 0], [1, 1]]).check()[0]
-    )
-    assert "leave them out" in make(Embedding, encoder, precision="binary", ranges="common").check()[0]
-    with pytest.raises(ValueError, match="ranges"):
-        Embedding.Params(precision="int8", ranges=[[0.0]])
+@pytest.mark.parametrize(
+    ("precision", "ranges", "fault"),
+    [
+        ("int8", [[0, 0], [1, 1]], "has 2 lists of 2, 2 numbers, and vectors have 32 dimensions"),
+        ("int8", RANGES[:1], "has 1 lists of 32 numbers"),
+        ("int8", RANGES[::-1], "give the list of the minima first"),
+        ("binary", "common", "leave them out"),
+    ],
+)
+def test_ranges_that_do_not_fit_are_refused(encoder: str, precision: str, ranges: Any, fault: str) -> None:
+    assert fault in make(Embedding, encoder, precision=precision, ranges=ranges).check()[0]
 
 
 def test_vectors_keep_their_values_in_float16(encoder: str) -> None:
