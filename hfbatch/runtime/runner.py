@@ -349,9 +349,9 @@ class Runner:
         lengths = np.zeros(rows, np.int64)
         if len(prepared.features):
             lengths[prepared.features[POSITION].to_numpy()] = self.task.lengths(prepared.features)
-        if self.task.fits and len(prepared.features):
-            self.apply(replace(self.default_choice(), fitted=self._fit(prepared.features, PREVIEW_BATCH)))
         with _timed(seconds, "predict"), self._turn:
+            if self.task.fits and len(prepared.features):
+                self.apply(replace(self.default_choice(), fitted=self._fit(prepared.features, PREVIEW_BATCH)))
             predicted = self.predict(prepared.features, True, follow)
         with _timed(seconds, "postprocess"):
             fields = self.task.fields_for(set(columns))

@@ -174,7 +174,8 @@ class Embedding(EmbeddingSettings):
 
     def fit(self, outputs: pa.Table) -> dict[str, Any]:
         """Returns the ranges of the dimensions. :raises ValueError: if no row has a vector."""
-        return {"ranges": fit_ranges(self._vectors(outputs), self.params.ranges == "common")}
+        vectors = self._vectors(outputs) if len(outputs) else np.empty((0, self.dimension), np.float32)
+        return {"ranges": fit_ranges(vectors, self.params.ranges == "common")}
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Returns the vectors as they are stored."""
