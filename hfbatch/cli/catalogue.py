@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic_core import to_jsonable_python
@@ -56,9 +57,10 @@ def _columns(columns: Iterable[InputColumn]) -> list[dict[str, Any]]:
     return [{"name": column.name, "type": column.wants, "required": column.required} for column in columns]
 
 
-def _params(params: type[Params]) -> dict[str, Any]:
-    return {
-        key: {
+def _params(params: type[Params], prefix: str = "") -> dict[str, Any]:
+    """Each param, and the fields of those that are sections by their dotted names."""
+    found = {
+        prefix + key: {
             "type": _type(field.annotation),
             "required": field.is_required(),
             "default": None
@@ -68,6 +70,11 @@ def _params(params: type[Params]) -> dict[str, Any]:
         }
         for key, field in params.model_fields.items()
     }
+    for key, field in params.model_fields.items():
+        for kind in get_args(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, Params):
+                found |= _params(kind, f"{prefix}{key}.")
+    return found
 
 
 def render_tasks(tasks: list[dict[str, Any]], console: Console) -> None:
@@ -120,4 +127,6 @@ def _params_table(params: dict[str, Any]) -> Table:
 
 
 def _type(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    if isinstance(annotation, type):
+        return annotation.__name__
+    return re.sub(r"\b(typing|hfbatch[\w.]*)\.", "", str(annotation))

@@ -43,8 +43,9 @@ from hfbatch.output.sink import SinkWriter
 from hfbatch.output.sinks.parquet import PartWriter
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.heartbeat import beating
+from hfbatch.runtime.outcome import Predicted
 from hfbatch.runtime.predictor import BatchStats
-from hfbatch.runtime.runner import Predicted, Runner
+from hfbatch.runtime.runner import Runner
 from hfbatch.tasks.base import Task
 
 ROW_SCHEMA = pa.schema(
@@ -235,6 +236,9 @@ def _write(row: dict[str, Any], manifest: Manifest, job: StageJob) -> dict[str, 
     split = Split.from_dict(json.loads(row["split"]))
     table, outputs = deserialize(row["rows"]), deserialize(row["features"])
     places = deserialize(row["places"])
+    if len(outputs) and runner.task.fits:
+        choice = ray.get(job.tracker.choice.remote(), timeout=ANSWER_S)  # final, since there are outputs
+        runner.take_fitted(choice["fitted"])
     fields = [field for field in list(job.schema)[len(job.keep) :] if field.name != job.truncated]
     positions, columns, failures = runner.postprocess(outputs, arrays_of(table, job.inputs), fields)
     rejects = sorted([*load_rejects(row["rejects"]), *failures], key=lambda reject: reject.position)

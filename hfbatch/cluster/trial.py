@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -49,8 +49,9 @@ class Trial:
     """What `engine: auto` tried, see `EngineTrial`."""
     compiled: bool
     """Whether torch.compile compiled the model."""
-    dedupe: bool = False
-    """Whether identical rows ran once."""
+
+
+TRIED = {field.name for field in fields(Trial)}
 
 
 def run_trial(job: StageJob, todo: Sequence[Split], layout: Layout) -> Trial:
@@ -86,7 +87,7 @@ def _try(job: StageJob, splits: list[dict[str, Any]], cpus: float) -> dict[str, 
     padding = 1 - done.tokens / max(done.padded_tokens, 1)
     return {
         "rows": len(features), "tokens": done.tokens, "padding": padding, "seconds": seconds,
-        "load_seconds": load_seconds, **asdict(choice),
+        "load_seconds": load_seconds, **{name: value for name, value in asdict(choice).items() if name in TRIED},
     }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import cast
 
 from pydantic import ValidationError
@@ -26,7 +25,8 @@ from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
 from hfbatch.spec.prompts import RENDERING
 from hfbatch.tasks import named, task_class
-from hfbatch.tasks.base import CompletingTask, Task
+from hfbatch.tasks.base import Task
+from hfbatch.tasks.completing import CompletingTask
 from hfbatch.tasks.label_maps import label_faults, label_notes
 from hfbatch.tasks.model_support import infer, misfits
 
@@ -99,8 +99,7 @@ def task_with(task: Task, config: RunnerConfig) -> Task:
         params = type(task).Params.model_validate(config.params)
     except ValidationError as error:
         raise SpecError(faults_of(error, type(task).Params, "params")) from error
-    made = type(task)(replace(task.settings, params=params))
-    made.__dict__.update({name: value for name, value in vars(task).items() if name in task.lasting})
+    made = task.changed(params=params)
     if faults := made.check() + engine_faults(config.engine, config.dtype, made):
         raise SpecError(faults)
     return made

@@ -36,6 +36,8 @@ class RuntimeChoice:
     """Whether torch.compile compiles the model."""
     dedupe: bool = False
     """Whether identical rows of a split run once; false for jobs that began before there was a choice."""
+    fitted: dict[str, Any] | None = None
+    """What the task took from rows of the job, see `Task.fit`; None if it needs nothing."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class RunnerConfig:
                 self.seed,
                 self.tokenizer,
                 RowFiles(self.root, self.files),
+                self.choice.fitted if self.choice else None,
             )
         )
         _ = task.config  # imports torch while the collector is at rest

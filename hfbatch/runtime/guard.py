@@ -190,6 +190,7 @@ def _agreement(
     """Compares the models on rows; returns a sentence where the engine fails on rows that the reference can compute, and
     None where that can compute none.
     """
+    task = task.compared
     compared = task.compare_models(reference.model, engine.model, features.drop_columns([POSITION]))
     if compared is not None:
         return compared

@@ -14,7 +14,8 @@ from hfbatch.runtime.batching import by_length, to_arrow
 from hfbatch.runtime.isolate import isolate
 from hfbatch.runtime.predictor import BatchStats, Prediction, finite_rows
 from hfbatch.runtime.windows import carry
-from hfbatch.tasks.base import CompletingTask, Task
+from hfbatch.tasks.base import Task
+from hfbatch.tasks.completing import CompletingTask
 
 
 class RowPredictor:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,8 +30,9 @@ from hfbatch.runtime.checks import task_with
 from hfbatch.runtime.config import RunnerConfig, RuntimeChoice
 from hfbatch.runtime.distinct import distinct, repeat
 from hfbatch.runtime.engine_trials import EngineSearch
-from hfbatch.runtime.guard import Verdict, advice, compare
+from hfbatch.runtime.guard import Verdict, advice, compare, sample
 from hfbatch.runtime.machine import collector_at_rest, usable_cores
+from hfbatch.runtime.outcome import Outcome, Predicted
 from hfbatch.runtime.predictor import BatchStats, Follow, Prediction, Predictor
 from hfbatch.runtime.prepare import POSITION, Prepared, postprocess, preprocess, reject
 from hfbatch.runtime.rows import RowPredictor
@@ -39,38 +40,10 @@ from hfbatch.runtime.variants import REFERENCE, Variant, is_quantised
 from hfbatch.runtime.windows import unfold
 from hfbatch.spec.engines import AutoEngineSpec
 
+FIT_ROWS = 1024
+"""Rows from which a task takes what `Task.fit` returns."""
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
-
-
-@dataclass
-class Predicted:
-    """What the model gives for features."""
-
-    outputs: pa.Table
-    """One row for each that has a prediction, in input order, with the column POSITION."""
-    rejects: list[Reject]
-    stats: Prediction
-    """Tokens and batches."""
-
-
-@dataclass
-class Outcome:
-    """What became of the rows of a table."""
-
-    positions: np.ndarray
-    """Of the rows that have a prediction, int64 in input order."""
-    columns: dict[str, pa.Array]
-    """The task's output columns of these rows."""
-    rejects: list[Reject]
-    """Of the other rows, in input order."""
-    cut: np.ndarray
-    """Which rows were truncated, bool [rows]."""
-    lengths: np.ndarray
-    """Length of each row, see `Task.lengths`, int64 [rows]; 0 for those without features."""
-    stats: Prediction
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of each step: load, preprocess, predict, postprocess."""
 
 
 class Runner:
@@ -197,7 +170,21 @@ class Runner:
             [asdict(trial) for trial in trials.trials] if trials else None,
             self._variant.compiled,
             self.config.batch.dedupe,
+            self._fit(features, size),
         )
+
+    def _fit(self, features: pa.Table, size: int) -> dict[str, Any] | None:
+        """Returns what the task needs from rows of the job, see `Task.fit`; None if it needs nothing, or has it."""
+        if not self.task.fits:
+            return None
+        engine, lengths = cast(BatchEngine, self.engine), self.task.lengths(features)
+        rows = _without_positions(features).take(pa.array(sample(lengths, FIT_ROWS, self.task.seed)))
+        return self.task.fit(Predictor(self.task, engine, size).predict(rows).outputs)
+
+    def take_fitted(self, fitted: Mapping[str, Any] | None) -> None:
+        """Gives the task what it has fitted in another process, unless it has it."""
+        if fitted is not None and self.task.fits:
+            self.task = self.task.changed(fitted=fitted)
 
     def _try_engines(
         self, engine: Engine, features: pa.Table, rows: int, columns: Mapping[str, pa.Array]
@@ -281,6 +268,7 @@ class Runner:
 
     def apply(self, choice: RuntimeChoice) -> None:
         """Takes the job's choice; loads the model again where another dtype was chosen."""
+        self.take_fitted(choice.fitted)
         engine, variant, self._dedupe = self.engine, self.variant(choice), choice.dedupe
         if engine is None or self._variant != variant:
             engine = self.load(variant)
@@ -346,6 +334,8 @@ class Runner:
         if len(prepared.features):
             lengths[prepared.features[POSITION].to_numpy()] = self.task.lengths(prepared.features)
         with _timed(seconds, "predict"), self._turn:
+            if self.task.fits and len(prepared.features):
+                self.apply(replace(self.default_choice(), fitted=self._fit(prepared.features, PREVIEW_BATCH)))
             predicted = self.predict(prepared.features, True, follow)
         with _timed(seconds, "postprocess"):
             fields = self.task.fields_for(set(columns))

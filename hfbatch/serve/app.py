@@ -52,7 +52,7 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
     app.get("/v1/models/{name:path}", summary="The model, as OpenAI describes it")(api.model)
     app.post("/predict", summary=task.summary, openapi_extra=predict_schema(endpoint.rows))(api.predict)
     plain = endpoint.rows.rendered is None  # the OpenAI API has no place for the columns of a template
-    if plain and task.name == EMBEDDING:
+    if plain and task.name == EMBEDDING and openai.answers_with(task.output_fields()[0].type):
         app.post("/v1/embeddings", openapi_extra=_takes(openai.EmbeddingRequest))(api.embeddings)
     if plain and task.name == GENERATION:
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from hfbatch.serve.rows import Answer, RequestError
@@ -172,6 +173,11 @@ def refuse_rejects(answers: Sequence[Answer]) -> None:
     ]
     if found:
         raise RequestError(found)
+
+
+def answers_with(kind: pa.DataType) -> bool:
+    """Returns whether the API can answer with a column of embeddings: a vector of float32 in each row."""
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)
 
 
 def embeddings(

@@ -86,6 +86,11 @@ def make_plan(spec: ServeSpec) -> ServePlan:
         task = check_task(spec, model, "", faults, notes)
     if task is not None:
         rendered_input(task, faults)
+        if task.fits:
+            faults.append(
+                f"task {task.name} takes values from the rows of a job, which an endpoint does not have; give those that "
+                "job.json of such a job holds as `fitted`, in params"
+            )
     if faults or model is None or task is None:
         raise SpecError(list(dict.fromkeys(faults)))
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.model.name.rstrip("/").rpartition("/")[2]).strip("-._")

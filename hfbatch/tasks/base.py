@@ -13,38 +13,30 @@ config load when they are first used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 from pydantic import create_model
 
 from hfbatch.data.media_files import RowFiles
-from hfbatch.engines.base import Capability, Completion, Request
+from hfbatch.engines.base import Capability
 from hfbatch.spec.job import TokenizerSpec
 from hfbatch.spec.prompts import RENDERING
 from hfbatch.spec.section import Section
 from hfbatch.tasks.agreement import Agreement, Comparison
-from hfbatch.tasks.positions import embedding_rows
+from hfbatch.tasks.positions import SEE_PADDING, embedding_rows
 from hfbatch.tasks.vocabulary import change_tokenizer, check_vocabulary
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from hfbatch.hub.models import Model
 
-SEE_PADDING = frozenset(
-    (
-        "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer",
-        "perceiver", "recurrent_gemma", "rwkv", "xlstm", "yoso",
-    )
-)  # fmt: skip
-"""Model types whose outputs depend on padding despite the attention mask: they convolve, pool or mix tokens, carry a
-state through them, or depend on the length of the batch."""
 FINITE = "finite"
 """An output of forward that the predictor consumes, bool [batch]: whether intermediate values that forward does not
 return, such as the logits from which tokens are chosen, were finite."""
@@ -122,6 +114,8 @@ class TaskConfig:
     """Changes to the model's tokenizer."""
     files: RowFiles = field(default_factory=RowFiles)
     """Opens the files that rows refer to."""
+    fitted: Mapping[str, Any] | None = None
+    """What `Task.fit` has returned; None before that, and for tasks that fit nothing."""
 
 
 class Task(ABC):
@@ -156,7 +150,7 @@ class Task(ABC):
     """Whether a batch is one forward pass over texts, so that its cost is its number of tokens."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Maps outputs whose second dimension varies by row to the output that holds its length."""
-    windows: ClassVar[tuple[str, ...]] = ()
+    windows: tuple[str, ...] = ()
     """Features that hold a list per row with one item per window, at least one.
 
     Tasks whose rows may need several model calls, such as the pieces of a long text, batch windows instead of
@@ -257,6 +251,29 @@ class Task(ABC):
     def own_agreement(self) -> Agreement | None:
         """`agreement`, in the form that suits this model and these params."""
         return self.agreement
+
+    @property
+    def compared(self) -> Task:
+        """The task whose output columns are compared between precisions of the model: this one, or it without rounding."""
+        return self
+
+    @property
+    def fits(self) -> bool:
+        """Whether `postprocess` needs values from `fit` that this task does not have yet."""
+        return False
+
+    def fit(self, outputs: pa.Table) -> dict[str, Any]:
+        """Returns what `postprocess` needs from rows of the job, in plain values that then hold for all of its rows.
+
+        :param outputs: as in `postprocess`, for some rows.
+        """
+        return {}
+
+    def changed(self, **settings: Any) -> Self:
+        """Returns this task with other settings, see TaskConfig; what is loaded and does not depend on params is kept."""
+        made = type(self)(replace(self.settings, **settings))
+        made.__dict__.update({name: value for name, value in vars(self).items() if name in self.lasting})
+        return made
 
     @property
     def pads(self) -> bool:
@@ -365,24 +382,6 @@ class Task(ABC):
         :param outputs: the outputs of forward.
         :param columns: the result of postprocess, for the same rows or fewer.
         """
-
-
-class CompletingTask(Protocol):
-    """What a task that asks for Capability.COMPLETE has besides, so that a row engine can do what `forward` does."""
-
-    params: Any
-
-    @property
-    def decoding(self) -> GenerationConfig:
-        """Options of all requests."""
-
-    def requests(self, features: pa.Table) -> list[Request]:
-        """Returns the request of each row."""
-
-    def outputs_of(
-        self, requests: Sequence[Request], completions: Sequence[Completion]
-    ) -> dict[str, np.ndarray]:
-        """Returns the outputs of forward, as arrays, for rows with these results."""
 
 
 def no_embedding(task: Task, token: int) -> str:

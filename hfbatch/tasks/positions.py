@@ -1,4 +1,4 @@
-"""Sizes of a model's position and token embeddings. Reads the config only."""
+"""Sizes of a model's position and token embeddings, and models that see padding. Reads the config only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+SEE_PADDING = frozenset(
+    (
+        "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer",
+        "perceiver", "recurrent_gemma", "rwkv", "xlstm", "yoso",
+    )
+)  # fmt: skip
+"""Model types whose outputs depend on padding despite the attention mask: they convolve, pool or mix tokens, carry a
+state through them, or depend on the length of the batch."""
 BEHIND_PADDING = frozenset(
     (
         "altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "esm",

@@ -169,6 +169,15 @@ def list_lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.diff(offsets_of(flatten(column)))
 
 
+def token_counts(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Returns the number of items in each list, or in each list of lists, int64 [rows]."""
+    lists = flatten(column)
+    if not pa.types.is_list(lists.type.value_type):
+        return list_lengths(lists)
+    ends = np.concatenate([[0], np.cumsum(list_lengths(lists.flatten()))])
+    return np.diff(ends[np.concatenate([[0], np.cumsum(list_lengths(lists))])])
+
+
 def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArray:
     """Groups values into lists, one per row. :param counts: number of values in each row."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfbatch.spec.job import TokenizerSpec
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from hfbatch.spec.job import TokenizerSpec
 
 _VOCABULARY = re.compile(
     r"(tokenizer(\.[0-9.]+)?|vocab.*|tekken)\.json|vocab.*\.txt|.*\.(model|spm|tiktoken|vocab)"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util.quantization import quantize_embeddings
 from transformers import pipeline
 
 import hfbatch
@@ -141,7 +142,8 @@ def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:
 @cluster
 def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path, encoder: str) -> None:
     write_shards(tmp_path / "in", sentences(30))
-    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", batch={"size": "auto"})
+    options = {"batch": {"size": "auto"}, "params": {"precision": "uint8"}}
+    spec = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "out", **options)
     assert hfbatch.run(spec, quiet=True).exit_code == 0
     stamps = part_stamps(tmp_path / "out")
     job = json.loads((tmp_path / "out/__hfbatch/job.json").read_text())
@@ -158,6 +160,14 @@ def test_a_rerun_does_nothing_and_a_new_file_is_all_that_is_added(tmp_path: Path
     assert len(read_output(tmp_path / "out")) == 40
     assert verify_output(str(tmp_path / "out")) == []
     assert json.loads((tmp_path / "out/__hfbatch/job.json").read_text())["settled"] == job["settled"]
+    # All parts, of several processes and of both runs, are stored in the ranges that the first worker took.
+    exact = make_spec("embedding", encoder, tmp_path / "in", tmp_path / "exact", output={"keep": ["id"]})
+    assert job_here(exact).exit_code == 0
+    ranges = np.array(job["settled"]["fitted"]["ranges"])
+    expected = quantize_embeddings(vectors(read_output(tmp_path / "exact")), "uint8", ranges)
+    got = vectors(read_output(tmp_path / "out"))
+    assert np.abs(got.astype(int) - expected).max() <= 1  # another batch size rounds differently
+    assert (got != expected).mean() < 0.01
 
 
 def test_a_changed_file_replaces_its_part_alone(tmp_path: Path, encoder: str) -> None:

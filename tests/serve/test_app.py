@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import requests
 
+from hfbatch.errors import SpecError
 from hfbatch.runtime.runner import Runner
 from tests.serve.conftest import Served
 
@@ -153,6 +154,20 @@ def test_the_openai_client_gets_embeddings(embedder: Served) -> None:
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(encoded), "<f4"), wanted[0], atol=1e-5)
     assert [model.id for model in client(embedder).models.list()] == ["my-embedder"]
     assert client(embedder).models.retrieve("my-embedder").id == "my-embedder"
+
+
+def test_vectors_that_the_openai_api_cannot_hold_are_answered_by_predict_alone(
+    start: Callable[..., Served], embedder: Served
+) -> None:
+    spec = {"task": "embedding", "model": embedder.endpoint.task.model.folder}
+    halves = start({**spec, "params": {"precision": "float16", "windows": {"size": 8, "pool": "none"}}})
+    assert post(halves, "/v1/embeddings", {"input": "a cat"}).status_code == 404
+    found = post(halves, "/predict", {"rows": [{"text": TEXTS[3]}]}).json()["rows"][0]
+    wanted = of_job(halves, text=TEXTS[3:])
+    np.testing.assert_allclose(found["embedding"], wanted["embedding"][0], atol=1e-3)
+    assert found["spans"] == wanted["spans"][0]
+    with pytest.raises(SpecError, match=r"rows of a job, which an endpoint does not have"):
+        start({**spec, "params": {"precision": "int8"}})
 
 
 def test_the_openai_client_gets_answers_to_chats(chat: Served) -> None:

@@ -14,12 +14,11 @@ from hfbatch.tasks.positions import model_padding
 from hfbatch.tasks.text.heads import logits_of_last
 from hfbatch.tasks.tokens import (
     collate_text,
-    flatten,
     length_faults,
     length_limit,
-    list_lengths,
     padding_id,
     run_text,
+    token_counts,
 )
 
 if TYPE_CHECKING:
@@ -47,11 +46,7 @@ class EncoderTask(Task):
 
     def lengths(self, features: pa.Table) -> np.ndarray:
         """Returns the number of tokens in each row, over all of its windows, or in each single window."""
-        lists = flatten(features["input_ids"])
-        if not pa.types.is_list(lists.type.value_type):
-            return list_lengths(lists)
-        ends = np.concatenate([[0], np.cumsum(list_lengths(lists.flatten()))])
-        return np.diff(ends[np.concatenate([[0], np.cumsum(list_lengths(lists))])])
+        return token_counts(features["input_ids"])
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Returns token ids padded on the right."""

@@ -20,7 +20,8 @@ from pydantic import Field
 from hfbatch.spec.finetune import TrainBatchSpec
 from hfbatch.spec.section import Auto
 from hfbatch.tasks.base import Features, InputColumn, Params, Task
-from hfbatch.tasks.multimodal.embedding import Embedding, EmbeddingParams
+from hfbatch.tasks.multimodal.embedding import Embedding
+from hfbatch.tasks.multimodal.embedding_settings import EmbeddingParams
 from hfbatch.tasks.tokens import list_lengths, text_column
 from hfbatch.train.metrics.classification import regression
 from hfbatch.train.metrics.retrieval import cosines, retrieval, triplet_accuracy
