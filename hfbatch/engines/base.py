@@ -39,7 +39,7 @@ class Capability(Enum):
     COMPLETE = "continuations of prompts"
     """Nothing but new tokens, and their log-probabilities, for prompts of token ids."""
     CONSTRAINED = "a mask of the tokens that params.constraint allows"
-    """Continuations, whose every token a logits processor of the task masks."""
+    """A logits processor for every token, besides COMPLETE."""
     MODULE = "the PyTorch module of the model"
     """Any attribute or method of a transformers model, such as its hooks or `get_text_features`."""
 

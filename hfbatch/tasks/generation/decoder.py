@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from transformers import GenerationConfig, LogitsProcessorList, StopStringCriteria
 
+    from hfbatch.tasks.generation.constraint import Grammar
+
 PAST_VOCABULARY = 2**31
 """A token id that no model has; represents padding."""
 NEVER = 2**31
@@ -33,7 +35,7 @@ class Decoder:
     :param begin: tokens that every text begins with.
     :param stop: finds stop strings; None to stop at eos tokens only.
     :param log_probs: whether to return the log-probability of each new token.
-    :param constraint: what texts must be, at the start of a text; not for beam search.
+    :param constraint: what texts must be; not for beam search.
     """
 
     config: GenerationConfig
@@ -41,7 +43,7 @@ class Decoder:
     begin: tuple[int, ...] = ()
     stop: StopStringCriteria | None = None
     log_probs: bool = False
-    constraint: LLMatcher | None = None
+    constraint: Grammar | None = None
 
     def __call__(
         self,
@@ -232,14 +234,13 @@ class BeginWith:
 class AllowedTokens:
     """A logits processor that masks the tokens with which a text would leave its constraint, or end too early.
 
-    :param start: the constraint, at the start of a text.
     :param width: number of tokens in the padded prompt, so that the first new token is step 0.
     """
 
-    def __init__(self, start: LLMatcher, width: int) -> None:
+    def __init__(self, grammar: Grammar, width: int) -> None:
         from llguidance import LLExecutor
 
-        self._start, self._read = start, width
+        self._grammar, self._read = grammar, width
         self._matchers: list[LLMatcher] = []
         self._executor = LLExecutor(torch.get_num_threads())
 
@@ -249,13 +250,14 @@ class AllowedTokens:
 
         self._consume(input_ids)
         texts, vocabulary = scores.shape
-        packed = np.zeros((texts, -(-vocabulary // 32)), np.int32)
+        packed = np.zeros((texts, -(-self._grammar.vocabulary // 32)), np.int32)
         matchers = [(matcher, place) for place, matcher in enumerate(self._matchers)]
         fill_next_token_bitmask_par(self._executor, matchers, packed)
-        bits = torch.from_numpy(packed).to(scores.device)[:, :, None] >> torch.arange(
-            32, device=scores.device
-        )
-        return scores.masked_fill((bits & 1).reshape(texts, -1)[:, :vocabulary] == 0, -torch.inf)
+        words = torch.from_numpy(packed).to(scores.device)
+        bits = words[:, :, None] >> torch.arange(32, device=scores.device, dtype=torch.int32) & 1
+        allowed = bits.reshape(texts, -1)[:, :vocabulary].bool()
+        beyond = vocabulary - allowed.shape[1]
+        return scores.masked_fill(~torch.nn.functional.pad(allowed, (0, beyond)), -torch.inf)
 
     def complete(self, made: torch.Tensor) -> torch.Tensor:
         """Returns which texts satisfy the constraint, bool [texts].
@@ -268,7 +270,7 @@ class AllowedTokens:
 
     def _consume(self, input_ids: torch.Tensor) -> None:
         """Reads the tokens since the last step; after its end, a text goes on with padding."""
-        self._matchers = self._matchers or [self._start.deep_copy() for _ in range(len(input_ids))]
+        self._matchers = self._matchers or [self._grammar.start.deep_copy() for _ in range(len(input_ids))]
         new, self._read = input_ids[:, self._read :].tolist(), input_ids.shape[1]
         for matcher, tokens in zip(self._matchers, new, strict=True):
             for token in tokens:

@@ -41,7 +41,7 @@ def parser_of(constraint: ConstraintSpec | None) -> Column | None:
         return None
     if constraint.choices is not None:
         return pa.string(), str
-    kind, value_of = column_of(constraint.schema, constraint.schema)
+    kind, value_of = column_of(constraint.closed_schema, constraint.closed_schema)
     if value_of is _as_json:
         return kind, str  # the text as it is
 
@@ -72,15 +72,15 @@ def column_of(schema: Any, root: Mapping[str, Any], inside: tuple[str, ...] = ()
         case {"const": value}:
             return _scalar({type(value)})
         case {"type": kind} if not {"$ref", "anyOf", "oneOf", "allOf"} & said.keys():
-            kinds = {kind} if isinstance(kind, str) else {*kind} - {"null"}
-            if kinds == {"array"} and "prefixItems" not in said:
+            types = {kind} if isinstance(kind, str) else {*kind} - {"null"}
+            if types == {"array"} and "prefixItems" not in said:
                 inner, value_of = column_of(said.get("items"), root, inside)
                 return pa.list_(inner), _list_of(_or_none(value_of))
-            if kinds == {"object"} and said.get("properties") and said.get("additionalProperties") is False:
+            if types == {"object"} and said.get("properties") and said.get("additionalProperties") is False:
                 return _struct(
                     {name: column_of(one, root, inside) for name, one in said["properties"].items()}
                 )
-            return SCALARS.get(frozenset(kinds), JSON)
+            return SCALARS.get(frozenset(types), JSON)
     return JSON
 
 

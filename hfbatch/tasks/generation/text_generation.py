@@ -29,6 +29,7 @@ from hfbatch.tasks.generation.chat import (
 )
 from hfbatch.tasks.generation.constraint import (
     ConstraintSpec,
+    Grammar,
     compile_constraint,
     constraint_faults,
     read_tokenizer,
@@ -57,7 +58,7 @@ from hfbatch.tasks.tokens import (
 )
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
@@ -163,7 +164,8 @@ class TextGeneration(GeneratingTask):
     @property
     def asks(self) -> frozenset[Capability]:
         """Continuations of prompts: of a batch engine through `generate`, of a row engine through `requests`."""
-        return frozenset({Capability.CONSTRAINED if self.params.constraint else Capability.COMPLETE})
+        constrained = {Capability.CONSTRAINED} if self.params.constraint else set()
+        return frozenset({Capability.COMPLETE, *constrained})
 
     @classmethod
     def read_files(cls, params: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class TextGeneration(GeneratingTask):
         return read_tokenizer(self.tokenizer, self.decoding)
 
     @cached_property
-    def matcher(self) -> LLMatcher | None:
+    def grammar(self) -> Grammar | None:
         """The constraint of each text."""
         spec = self.params.constraint
         return compile_constraint(spec, self.constraint_tokenizer) if spec else None

@@ -20,9 +20,9 @@ from hfbatch.tasks.tokens import flatten
 
 if TYPE_CHECKING:
     import torch
-    from llguidance import LLMatcher
     from transformers import GenerationConfig, StopStringCriteria
 
+    from hfbatch.tasks.generation.constraint import Grammar
     from hfbatch.tasks.generation.decoder import Decoder
 
 TRIAL_TOKENS = 8
@@ -78,12 +78,12 @@ class GeneratingTask(Task):
         from hfbatch.tasks.generation.decoder import Decoder
 
         return Decoder(
-            self.decoding, self.count, self.begin_ids, self._stop(), self.params.log_probs, self.matcher
+            self.decoding, self.count, self.begin_ids, self._stop(), self.params.log_probs, self.grammar
         )
 
     @property
-    def matcher(self) -> LLMatcher | None:
-        """What each text must be, at its start; None if nothing constrains it."""
+    def grammar(self) -> Grammar | None:
+        """What each text must be; None if nothing constrains it."""
         return None
 
     @cached_property
