@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,8 @@ for _ in range(40):
         ({"regex": "a", "choices": ["a", "b"]}, "exactly one of"),
         ({"json_schema": "schema.json"}, "is no JSON Schema"),
         ({"json_schema": DEEP}, "deeper than 32"),
+        ({"json_schema": "{]"}, "Expecting property name"),
+        ({"json_schema": {"const": date(2026, 1, 31)}}, "is not JSON: .* put the value in quotes"),
         ({"regex": "a" * 70_000}, "more than 65536"),
         ({"choices": ["a", "a"]}, "must differ"),
         ({"choices": ["a", "b "]}, "end with a space"),

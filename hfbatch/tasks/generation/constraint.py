@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,28 +27,27 @@ STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", 
 """JSON on one line: with free whitespace, small models write lines without an end."""
 COMBINED = frozenset({"allOf", "anyOf", "oneOf", "$ref"})
 CONTRADICTING = (
-    *(
-        "num_beams",
-        "stop_strings",
-        "min_new_tokens",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "sequence_bias",
-    ),
-    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("num_beams", "stop_strings", "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids"),
+    *("sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id"),
+    "forced_eos_token_id",
 )
 """Options that forbid or force tokens whatever the constraint says, or move texts between rows."""
 
 
 def _as_text(schema: Any) -> Any:
     """Returns a schema as JSON text, which unlike a mapping keeps the order of properties in a job's identity."""
-    if isinstance(schema, str) and schema.lstrip().startswith("{"):
-        schema = json.loads(schema)
-    if not isinstance(schema, Mapping):
-        raise ValueError("is no JSON Schema; a spec gives a mapping, or the path of a .json file with one")
-    if not all(_fits(value, MOST_DEPTH) for value in schema.values()):
-        raise ValueError(f"is deeper than {MOST_DEPTH} levels; put the inner schemas into $defs")
-    return json.dumps(schema, ensure_ascii=False)
+    try:
+        if isinstance(schema, str) and schema.lstrip().startswith("{"):  # the result of an earlier call
+            schema = json.loads(schema)
+        if not isinstance(schema, Mapping):
+            raise ValueError(
+                "is no JSON Schema; a spec gives a mapping, or the path of a .json file with one"
+            )
+        if not all(_fits(value, MOST_DEPTH) for value in schema.values()):
+            raise ValueError(f"is deeper than {MOST_DEPTH} levels; put the inner schemas into $defs")
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, RecursionError) as error:  # YAML reads 2026-01-31 as a date
+        raise ValueError(f"is not JSON: {error}; put the value in quotes") from error
 
 
 def _fits(value: Any, depth: int) -> bool:
@@ -95,9 +94,8 @@ class ConstraintSpec(Section):
         """Returns the grammar of llguidance."""
         from llguidance import LLMatcher, regex_to_lark
 
-        if (
-            self.regex is not None
-        ):  # \d, \w and \s are ASCII: digits of other scripts are no numbers to most readers
+        if self.regex is not None:
+            # ASCII for \d, \w and \s: few readers take digits of other scripts for numbers.
             return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(self.regex, 'dws')}/")
         if self.choices is not None:
             texts = (json.dumps(text, ensure_ascii=False) for text in self.choices)
@@ -188,12 +186,14 @@ def constraint_faults(
     spec: ConstraintSpec,
     config: GenerationConfig,
     begin_with: str | None,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Callable[[], LLTokenizer],
     model: str,
 ) -> list[str]:
     """Returns errors for options that contradict a constraint, and for what llguidance cannot compile.
 
     :param config: the resolved options of generation.
+    :param tokenizer: calls `read_tokenizer`.
+    :param model: the model's name.
     """
     if find_spec("llguidance") is None:
         return ["params.constraint needs llguidance; pip install 'hfbatch[constraint]'"]
@@ -201,15 +201,15 @@ def constraint_faults(
     if config.eos_token_id is None:
         return [*faults, f"params.constraint: model {model!r} has no eos token, with which a text could end"]
     try:
-        ours = read_tokenizer(tokenizer, config)
+        known = tokenizer()
     except ValueError as error:
         return [
             *faults,
-            f"params.constraint: llguidance does not support the tokenizer of model {model!r} "
-            f"({type(tokenizer).__name__}): {one_line(error)}; choose another model, or leave it out",
+            f"params.constraint: llguidance does not support the tokenizer of model {model!r}: {one_line(error)}; "
+            "choose another model, or leave it out",
         ]
     try:
-        compile_constraint(spec, ours)
+        compile_constraint(spec, known)
     except ValueError as error:
         faults.append(f"params.constraint is refused by llguidance: {error}")
     return faults

@@ -209,7 +209,11 @@ class TextGeneration(GeneratingTask):
         faults += length_faults(self.max_length, self.tokenizer, self.config)
         if self.params.constraint:
             faults += constraint_faults(
-                self.params.constraint, self.decoding, self.params.begin_with, self.tokenizer, self.model.name
+                self.params.constraint,
+                self.decoding,
+                self.params.begin_with,
+                lambda: self.constraint_tokenizer,
+                self.model.name,
             )
         if limit is not None and limit - self.decoding.max_new_tokens <= special:
             faults.append(
