@@ -13,8 +13,9 @@ from hfbatch.data.formats.columns import convert, storage_type
 from hfbatch.errors import redact_text
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.isolate import isolate
-from hfbatch.tasks.base import Features, Task, no_embedding
+from hfbatch.tasks.base import Features, Task
 from hfbatch.tasks.tokens import flatten, list_lengths
+from hfbatch.tasks.vocabulary import no_embedding
 
 POSITION = "hfbatch_position"
 """The column of features and outputs with the position of each row in the split, int64."""

@@ -29,7 +29,7 @@ from hfbatch.spec.prompts import RENDERING
 from hfbatch.spec.section import Section
 from hfbatch.tasks.agreement import Agreement, Comparison
 from hfbatch.tasks.positions import embedding_rows
-from hfbatch.tasks.vocabulary import check_vocabulary
+from hfbatch.tasks.vocabulary import change_tokenizer, check_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -396,19 +396,3 @@ class CompletingTask(Protocol):
         self, requests: Sequence[Request], completions: Sequence[Completion]
     ) -> dict[str, np.ndarray]:
         """Returns the outputs of forward, as arrays, for rows with these results."""
-
-
-def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
-    """Applies changes to a tokenizer; existing tokens keep their ids."""
-    if changes.special_tokens:
-        tokenizer.add_special_tokens(dict(changes.special_tokens))
-    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
-    tokenizer.add_tokens(list(changes.add_tokens))
-    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
-    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
-
-
-def no_embedding(task: Task, token: int) -> str:
-    """Returns the reject message for a row with a token that has no embedding."""
-    name = task.not_embedded.get(token)
-    return f"token {name!r} has id {token}, and the model has embeddings for only {task.embedded} tokens"

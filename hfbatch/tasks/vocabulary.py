@@ -1,4 +1,5 @@
-"""Checks that a tokenizer's vocabulary file exists: without it, transformers uses special tokens only."""
+"""The vocabulary of a tokenizer: the changes of a spec, tokens without an embedding, and the file that must exist, without
+which transformers uses special tokens only."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from hfbatch.spec.job import TokenizerSpec
+    from hfbatch.tasks.base import Task
 
 _VOCABULARY = re.compile(
     r"(tokenizer(\.[0-9.]+)?|vocab.*|tekken)\.json|vocab.*\.txt|.*\.(model|spm|tiktoken|vocab)"
@@ -28,3 +32,19 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: str) -> None:
             "every text would be read as unknown tokens; save the tokenizer there with save_pretrained, or download the "
             "model again"
         )
+
+
+def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec) -> None:
+    """Applies changes to a tokenizer; existing tokens keep their ids."""
+    if changes.special_tokens:
+        tokenizer.add_special_tokens(dict(changes.special_tokens))
+    tokenizer.add_tokens(list(changes.add_special_tokens), special_tokens=True)
+    tokenizer.add_tokens(list(changes.add_tokens))
+    tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
+    tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
+
+
+def no_embedding(task: Task, token: int) -> str:
+    """Returns the reject message for a row with a token that has no embedding."""
+    name = task.not_embedded.get(token)
+    return f"token {name!r} has id {token}, and the model has embeddings for only {task.embedded} tokens"
