@@ -141,7 +141,7 @@ def _embedded(task: Task, features: pa.Table) -> tuple[pa.Table, list[Reject]]:
     rows, first = np.unique(np.searchsorted(ends, hits, side="right"), return_index=True)
     positions = features[POSITION].to_numpy()[rows]
     rejects = [
-        Reject(position, "preprocess", "NoEmbedding", no_embedding(task, token))
+        Reject(position, "preprocess", "NoEmbedding", no_embedding(token, task.not_embedded, task.embedded))
         for position, token in zip(positions.tolist(), tokens[hits[first]].tolist(), strict=True)
     ]
     return features.take(pa.array(np.setdiff1d(np.arange(len(features)), rows))), rejects

@@ -4,6 +4,7 @@ which transformers uses special tokens only."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfbatch.spec.job import TokenizerSpec
-    from hfbatch.tasks.base import Task
 
 _VOCABULARY = re.compile(
     r"(tokenizer(\.[0-9.]+)?|vocab.*|tekken)\.json|vocab.*\.txt|.*\.(model|spm|tiktoken|vocab)"
@@ -44,7 +44,12 @@ def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec)
     tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
 
 
-def no_embedding(task: Task, token: int) -> str:
-    """Returns the reject message for a row with a token that has no embedding."""
-    name = task.not_embedded.get(token)
-    return f"token {name!r} has id {token}, and the model has embeddings for only {task.embedded} tokens"
+def no_embedding(token: int, names: Mapping[int, str], embedded: int | None) -> str:
+    """Returns the reject message for a row with a token that has no embedding.
+
+    :param names: tokens without an embedding, by id.
+    :param embedded: number of token ids with an embedding.
+    """
+    return (
+        f"token {names.get(token)!r} has id {token}, and the model has embeddings for only {embedded} tokens"
+    )

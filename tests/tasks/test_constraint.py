@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from hfbatch import SpecError
+from hfbatch.output.layout import JOB
 from hfbatch.predict.plan import make_plan
 from hfbatch.tasks.generation.constraint import ConstraintSpec, closed, with_schema
 from hfbatch.tasks.generation.json_values import NumberOutOfRange, parser_of
@@ -97,6 +99,7 @@ def test_each_row_of_a_job_is_a_valid_object_or_a_reject_that_was_cut(llama: str
     job_here(spec)
     made, rejects = read_output(tmp_path / "out"), read_rejects(tmp_path / "out")
     assert made.schema.field("parsed").type == ORDER_TYPE
+    assert json.loads((tmp_path / "out" / JOB).read_text())["versions"]["llguidance"] == version("llguidance")
     assert 0 < len(rejects) < 24 == len(made) + len(rejects)
     check = Draft202012Validator({**ORDER, "additionalProperties": False})
     for row in made.to_pylist():
@@ -306,3 +309,10 @@ def test_engines_and_tokenizers_without_constraints_are_faults(llama: str, tmp_p
     task.__dict__["tokenizer"] = wordpiece_tokenizer()
     (fault,) = [fault for fault in task.check() if "llguidance" in fault]
     assert "does not support the tokenizer" in fault
+
+
+def test_a_missing_package_is_a_fault(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfbatch.tasks.generation.constraint.find_spec", lambda name: None)
+    assert task_of(llama, {"regex": "a"}).check() == [
+        "params.constraint needs llguidance; pip install 'hfbatch[constraint]'"
+    ]

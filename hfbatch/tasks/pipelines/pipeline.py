@@ -196,7 +196,7 @@ class PipelineTask(Task):
         for step in steps:
             most = int(step["input_ids"].max()) if "input_ids" in step else 0
             if most >= self.embedded:
-                raise ValueError(no_embedding(self, most))
+                raise ValueError(no_embedding(most, self.not_embedded, self.embedded))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated by preprocessing."""
