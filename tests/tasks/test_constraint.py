@@ -210,6 +210,19 @@ def test_the_type_follows_from_the_schema(schema: Any, kind: pa.DataType, tmp_pa
     assert found[0] == kind
 
 
+def test_a_type_that_references_multiply_is_json() -> None:
+    definitions = {
+        f"d{k}": {"type": "object", "properties": dict.fromkeys("ab", {"$ref": f"#/$defs/d{k + 1}"})}
+        for k in range(30)
+    }
+    found = parser_of(
+        ConstraintSpec(json_schema={"$defs": {**definitions, "d30": SCALAR}, "$ref": "#/$defs/d0"})
+    )
+    assert found is not None
+    assert found[0] == pa.string()
+    assert found[1]('{"a": 1.10}') == '{"a": 1.10}'
+
+
 def test_open_values_are_json_and_large_numbers_are_errors() -> None:
     kind = {"type": "object", "properties": {"any": {}, "whole": SCALAR, "real": {"type": "number"}}}
     found = parser_of(ConstraintSpec(json_schema=kind))
@@ -277,6 +290,7 @@ LARGE = {"allOf": [{"anyOf": [{"const": k}, {"const": k + 1}]} for k in range(40
     [
         ({"regex": "(a"}, {}, "refused by llguidance: .*unclosed group"),
         ({"json_schema": {"type": "text"}}, {}, "refused by llguidance: Invalid type: text"),
+        ({"json_schema": {"type": [{}], "properties": 1, "items": 2}}, {}, "refused by llguidance: "),
         ({"json_schema": {"not": {}}}, {}, "refused by llguidance: Unimplemented keys"),
         ({"regex": "a"}, {"num_beams": 2}, "does not work with num_beams=2"),
         ({"regex": "a"}, {"stop": ["x"], "begin_with": "b"}, r"stop_strings=\['x'\], begin_with='b'"),
@@ -289,7 +303,9 @@ def test_what_cannot_work_is_a_fault(
     params: dict[str, Any],
     message: str,
 ) -> None:
-    (fault,) = task_of(llama, constraint, do_sample=False, **params).check()
+    task = task_of(llama, constraint, do_sample=False, **params)
+    (fault,) = task.check()
+    assert task.output_fields()  # the plan goes on, to report all faults together
     assert re.search(message, fault)
     assert task_of(llama, {"regex": "a"}, do_sample=False).check() == []
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -14,21 +15,18 @@ from hfbatch.tasks.generation.constraint import ConstraintSpec
 Column = tuple[pa.DataType, Callable[[Any], Any]]
 """An Arrow type, and what turns a JSON value other than null into a value of it."""
 ANNOTATIONS = frozenset(
-    {
-        "title",
-        "description",
-        "default",
-        "examples",
-        "deprecated",
-        "$comment",
-        "$schema",
-        "$id",
-        "$defs",
-        "definitions",
-    }
-)
+    ("title", "description", "default", "examples", "deprecated", "$comment", "$schema", "$id", "x-guidance")
+) | {"$defs", "definitions"}
 """Keywords that say nothing of the type."""
 NULL = {"type": "null"}
+MOST_FIELDS = 2000
+"""Maximum number of types in a column's type, which references may multiply; a larger one is JSON."""
+MOST_REFERENCES = 16
+"""Maximum number of references that lead to each other."""
+
+
+class _TooLarge(Exception):
+    pass
 
 
 class NumberOutOfRange(ValueError):
@@ -41,7 +39,11 @@ def parser_of(constraint: ConstraintSpec | None) -> Column | None:
         return None
     if constraint.choices is not None:
         return pa.string(), str
-    kind, value_of = column_of(constraint.closed_schema, constraint.closed_schema)
+    schema = constraint.closed_schema
+    try:
+        kind, value_of = column_of(schema, schema, count(1))
+    except _TooLarge:
+        kind, value_of = JSON
     if value_of is _as_json:
         return kind, str  # the text as it is
 
@@ -52,33 +54,41 @@ def parser_of(constraint: ConstraintSpec | None) -> Column | None:
     return kind, parse
 
 
-def column_of(schema: Any, root: Mapping[str, Any], inside: tuple[str, ...] = ()) -> Column:
+def column_of(
+    schema: Any, root: Mapping[str, Any], fields: Iterator[int], inside: tuple[str, ...] = ()
+) -> Column:
     """Returns type and values of a schema: string with JSON where it leaves the type open.
 
     :param root: the schema that its references are relative to.
+    :param fields: counts the types.
     :param inside: references on the way here, so that recursive ones end.
     """
+    if next(fields) > MOST_FIELDS or len(inside) > MOST_REFERENCES:
+        raise _TooLarge
     if not isinstance(schema, dict):
         return JSON
     said = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
     match said:
         case {"$ref": str(name)} if len(said) == 1:
-            return JSON if name in inside else column_of(_target(root, name), root, (*inside, name))
+            return JSON if name in inside else column_of(_target(root, name), root, fields, (*inside, name))
         case {"anyOf": list(kinds)} | {"oneOf": list(kinds)} | {"allOf": list(kinds)} if len(said) == 1:
             kinds = [kind for kind in kinds if kind != NULL]
-            return column_of(kinds[0], root, inside) if len(kinds) == 1 else JSON
+            return column_of(kinds[0], root, fields, inside) if len(kinds) == 1 else JSON
         case {"enum": list(values)}:
             return _scalar({type(value) for value in values})
         case {"const": value}:
             return _scalar({type(value)})
-        case {"type": kind} if not {"$ref", "anyOf", "oneOf", "allOf"} & said.keys():
-            types = {kind} if isinstance(kind, str) else {*kind} - {"null"}
+        case {"type": str() | list() as kind} if not {"$ref", "anyOf", "oneOf", "allOf"} & said.keys():
+            several = kind if isinstance(kind, list) else [kind]
+            types = {one for one in several if isinstance(one, str) and one != "null"}
+            properties = said.get("properties")
             if types == {"array"} and "prefixItems" not in said:
-                inner, value_of = column_of(said.get("items"), root, inside)
+                inner, value_of = column_of(said.get("items"), root, fields, inside)
                 return pa.list_(inner), _list_of(_or_none(value_of))
-            if types == {"object"} and said.get("properties") and said.get("additionalProperties") is False:
+            closed = said.get("additionalProperties") is False and "patternProperties" not in said
+            if types == {"object"} and isinstance(properties, dict) and properties and closed:
                 return _struct(
-                    {name: column_of(one, root, inside) for name, one in said["properties"].items()}
+                    {name: column_of(one, root, fields, inside) for name, one in properties.items()}
                 )
             return SCALARS.get(frozenset(types), JSON)
     return JSON
