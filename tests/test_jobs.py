@@ -36,7 +36,7 @@ def cluster():
 
 
 def test_the_jobs_are_there():
-    assert [path.stem for path in JOBS] == ["embed", "generate", "prompt", "score"]
+    assert [path.stem for path in JOBS] == ["embed", "extract", "generate", "prompt", "score"]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

@@ -38,6 +38,8 @@ class Capability(Enum):
     """`generate` for padded inputs, besides FORWARD."""
     COMPLETE = "continuations of prompts"
     """Nothing but new tokens, and their log-probabilities, for prompts of token ids."""
+    CONSTRAINED = "a mask of the tokens that params.constraint allows"
+    """A logits processor for every token, besides COMPLETE."""
     MODULE = "the PyTorch module of the model"
     """Any attribute or method of a transformers model, such as its hooks or `get_text_features`."""
 

@@ -163,7 +163,7 @@ class Plan:
             "schema": types_of(stored_schema(self.schema)),
             "left_out": self.source.left_out,
             "types": self.source.types,
-            "versions": versions(_packages(self.spec)),
+            "versions": versions([*_packages(self.spec), *self.task.packages]),
         }
 
 

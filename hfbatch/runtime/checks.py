@@ -41,7 +41,10 @@ def readable(model: Model) -> Model:
 
 
 def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
-    """Returns the spec with the task's canonical name, inferred or resolved from an alias, and its implied params."""
+    """Returns the spec with the task's canonical name, inferred or resolved from an alias, and its implied params.
+
+    Files that params name are read here.
+    """
     name = spec.task
     if name == "auto":
         if model is None:
@@ -50,7 +53,7 @@ def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
             name, source = infer(model)
         notes.append(f"task {name}, inferred from {source}")
     cls, params = named(name)
-    return spec.model_copy(update={"task": cls.name, "params": {**params, **spec.params}})
+    return spec.model_copy(update={"task": cls.name, "params": cls.read_files({**params, **spec.params})})
 
 
 def check_task(

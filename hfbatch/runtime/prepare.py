@@ -13,8 +13,9 @@ from hfbatch.data.formats.columns import convert, storage_type
 from hfbatch.errors import redact_text
 from hfbatch.output.rejects import Reject
 from hfbatch.runtime.isolate import isolate
-from hfbatch.tasks.base import Features, Task, no_embedding
+from hfbatch.tasks.base import Features, Task
 from hfbatch.tasks.tokens import flatten, list_lengths
+from hfbatch.tasks.vocabulary import no_embedding
 
 POSITION = "hfbatch_position"
 """The column of features and outputs with the position of each row in the split, int64."""
@@ -140,7 +141,7 @@ def _embedded(task: Task, features: pa.Table) -> tuple[pa.Table, list[Reject]]:
     rows, first = np.unique(np.searchsorted(ends, hits, side="right"), return_index=True)
     positions = features[POSITION].to_numpy()[rows]
     rejects = [
-        Reject(position, "preprocess", "NoEmbedding", no_embedding(task, token))
+        Reject(position, "preprocess", "NoEmbedding", no_embedding(token, task.not_embedded, task.embedded))
         for position, token in zip(positions.tolist(), tokens[hits[first]].tolist(), strict=True)
     ]
     return features.take(pa.array(np.setdiff1d(np.arange(len(features)), rows))), rejects

@@ -32,7 +32,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "parallel_tool_calls": (True,),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
 }
@@ -68,6 +67,31 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema with a name, which changes nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What an answer looks like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def constraint(self) -> dict[str, Any] | None:
+        """The param `constraint` that it stands for. :raises RequestError: if the schema is missing."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"json_schema": {"type": "object"}}
+        if self.json_schema is None:
+            raise RequestError("response_format of type json_schema has no json_schema.schema; add it")
+        return {"json_schema": self.json_schema.schema_}
+
+
 class Generation(Body):
     """Options that chats and completions share."""
 
@@ -79,6 +103,7 @@ class Generation(Body):
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def most(self) -> int | None:
@@ -99,6 +124,8 @@ class Generation(Body):
             made["num_return_sequences"] = self.n
         if self.stop:
             made["stop"] = [self.stop] if isinstance(self.stop, str) else list(self.stop)
+        if self.response_format and (constraint := self.response_format.constraint()):
+            made["constraint"] = constraint
         return made
 
 

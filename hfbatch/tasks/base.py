@@ -193,6 +193,19 @@ class Task(ABC):
         """Returns the params that a name of the task implies; None if the name is not one of this task."""
         return {} if name in (cls.name, *cls.aliases) else None
 
+    @classmethod
+    def read_files(cls, params: dict[str, Any]) -> dict[str, Any]:
+        """Returns the params of a spec with the content of files that they name; called once, where the job is planned.
+
+        :raises SpecError: if a file cannot be read.
+        """
+        return params
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages that these params need besides those of the engine, whose versions may change results."""
+        return ()
+
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's config; loading it reads no weights."""
@@ -382,9 +395,3 @@ class Task(ABC):
         :param outputs: the outputs of forward.
         :param columns: the result of postprocess, for the same rows or fewer.
         """
-
-
-def no_embedding(task: Task, token: int) -> str:
-    """Returns the reject message for a row with a token that has no embedding."""
-    name = task.not_embedded.get(token)
-    return f"token {name!r} has id {token}, and the model has embeddings for only {task.embedded} tokens"

@@ -1,8 +1,10 @@
-"""Vocabularies of tokenizers: whether their file exists, and changes to them."""
+"""The vocabulary of a tokenizer: the changes of a spec, tokens without an embedding, and the file that must exist, without
+which transformers uses special tokens only."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,3 +42,14 @@ def change_tokenizer(tokenizer: PreTrainedTokenizerBase, changes: TokenizerSpec)
     tokenizer.add_tokens(list(changes.add_tokens))
     tokenizer.truncation_side = changes.truncation_side or tokenizer.truncation_side
     tokenizer.padding_side = changes.padding_side or tokenizer.padding_side
+
+
+def no_embedding(token: int, names: Mapping[int, str], embedded: int | None) -> str:
+    """Returns the reject message for a row with a token that has no embedding.
+
+    :param names: tokens without an embedding, by id.
+    :param embedded: number of token ids with an embedding.
+    """
+    return (
+        f"token {names.get(token)!r} has id {token}, and the model has embeddings for only {embedded} tokens"
+    )

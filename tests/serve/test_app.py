@@ -225,13 +225,31 @@ def test_sampling_repeats_with_a_seed_whatever_runs_beside(chat: Served) -> None
     assert len({choice.text for choice in several.choices}) == 3
 
 
+def test_a_response_format_constrains_the_answer(chat: Served) -> None:
+    properties = {
+        "label": {"enum": ["good", "bad"]},
+        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["label", "stars"]}
+    made = client(chat).chat.completions.create(
+        model="chat",
+        messages=[{"role": "user", "content": "Rate it"}],
+        max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "rating", "schema": schema}},
+    )
+    found = json.loads(made.choices[0].message.content)
+    assert found["label"] in ("good", "bad")
+    assert 1 <= found["stars"] <= 5
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"tools": [{"type": "function"}]}, "'tools'"),
         ({"frequency_penalty": 0.5}, "'frequency_penalty'"),
         ({"logprobs": True}, "'logprobs'"),
-        ({"response_format": {"type": "json_object"}}, "'response_format'"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 3}}}}, "constraint"),
         ({"something": 1}, "'something'"),
         ({"max_tokens": 5000}, "serve.limits.new_tokens=1024"),
         ({"n": 50}, "serve.limits.texts=8"),

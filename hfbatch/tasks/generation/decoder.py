@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hfbatch.engines.log_probs import log_probs_of
@@ -14,7 +15,10 @@ from hfbatch.tasks.base import FINITE
 from hfbatch.tasks.generation.sampling import GumbelNoise, splitmix64, warpers
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
     from transformers import GenerationConfig, LogitsProcessorList, StopStringCriteria
+
+    from hfbatch.tasks.generation.constraint import Grammar
 
 PAST_VOCABULARY = 2**31
 """A token id that no model has; represents padding."""
@@ -31,6 +35,7 @@ class Decoder:
     :param begin: tokens that every text begins with.
     :param stop: finds stop strings; None to stop at eos tokens only.
     :param log_probs: whether to return the log-probability of each new token.
+    :param constraint: what texts must be; not for beam search.
     """
 
     config: GenerationConfig
@@ -38,6 +43,7 @@ class Decoder:
     begin: tuple[int, ...] = ()
     stop: StopStringCriteria | None = None
     log_probs: bool = False
+    constraint: Grammar | None = None
 
     def __call__(
         self,
@@ -52,7 +58,7 @@ class Decoder:
             the left for decoder-only models; when sampling, also `seed`, int64 [batch].
         :param limit: stops after this many new tokens in any case.
         :param on_tokens: called after each step with the new token of each text, also of those that have ended.
-        :returns: see `join_texts`.
+        :returns: see `join_texts`; with a constraint also `complete`, bool [batch, count], which texts satisfy it.
         """
         inputs = dict(batch)
         seeds = inputs.pop("seed", None)
@@ -63,7 +69,8 @@ class Decoder:
         width = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         padded = None if model.config.is_encoder_decoder else inputs.get("attention_mask")
         finite = FiniteScores(width)
-        processors = self._processors(seeds, width, padded, finite)
+        allowed = AllowedTokens(self.constraint, width) if self.constraint else None
+        processors = self._processors(seeds, width, padded, [finite, *([allowed] if allowed else [])])
         if padded is not None:
             config.no_repeat_ngram_size = None
         # generate fills unset options from the model's config, which would restore options that are not followed.
@@ -78,6 +85,8 @@ class Decoder:
             ],
         )
         joined = self.join_texts(model, batch, made, width)
+        if allowed:
+            joined["complete"] = allowed.complete(made).reshape(-1, self.count)
         return {**joined, FINITE: finite.until(joined["lengths"])}
 
     def _config(self, limit: int | None) -> GenerationConfig:
@@ -97,15 +106,16 @@ class Decoder:
         return config
 
     def _processors(
-        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None, finite: FiniteScores
+        self, seeds: torch.Tensor | None, width: int, mask: torch.Tensor | None, first: list[Any]
     ) -> LogitsProcessorList:
         """Returns processors for what `generate` does not do, or not correctly with padding, or not reproducibly.
 
         :param mask: the attention mask, if new tokens follow padded prompts.
+        :param first: the processors before warpers and noise.
         """
         from transformers import LogitsProcessorList
 
-        found: list[Any] = [finite]
+        found = list(first)
         size = self.config.no_repeat_ngram_size
         if size and mask is not None:
             found.append(NoRepeatBehindPadding(size, mask, self.config.num_beams or 1))
@@ -219,6 +229,53 @@ class BeginWith:
         only = torch.full_like(scores, -torch.inf)
         only[:, token] = scores[:, token].nan_to_num(neginf=0.0)
         return only
+
+
+class AllowedTokens:
+    """A logits processor that masks the tokens with which a text would leave its constraint, or end too early.
+
+    :param width: number of tokens in the padded prompt, so that the first new token is step 0.
+    """
+
+    def __init__(self, grammar: Grammar, width: int) -> None:
+        from llguidance import LLExecutor
+
+        self._grammar, self._read = grammar, width
+        self._matchers: list[LLMatcher] = []
+        self._executor = LLExecutor(torch.get_num_threads())
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Masks tokens, also ids beyond the tokenizer's: float [texts, vocabulary]."""
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        self._consume(input_ids)
+        texts, vocabulary = scores.shape
+        packed = np.zeros((texts, -(-self._grammar.vocabulary // 32)), np.int32)
+        matchers = [(matcher, place) for place, matcher in enumerate(self._matchers)]
+        fill_next_token_bitmask_par(self._executor, matchers, packed)
+        words = torch.from_numpy(packed).to(scores.device)
+        bits = words[:, :, None] >> torch.arange(32, device=scores.device, dtype=torch.int32) & 1
+        allowed = bits.reshape(texts, -1)[:, :vocabulary].bool()
+        beyond = vocabulary - allowed.shape[1]
+        return scores.masked_fill(~torch.nn.functional.pad(allowed, (0, beyond)), -torch.inf)
+
+    def complete(self, made: torch.Tensor) -> torch.Tensor:
+        """Returns which texts satisfy the constraint, bool [texts].
+
+        :param made: prompt and new tokens of each text, int64 [texts, width + new].
+        """
+        self._consume(made)
+        complete = [matcher.is_accepting() and not matcher.is_error() for matcher in self._matchers]
+        return torch.tensor(complete, device=made.device)
+
+    def _consume(self, input_ids: torch.Tensor) -> None:
+        """Reads the tokens since the last step; after its end, a text goes on with padding."""
+        self._matchers = self._matchers or [self._grammar.start.deep_copy() for _ in range(len(input_ids))]
+        new, self._read = input_ids[:, self._read :].tolist(), input_ids.shape[1]
+        for matcher, tokens in zip(self._matchers, new, strict=True):
+            for token in tokens:
+                if not matcher.is_stopped():
+                    matcher.consume_token(token)
 
 
 class NoRepeatBehindPadding:

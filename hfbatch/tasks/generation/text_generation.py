@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,14 @@ from hfbatch.tasks.generation.chat import (
     option_faults,
     render,
 )
+from hfbatch.tasks.generation.constraint import (
+    ConstraintSpec,
+    Grammar,
+    compile_constraint,
+    constraint_faults,
+    read_tokenizer,
+    with_schema,
+)
 from hfbatch.tasks.generation.generation_config import (
     NOT_FOLLOWED,
     NOT_FOLLOWED_BEHIND_PROMPT,
@@ -35,10 +43,12 @@ from hfbatch.tasks.generation.generation_config import (
     read_defaults,
     resolve,
 )
+from hfbatch.tasks.generation.json_values import Column, parser_of
 from hfbatch.tasks.generation.text_generation_base import EXTRA_OUTPUTS, GeneratingTask
 from hfbatch.tasks.positions import embedding_rows, has_embedding
 from hfbatch.tasks.tokens import (
     collate_text,
+    flatten,
     length_faults,
     length_limit,
     list_lengths,
@@ -48,6 +58,7 @@ from hfbatch.tasks.tokens import (
 )
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
@@ -66,6 +77,10 @@ COUNT_PADDING = frozenset(
 """Model types whose positions count the padding before a prompt: decoders of encoder-decoders, and XLNet."""
 
 
+class IncompleteText(ValueError):
+    """A text that ended before it satisfied its constraint."""
+
+
 class TextGeneration(GeneratingTask):
     """Continues each prompt of column `text`, or answers each chat of column `messages`.
 
@@ -73,6 +88,9 @@ class TextGeneration(GeneratingTask):
     `batch.max_length`, is truncated from the left, since its end matters most, and counted as truncated; for a chat,
     this applies to the rendered template. An empty prompt starts from the model's bos token; without one, the row
     is rejected. If a chat ends with an assistant message, that message is continued.
+
+    With `constraint`, each token is chosen among those that the constraint allows. A row with a text that reaches
+    `max_new_tokens` before it satisfies the constraint is rejected.
 
     A different batch shape can change logits by a rounding error, and so a token at a near tie; such near ties are
     rare in float32, but not in bfloat16.
@@ -83,6 +101,8 @@ class TextGeneration(GeneratingTask):
 
         return_full_text: bool | None = None
         """Return the prompt or messages followed by the answer (true, also if null), or only the answer."""
+        constraint: ConstraintSpec | None = None
+        """What the answer must be: {json_schema: ...}, {regex: ...} or {choices: [...]}; see `hfbatch docs tasks`."""
 
     params: Params
     name = "text-generation"
@@ -92,6 +112,8 @@ class TextGeneration(GeneratingTask):
     outputs: ClassVar[Mapping[str, str]] = {
         "generated_text": "string for prompts; messages for chats, unless return_full_text is false; "
         "a list of them if num_return_sequences is above 1",
+        "parsed": "the answer as a value: struct, list, int64, ... as the JSON Schema of params.constraint says; "
+        "string for its choices",
         **EXTRA_OUTPUTS,
     }
     inputs = (
@@ -101,7 +123,7 @@ class TextGeneration(GeneratingTask):
     )
     exclusive = ("text", "messages")
     split_rows = 256
-    lasting = ("config", "tokenizer", "model_defaults")
+    lasting = ("config", "tokenizer", "model_defaults", "constraint_tokenizer")
     EXAMPLE = Example(
         {"text": ["Every large cluster", "Our nightly job reads the", ""]},
         {"max_new_tokens": 8, "do_sample": False},
@@ -142,7 +164,34 @@ class TextGeneration(GeneratingTask):
     @property
     def asks(self) -> frozenset[Capability]:
         """Continuations of prompts: of a batch engine through `generate`, of a row engine through `requests`."""
-        return frozenset({Capability.COMPLETE})
+        constrained = {Capability.CONSTRAINED} if self.params.constraint else set()
+        return frozenset({Capability.COMPLETE, *constrained})
+
+    @classmethod
+    def read_files(cls, params: dict[str, Any]) -> dict[str, Any]:
+        """Reads the file of a JSON Schema."""
+        return with_schema(params)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What constraints need."""
+        return ("llguidance",) if self.params.constraint else ()
+
+    @cached_property
+    def constraint_tokenizer(self) -> LLTokenizer:
+        """The tokenizer, as constraints read it."""
+        return read_tokenizer(self.tokenizer, self.decoding)
+
+    @cached_property
+    def grammar(self) -> Grammar | None:
+        """The constraint of each text."""
+        spec = self.params.constraint
+        return compile_constraint(spec, self.constraint_tokenizer) if spec else None
+
+    @cached_property
+    def parser(self) -> Column | None:
+        """Type and parser of column `parsed`, if there is one."""
+        return parser_of(self.params.constraint)
 
     @property
     def pads(self) -> bool:
@@ -158,6 +207,14 @@ class TextGeneration(GeneratingTask):
         special = self.tokenizer.num_special_tokens_to_add()
         limit = length_limit(self.tokenizer, self.config)
         faults += length_faults(self.max_length, self.tokenizer, self.config)
+        if self.params.constraint:
+            faults += constraint_faults(
+                self.params.constraint,
+                self.decoding,
+                self.params.begin_with,
+                lambda: self.constraint_tokenizer,
+                self.model.name,
+            )
         if limit is not None and limit - self.decoding.max_new_tokens <= special:
             faults.append(
                 f"params.max_new_tokens={self.decoding.max_new_tokens} leaves no room for a prompt within the "
@@ -213,9 +270,11 @@ class TextGeneration(GeneratingTask):
     def fields_for(self, present: set[str]) -> list[pa.Field]:
         """`generated_text`: string, or list<struct<role, content>> for whole chats; a list if there are several."""
         kind = MESSAGE if "messages" in present and self._full_text else None
-        kind = pa.string() if kind is None else pa.list_(kind)
-        text = pa.field("generated_text", kind if self.count == 1 else pa.list_(kind))
-        return [text, *self.extra_fields()]
+        kinds = {"generated_text": pa.string() if kind is None else pa.list_(kind)}
+        if self.parser:
+            kinds["parsed"] = self.parser[0]
+        texts = [(name, kind if self.count == 1 else pa.list_(kind)) for name, kind in kinds.items()]
+        return [*(pa.field(name, kind) for name, kind in texts), *self.extra_fields()]
 
     @property
     def _full_text(self) -> bool:
@@ -288,8 +347,14 @@ class TextGeneration(GeneratingTask):
         }
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
-        """Returns `generated_text`, after its prompt unless return_full_text is false, and the extra columns."""
+        """Returns `generated_text`, after its prompt unless return_full_text is false, and the extra columns.
+
+        :raises IncompleteText: for a row with a text that does not satisfy its constraint.
+        :raises NumberOutOfRange: for a row with a number that the type of `parsed` cannot hold.
+        """
         texts = pa.array(self.texts(outputs), pa.string())
+        if "complete" in outputs.column_names:
+            self._check_complete(outputs, texts)
         source = np.repeat(np.arange(len(outputs)), self.count)
         if not self._full_text:
             result = texts
@@ -302,4 +367,21 @@ class TextGeneration(GeneratingTask):
         else:
             prompts = columns["text"].cast(pa.string()).take(pa.array(source))
             result = pc.binary_join_element_wise(prompts, texts, "")
-        return [self.grouped(result), *self.extra_columns(outputs)]
+        return [self.grouped(result), *self._parsed(outputs), *self.extra_columns(outputs)]
+
+    def _check_complete(self, outputs: pa.Table, texts: pa.Array) -> None:
+        cut = pc.invert(flatten(outputs["complete"]).flatten())
+        if pc.any(cut).as_py():
+            text = texts[pc.index(cut, True).as_py()].as_py()
+            raise IncompleteText(
+                "the text ended before it satisfied params.constraint; is params.max_new_tokens="
+                f"{self.decoding.max_new_tokens} enough? {text}"
+            )
+
+    def _parsed(self, outputs: pa.Table) -> list[pa.Array]:
+        if not self.parser:
+            return []
+        kind, parse = self.parser
+        # Some tokenizers remove spaces before punctuation, which may be within a JSON string.
+        texts = self.texts(outputs, clean_up_tokenization_spaces=False)
+        return [self.grouped(pa.array([parse(text) for text in texts], kind))]

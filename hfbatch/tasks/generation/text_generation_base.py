@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, StopStringCriteria
 
+    from hfbatch.tasks.generation.constraint import Grammar
     from hfbatch.tasks.generation.decoder import Decoder
 
 TRIAL_TOKENS = 8
@@ -76,7 +77,14 @@ class GeneratingTask(Task):
         """The decoder that calls `generate`."""
         from hfbatch.tasks.generation.decoder import Decoder
 
-        return Decoder(self.decoding, self.count, self.begin_ids, self._stop(), self.params.log_probs)
+        return Decoder(
+            self.decoding, self.count, self.begin_ids, self._stop(), self.params.log_probs, self.grammar
+        )
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What each text must be; None if nothing constrains it."""
+        return None
 
     @cached_property
     def begin_ids(self) -> tuple[int, ...]:
@@ -136,10 +144,10 @@ class GeneratingTask(Task):
         """Returns the number of new tokens per row, averaged over its texts."""
         return outputs["length"].to_numpy() / self.count
 
-    def texts(self, outputs: pa.Table) -> list[str]:
-        """Decodes all texts without special tokens, in row order."""
+    def texts(self, outputs: pa.Table, **options: Any) -> list[str]:
+        """Decodes all texts without special tokens, in row order. :param options: of `batch_decode`."""
         tokens = self._each(outputs, "tokens").to_pylist()
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, **options)
 
     def grouped(self, values: pa.Array) -> pa.Array:
         """Groups one value per text by row: lists, if rows have several texts."""

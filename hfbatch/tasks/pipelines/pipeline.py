@@ -28,12 +28,12 @@ from hfbatch.engines.base import Capability
 from hfbatch.errors import NonFiniteOutput
 from hfbatch.spec.prompts import RENDERING
 from hfbatch.tasks.answer_agreement import Labels
-from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task, no_embedding
+from hfbatch.tasks.base import FINITE, Batch, Features, Histogram, Task
 from hfbatch.tasks.generation.generation_config import read_defaults
 from hfbatch.tasks.labels import LABEL_LISTS, best_scores
 from hfbatch.tasks.pipelines.serialization import dump, load
 from hfbatch.tasks.tokens import length_limit
-from hfbatch.tasks.vocabulary import change_tokenizer, check_vocabulary
+from hfbatch.tasks.vocabulary import change_tokenizer, check_vocabulary, no_embedding
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +196,7 @@ class PipelineTask(Task):
         for step in steps:
             most = int(step["input_ids"].max()) if "input_ids" in step else 0
             if most >= self.embedded:
-                raise ValueError(no_embedding(self, most))
+                raise ValueError(no_embedding(most, self.not_embedded, self.embedded))
 
     def is_cut(self, row: Any, steps: list[Any]) -> bool:
         """Whether a row was truncated by preprocessing."""
