@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -74,7 +75,8 @@ def earlier(
     if differing and there:
         raise SpecError(
             f"output {shown} holds the parts of another job; "
-            f"it differs in {'; '.join(differing.values())}. Choose another output, or replace it with --overwrite"
+            f"it differs in {'; '.join(differing.values())}. {_pin(job, spec, differing)}Choose another output, or "
+            "replace it with --overwrite"
         )
     fault = results_version.version_fault(shown, job)
     if fault and there and state.todo:
@@ -104,6 +106,13 @@ def earlier(
         return identity, None
     size = choice.batch_size if spec.batch.size == "auto" else spec.batch.size
     return identity, replace(choice, batch_size=size)
+
+
+def _pin(job: Mapping[str, Any], spec: JobSpec, differing: Mapping[str, str]) -> str:
+    """Returns how to continue with the model of an earlier run; empty if it is not a model of the Hub, or not what differs."""
+    if "model.commit" not in differing or spec.model.revision or Path(spec.model.name).exists():
+        return ""
+    return f"The model has a new commit: set model.revision={job['model']['commit']} to continue with the earlier one. "
 
 
 def _compared(choice: RuntimeChoice) -> bool:

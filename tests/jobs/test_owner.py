@@ -14,6 +14,7 @@ from hfbatch.errors import OutputHeldError, SpecError
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import hold
 from hfbatch.output.manifest import Manifest
+from hfbatch.predict.identity import earlier
 from hfbatch.predict.verify import verify_output
 from tests.jobs import here
 from tests.jobs.here import job_here
@@ -78,6 +79,23 @@ def test_a_job_looks_at_the_output_again_once_it_holds_it(
     with hold(str(tmp_path / "out"), print), pytest.raises(OutputHeldError, match="is being written by"):
         hfbatch.run(spec, quiet=True)
     assert part_names(tmp_path / "out") == [plan.splits[0].part]
+
+
+def test_a_new_commit_on_the_hub_is_an_error_that_names_the_revision_to_continue_with(
+    tmp_path: Path, spec: JobSpec
+) -> None:
+    plan = hfbatch.predict.plan.make_plan(spec)
+    earlier_model = {"commit": "f" * 40, "dtype": "float32"}
+    job = {**plan.job(), "identity": {**plan.identity, "model": earlier_model}}
+    job["model"] = {**job["model"], "commit": "f" * 40}
+    plan.ledger.write_job(job)
+    (tmp_path / "out" / plan.splits[0].part).touch()
+    on_hub = plan.spec.model_copy(update={"model": plan.spec.model.model_copy(update={"name": "org/model"})})
+    with pytest.raises(SpecError, match=f"set model.revision={'f' * 40} to continue"):
+        earlier(plan.ledger, plan.identity, on_hub, plan.state)
+    with pytest.raises(SpecError, match="differs in model.commit") as local:
+        earlier(plan.ledger, plan.identity, plan.spec, plan.state)
+    assert "model.revision" not in str(local.value)
 
 
 def test_a_plan_takes_no_lock_and_changes_nothing(tmp_path: Path, spec: JobSpec) -> None:
