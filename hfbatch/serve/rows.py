@@ -128,7 +128,7 @@ class RowReader:
                 continue
             try:
                 kind = _kind([row.get(name) for row in rows])
-            except (pa.ArrowException, TypeError, ValueError) as error:
+            except (pa.ArrowException, ArithmeticError, TypeError, ValueError) as error:
                 faults.append(f"values of {name!r} have no common type: {str(error).splitlines()[0]}")
                 continue
             if column and not pa.types.is_null(kind) and not column.accepts(kind):
