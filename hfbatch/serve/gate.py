@@ -58,7 +58,7 @@ class Gate:
             await self._app(scope, _bounded(receive, most), send)
 
     def _local(self, host: str) -> bool:
-        known = {*LOCAL, in_url(self._endpoint.host)}
+        known = {*LOCAL, self._endpoint.host_in_url}
         host = host.lower()
         return self._token is not None or host.rpartition(":")[0] in known or host in known
 
@@ -90,11 +90,6 @@ class Measured:
             await send(message)
 
         await self._app(scope, receive, measured)
-
-
-def in_url(host: str) -> str:
-    """A host as URLs have it: IPv6 addresses in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _length(header: bytes) -> int:

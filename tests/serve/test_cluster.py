@@ -1,4 +1,5 @@
-"""`hfbatch serve` on Ray Serve, from its start to its end: two replicas, back-pressure, and one that is killed."""
+"""`hfbatch serve` on Ray Serve, from its start to its end: two replicas, back-pressure, and one that is killed, beside an
+application of somebody else."""
 
 from __future__ import annotations
 
@@ -9,8 +10,13 @@ import time
 import psutil
 import pytest
 import requests
+from ray import serve
+from starlette.requests import Request
 
+from hfbatch.errors import SpecError
 from hfbatch.serve.check import Load, send_load
+from hfbatch.serve.room import check_room
+from hfbatch.spec.serve import EndpointSpec
 from tests.programs import Program, hfbatch
 
 ROWS = [{"text": f"text {k}"} for k in range(50)]
@@ -41,9 +47,33 @@ async def load_and_kill(url: str) -> Load:
     return await sent
 
 
+class Neighbour:
+    """An application that is not of hfbatch."""
+
+    async def __call__(self, request: Request) -> str:
+        return "here"
+
+
+def start_neighbour() -> None:
+    """Serves it at /other."""
+    deployment = serve.deployment(Neighbour).options(ray_actor_options={"num_cpus": 0})
+    serve.run(deployment.bind(), name="other", route_prefix="/other")
+
+
+def refusal(port: int, paths: dict[str, str]) -> str:
+    """Why there is no room for endpoints."""
+    with pytest.raises(SpecError) as caught:
+        check_room(EndpointSpec(port=port), paths)
+    return str(caught.value)
+
+
 @pytest.mark.timeout(240)
 def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: str) -> None:
     port = free_port()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        assert "already in use" in refusal(port, {})
     where = f"{{name: vectors, port: {port}, limits: {{ongoing: 8, queued: 8}}}}"
     flags = ["--set", f"serve={where}", "--set", "workers={count: 2, cpus: 0.4}"]
     program = Program(hfbatch, "serve", "embedding", "--model", encoder, "--address", ray_cluster, *flags)
@@ -53,6 +83,10 @@ def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: s
         assert program.poll() is None, program.output
         time.sleep(0.1)
     try:
+        assert f"at 127.0.0.1:{port}" in refusal(free_port(), {"other": "/other"})
+        assert "vectors at / is served" in refusal(port, {"vectors": "/vectors"})
+        assert "vectors at / is served" in refusal(port, {"other": "/"})
+        start_neighbour()
         assert load(url, 8).statuses == {200: 80}
         crowded = load(url, 60)
         assert crowded.statuses == {200: 600}
@@ -63,6 +97,10 @@ def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: s
         assert lost.statuses[200] >= 100
         shown = requests.get(f"{url}/metrics", timeout=30).text
         assert 'hfbatch_requests_total{route="/predict",status="200"}' in shown
-    finally:
         program.interrupt()
-    assert program.wait(60) == 0, program.output
+        assert program.wait(60) == 0, program.output
+        assert requests.get(f"{url}/other", timeout=30).text == "here"
+        assert requests.get(f"{url}/health", timeout=30).status_code == 404
+    finally:
+        program.kill()
+        serve.shutdown()
