@@ -238,7 +238,7 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _fault_of(error: Exception) -> tuple[int, list[str]]:
-    """Status and sentences of an error. What no client has caused is told without its details."""
+    """Status and sentences of an error. What no client has caused is named without its details."""
     if isinstance(error, RequestError):
         return error.status, error.faults
     if isinstance(error, HTTPException):

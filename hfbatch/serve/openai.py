@@ -133,8 +133,8 @@ class Message(BaseModel):
             raise RequestError(
                 f"a message has parts of type {', '.join(sorted(other))}; this model reads text"
             )
-        texts = [part.get("text") for part in self.content]
-        if not all(isinstance(text, str) for text in texts):
+        texts = [text for part in self.content if isinstance(text := part.get("text"), str)]
+        if len(texts) < len(self.content):
             raise RequestError('a part of a message has no text; write {"type": "text", "text": ...}')
         return {"role": self.role, "content": "".join(texts)}
 

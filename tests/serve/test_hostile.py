@@ -12,7 +12,10 @@ import openai
 import pytest
 import requests
 
+from hfbatch.serve.collect import Collector
 from hfbatch.serve.gate import Gate
+from hfbatch.serve.metrics import Metrics
+from hfbatch.serve.rows import Answer, Row
 from hfbatch.spec.serve import EndpointSpec
 from tests.models.text import tiny_llama
 from tests.serve.conftest import Served
@@ -190,6 +193,32 @@ def test_a_text_that_is_cut_at_a_stop_string_has_stopped(chat: Served) -> None:
     events = list(client(chat).completions.create(**prompt, stop=stop, stream=True))
     assert "".join(event.choices[0].text for event in events) == whole.text
     assert events[-1].choices[0].finish_reason == "stop"
+
+
+def test_nothing_is_generated_for_streams_that_all_clients_have_left(chat: Served) -> None:
+    collector, seen = Collector(chat.endpoint, Metrics()), 0
+    wanted = {"details": True, "return_full_text": False}
+
+    def row(**params: Any) -> Row:
+        text = chat.endpoint.with_params({**wanted, **params})
+        return chat.endpoint.rows.read([{"text": "Every"}], text, "seed 1")[0]
+
+    async def leave() -> list[Answer]:
+        left = asyncio.Event()
+
+        def take(token: int) -> None:
+            nonlocal seen
+            seen += 1
+            left.set()
+
+        asked = asyncio.ensure_future(collector([row(max_new_tokens=400, min_new_tokens=400)], take))
+        await left.wait()
+        asked.cancel()
+        return await collector([row(max_new_tokens=2)])
+
+    (answer,) = asyncio.run(leave())
+    assert answer.value("new_tokens") == 2
+    assert 0 < seen < 300
 
 
 def test_a_stream_that_fails_says_so(
