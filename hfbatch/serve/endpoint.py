@@ -49,8 +49,8 @@ class Endpoint:
         """Whether texts can be followed while they are generated."""
         if not hasattr(self.task, "follow") or isinstance(self._runner.engine, RowEngine):
             return False
-        decoding: Any = self.task.decoding  # type: ignore[attr-defined] - of tasks with `follow`
-        return (decoding.num_beams or 1) == 1  # which of the beams is the text shows at its end
+        task: Any = self.task  # with `follow`, and so with `decoding`
+        return (task.decoding.num_beams or 1) == 1  # which of the beams is the text shows at its end
 
     def with_params(self, params: dict[str, Any]) -> str:
         """Returns params as rows name them. :raises RequestError: with the faults of params."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
+import PIL.Image
 import pytest
 import requests
 
 from hfbatch.serve.collect import Collector
 from hfbatch.serve.gate import Gate
 from hfbatch.serve.metrics import Metrics
-from hfbatch.serve.rows import Answer, Row
+from hfbatch.serve.rows import NO_FILE, Answer, Row
 from hfbatch.spec.serve import EndpointSpec
 from tests.models.text import tiny_llama
+from tests.models.vision import tiny_vision
 from tests.serve.conftest import Served
 from tests.serve.test_app import client, faults, post
 from tests.tasks.test_chat import TEMPLATE
@@ -97,6 +100,23 @@ def test_hosts_are_compared_as_names_are(embedder: Served) -> None:
 
     assert [status(host) for host in (b"LocalHost:1", b"[::1]:8000", b"127.0.0.1")] == [b"200"] * 3
     assert [status(host) for host in (b"localhost.evil", b"127.0.0.1.evil:80", b"")] == [b"403"] * 3
+
+
+def test_rows_name_no_files_and_learn_nothing_of_folders(
+    start: Callable[..., Served], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "in/a.png")
+    model = tiny_vision(tmp_path / "vit", "ViTForImageClassification", id2label={0: "cat", 1: "dog"})
+    served = start({"task": "image-classification", "model": model, "input": str(tmp_path / "in")})
+    inside = str(tmp_path / "in/a.png")
+    names = [inside, "a.png", "../a.png", f"file://{inside}", "http://169.254.169.254/latest", "s3://a/b"]
+    found = post(served, "/predict", {"rows": [{"image": name} for name in names]}).json()
+    assert found["rows"] == [None] * len(names)
+    assert {reject["message"] for reject in found["rejects"]} == {NO_FILE}
+    encoded = base64.b64encode(Path(inside).read_bytes()).decode()
+    rows = [{"image": f"data:image/png;base64,{encoded}"}]
+    assert post(served, "/predict", {"rows": rows}).json()["rejects"] == []
 
 
 def through_gate(endpoint: EndpointSpec, token: str | None = None, **scope: Any) -> list[dict[str, Any]]:
