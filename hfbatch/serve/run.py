@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -103,5 +104,13 @@ def _start(plan: ServePlan, layout: Layout, path: str) -> None:
         serve.run(application(plan.config, layout), name=name, route_prefix=path)
     except (RuntimeError, RayServeException) as error:
         found = serve.status().applications.get(name)
-        reason = found.message if found else str(error)
-        raise WorkerError(f"endpoint {name} does not start: {' '.join(reason.split())[-500:]}") from error
+        # Only the message of a deployment has the error of a replica.
+        reasons = [one.message for one in found.deployments.values() if one.message] if found else []
+        reason = max(reasons, key=len, default=str(error))
+        raise WorkerError(f"endpoint {name} does not start: {last_error(reason)}") from error
+
+
+def last_error(trace: str) -> str:
+    """The error at the end of a traceback, on one line; another text as it is."""
+    end = re.split(r"\n[ \t][^\n]*", trace.strip())[-1]
+    return " ".join(end.split())[-500:]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import traceback
 
 import psutil
 import pytest
@@ -13,9 +14,10 @@ import requests
 from ray import serve
 from starlette.requests import Request
 
-from hfbatch.errors import SpecError
+from hfbatch.errors import SpecError, WorkerError
 from hfbatch.serve.check import Load, send_load
 from hfbatch.serve.room import check_room
+from hfbatch.serve.run import last_error
 from hfbatch.spec.serve import EndpointSpec
 from tests.programs import Program, hfbatch
 
@@ -65,6 +67,16 @@ def refusal(port: int, paths: dict[str, str]) -> str:
     with pytest.raises(SpecError) as caught:
         check_room(EndpointSpec(port=port), paths)
     return str(caught.value)
+
+
+def test_the_error_of_a_replica_is_shown_without_its_traceback() -> None:
+    try:
+        raise WorkerError("the weights lack\n1 layer")
+    except WorkerError:
+        trace = traceback.format_exc()
+    message = f"The deployment failed to start 3 times in a row. Error:\n{trace}\n"
+    assert last_error(message) == "hfbatch.errors.WorkerError: the weights lack 1 layer"
+    assert last_error("Failed to update the deployments ['a'].") == "Failed to update the deployments ['a']."
 
 
 @pytest.mark.timeout(240)
