@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,13 +55,15 @@ def run_batch(
 
         if (model is None) == (url is None):
             raise SpecError("name the model with --model, or an endpoint that runs with --url")
+        if url:
+            _check_flags(url, token_env, {"--param": param, "--set": set_, "--address": address})
         batch = open_batch(source)
-        by = (
-            {"url": url}
-            if url
-            else {"model": model, "params": sorted(param or []), "set": sorted(set_ or [])}
-        )
         plan = None if model is None else _plan(batch, model, param, set_)
+        by: dict[str, Any] = {"url": url}
+        if plan:
+            commit = plan.model.commit
+            by = {"model": model, "commit": commit, "params": sorted(param or []), "set": sorted(set_ or [])}
+            token_env = plan.spec.serve.token_env
         with Answers(target, batch, by).open(overwrite) as answers:
             _answer(batch, answers, plan, url, address, concurrent, token_env, quiet)
             counts = answers.finish()
@@ -71,24 +74,45 @@ def run_batch(
             raise typer.Exit(3)
 
 
+def _check_flags(url: str, token_env: str | None, others: dict[str, Any]) -> None:
+    """Checks what belongs to an endpoint that runs. :raises SpecError: with every fault."""
+    from hfbatch.errors import SpecError
+
+    faults = [f"{name} has no effect with --url; leave it out" for name, value in others.items() if value]
+    if not url.startswith(("http://", "https://")):
+        faults.append(f"--url {url!r} has to begin with http:// or https://")
+    if token_env and not os.environ.get(token_env):
+        faults.append(f"--token-env: the environment variable {token_env} is not set")
+    if faults:
+        raise SpecError(faults)
+
+
 def _plan(batch: BatchFile, model: str, param: list[str] | None, set_: list[str] | None) -> ServePlan:
     """The plan of an endpoint for the requests alone, without limits. :raises SpecError: with every fault."""
     from hfbatch.errors import SpecError
     from hfbatch.serve.batch_file import MOST_BYTES, TASKS
     from hfbatch.serve.plan import make_plan
+    from hfbatch.spec.serve import NAME
 
     tasks = sorted({TASKS[url] for url in batch.urls})
     if len(tasks) > 1:
         raise SpecError(f"the requests are for tasks {' and '.join(tasks)}; write one file for each")
-    limits = {"new_tokens": MANY, "texts": MANY, "rows": MANY, "body_bytes": MOST_BYTES, "seconds": MANY}
+    limits = dict.fromkeys(("new_tokens", "texts", "rows", "queued", "seconds"), MANY) | {
+        "body_bytes": MOST_BYTES
+    }
     flags = [f"serve.limits.{name}={value}" for name, value in limits.items()]
     plan = make_plan(serve_specs(tasks, model, None, free_port(), param, [*flags, *(set_ or [])])[0])
-    known = {None, plan.spec.serve.name, model}
+    known = (None, plan.spec.serve.name, model)
     others = sorted({str(name) for line in batch.lines() if (name := line.body.get("model")) not in known})
     if others:
-        raise SpecError(
-            f"requests name the model {others[0]!r}, and this one is {plan.spec.serve.name!r}; "
+        usable = re.fullmatch(NAME, others[0])
+        fix = (
             f"use --set serve.name={others[0]} to answer them with it"
+            if usable
+            else "leave `model` out of them"
+        )
+        raise SpecError(
+            f"requests name the model {others[0]!r}, and this one is {plan.spec.serve.name!r}; {fix}"
         )
     return plan
 
@@ -108,15 +132,15 @@ def _answer(
 
     console, left = screen(err=True), len(batch.ids) - len(answers.done)
     count = Count(left, lambda text: None if quiet else say(console, text))
+    token = os.environ.get(token_env or "")
     if plan is None and url:
-        token = os.environ.get(token_env or "")
         base = url.rstrip("/").removesuffix("/v1")
         asyncio.run(send_batch(batch, answers, base, concurrent, token, on_answer=count.add))
     elif plan and left:
         from hfbatch.serve.run import serving
 
         with serving([plan], address) as (own,):
-            asyncio.run(send_batch(batch, answers, own, concurrent, seconds=MANY, on_answer=count.add))
+            asyncio.run(send_batch(batch, answers, own, concurrent, token, seconds=MANY, on_answer=count.add))
 
 
 class Count:

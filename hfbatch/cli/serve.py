@@ -33,7 +33,9 @@ def serve(
     address: Address = None,
     check: Annotated[
         int | None,
-        typer.Option(help="Send this many concurrent requests, ten times, print the latency, and end."),
+        typer.Option(
+            min=1, help="Send this many concurrent requests, ten times, print the latency, and end."
+        ),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,

@@ -12,6 +12,7 @@ import pydantic_core
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 
 from hfbatch._version import __version__
 from hfbatch.errors import HfbatchError
@@ -57,7 +58,8 @@ def build_app(endpoint: Endpoint, ask: Ask, metrics: Metrics) -> Gate:
     if plain and task.name == GENERATION:
         app.post("/v1/chat/completions", openapi_extra=_takes(openai.ChatRequest))(api.chat)
         app.post("/v1/completions", openapi_extra=_takes(openai.CompletionRequest))(api.complete)
-    app.add_exception_handler(RequestError, _request_error)
+    for kind in (RequestError, HTTPException, Exception):
+        app.add_exception_handler(kind, _failed)
     return Gate(Measured(app, metrics), where, endpoint.config.token)
 
 
@@ -128,14 +130,14 @@ class Api:
         except ValidationError as error:
             found = error.errors(include_url=False)
             raise RequestError(
-                [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in found[:5]], 422
+                [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:5]]
             ) from error
         body.refuse_unknown()
         self._check_model(body.model)
         return body
 
     async def _generate(self, body: Any, chat: bool) -> Response:
-        params = body.params()
+        params, own = body.params(), self._endpoint.task.params
         faults = [
             f"{shown}={value} is above serve.limits.{name}={most}; ask for less"
             for shown, value, name, most in (
@@ -144,14 +146,17 @@ class Api:
             )
             if value > most
         ]
-        if body.stream and (len(body.rows()) > 1 or (body.n or 1) > 1 or not self._endpoint.streams):
-            faults.append("stream needs one prompt, n=1 and engine torch; leave stream out")
+        texts_of_row = body.n or own.num_return_sequences
+        if body.stream and (len(body.rows()) > 1 or texts_of_row > 1 or not self._endpoint.streams):
+            faults.append(
+                "stream needs one prompt, n=1, params.num_beams=1 and engine torch; leave stream out"
+            )
         if faults:
             raise RequestError(faults)
         ready = await asyncio.to_thread(self._endpoint.with_params, params)
         source = uuid.uuid4().hex if body.seed is None else f"seed {body.seed}"
         texts = openai.Texts(chat, self._name)
-        stops = params.get("stop") or []
+        stops = params.get("stop") or own.stop or ()
         if body.stream:
             row = self._read(body.rows(), ready, source)[0]
             events = self._events(
@@ -163,7 +168,7 @@ class Api:
         return _answered(texts.whole(answers, lambda text: cut_at(text, stops)))
 
     async def _events(
-        self, row: Row, texts: openai.Texts, stops: list[str], usage: bool
+        self, row: Row, texts: openai.Texts, stops: Sequence[str], usage: bool
     ) -> AsyncIterator[bytes]:
         """The events of a stream: texts as they are generated, the finish reason, and numbers of tokens if asked for."""
         tokens: asyncio.Queue[int | None] = asyncio.Queue()
@@ -179,12 +184,13 @@ class Api:
             openai.refuse_rejects(answers)
             self._metrics.rows(answers)
             text, reason = openai.choices(answers[0])[0]
-            yield _event(texts.piece(stream.rest(text), reason))
+            cut = cut_at(text, stops)
+            yield _event(texts.piece(stream.rest(cut), reason if cut == text else "stop"))
             if usage:
                 yield _event(texts.last(answers))
             yield b"data: [DONE]\n\n"
-        except (RequestError, HfbatchError) as error:
-            yield _event(error_body(400, [str(error)]))
+        except Exception as error:  # noqa: BLE001 - the status is sent: the stream has to say that it is not whole
+            yield _event(error_body(*_fault_of(error)))
         finally:
             asked.cancel()
 
@@ -231,6 +237,19 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-async def _request_error(request: Request, error: Exception) -> Response:
-    status, faults = (error.status, error.faults) if isinstance(error, RequestError) else (500, [str(error)])
-    return Response(pydantic_core.to_json(error_body(status, faults)), status, media_type="application/json")
+def _fault_of(error: Exception) -> tuple[int, list[str]]:
+    """Status and sentences of an error. What no client has caused is named without its details."""
+    if isinstance(error, RequestError):
+        return error.status, error.faults
+    if isinstance(error, HTTPException):
+        return error.status_code, [f"{error.detail}; /docs shows what is served"]
+    if isinstance(error, HfbatchError):
+        return 500, [str(error)]
+    return 500, [f"the endpoint has failed with {type(error).__name__}; its log has the details"]
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status, faults = _fault_of(error)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    body = pydantic_core.to_json(error_body(status, faults))
+    return Response(body, status, headers, media_type="application/json")

@@ -53,13 +53,23 @@ class BatchFile:
     urls: set[str]
 
     def lines(self, without: set[str] | None = None) -> Iterator[Line]:
-        """Reads the requests again. :param without: ids to leave out."""
+        """Reads the requests again.
+
+        :param without: ids to leave out.
+        :raises SpecError: at the end, if the file has changed since it was checked.
+        """
+        digest = hashlib.sha256()
         with self.path.open("rb") as file:
             for data in file:
+                digest.update(data)
                 if data.strip():
                     values = json.loads(data)
                     if values["custom_id"] not in (without or ()):
                         yield Line(values["custom_id"], values["url"], values["body"])
+        if digest.hexdigest() != self.digest:
+            raise SpecError(
+                f"batch file {self.path} has changed while it was read; run again when it is whole"
+            )
 
 
 def open_batch(path: Path) -> BatchFile:
@@ -67,6 +77,8 @@ def open_batch(path: Path) -> BatchFile:
     faults, digest = _Faults(), hashlib.sha256()
     ids: dict[str, int] = {}
     urls: set[str] = set()
+    if path.exists() and not path.is_file():
+        raise SpecError(f"batch file {path} is not a regular file, which can be read twice; store it in one")
     try:
         with path.open("rb") as file:
             number = 0
@@ -116,6 +128,10 @@ def _checked(data: bytes, number: int, ids: dict[str, int], faults: _Faults) -> 
     before, name, url = faults.count, values.get("custom_id"), values.get("url")
     if not isinstance(name, str) or not name:
         faults.add(number, f"custom_id is {name!r}; give each line a text of its own")
+    elif not _is_text(name):
+        faults.add(
+            number, f"custom_id {name!r} has half of a surrogate pair; give each line a text of its own"
+        )
     elif name in ids:
         faults.add(
             number, f"custom_id {name!r} is that of line {ids[name]} too; give each line one of its own"
@@ -130,6 +146,15 @@ def _checked(data: bytes, number: int, ids: dict[str, int], faults: _Faults) -> 
     elif body.get("stream"):
         faults.add(number, "body asks for a stream, which a file cannot hold; leave stream out")
     return values if faults.count == before else None
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: JSON may hold a half of a surrogate pair alone."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Answers:
@@ -156,12 +181,16 @@ class Answers:
     def open(self, overwrite: bool = False) -> Iterator[Answers]:
         """Takes the target for this process, and reads what an earlier run has answered.
 
-        :param overwrite: whether to begin anew.
-        :raises SpecError: if the target holds the answers of other requests, or another model's.
+        :param overwrite: whether to replace the target, and what an earlier run has answered of other requests.
+        :raises SpecError: if the target exists, or answers of other requests or of another model are kept for it.
         :raises OutputHeldError: if another process writes them.
         """
         if self.target.exists() and not overwrite:
             raise SpecError(f"output {self.target} exists; choose another file, or use --overwrite")
+        if self.target.is_dir():
+            raise SpecError(f"output {self.target} is a folder; choose a file in it")
+        if self.target.exists() and self.target.samefile(self._batch.path):
+            raise SpecError(f"output {self.target} is the batch file itself; choose another file")
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("wb") as lock:
             try:
@@ -176,27 +205,27 @@ class Answers:
 
     def _begin(self, overwrite: bool) -> None:
         record, answers = self._folder / "job.json", self._folder / "answers.jsonl"
-        if overwrite or not record.exists():
+        earlier = json.loads(record.read_text(encoding="utf8")) if record.exists() else {}
+        differ = [
+            name for name in {**earlier, **self._identity} if earlier.get(name) != self._identity.get(name)
+        ]
+        if differ:
+            if not overwrite and record.exists() and answers.exists() and answers.stat().st_size:
+                raise SpecError(
+                    f"{self._folder} holds answers of another run ({', '.join(differ)} differ); choose another output, "
+                    "or use --overwrite"
+                )
             answers.unlink(missing_ok=True)
-            record.write_text(json.dumps(self._identity), encoding="utf8")
-        earlier = json.loads(record.read_text(encoding="utf8"))
-        if earlier != self._identity:
-            names = [
-                name
-                for name in {**earlier, **self._identity}
-                if earlier.get(name) != self._identity.get(name)
-            ]
-            raise SpecError(
-                f"{self._folder} holds answers of another run ({', '.join(names)} differ); choose another output, or "
-                "use --overwrite"
-            )
+            new = self._folder / "job.json.new"
+            new.write_text(json.dumps(self._identity), encoding="utf8")
+            new.replace(record)  # a crash leaves a whole record or none
         answers.touch()
         with answers.open("r+b") as file:
             begin = 0
             for data in file:
-                if not data.endswith(b"\n"):
+                if (name := _id_of(data)) is None:
                     break
-                self._places[json.loads(data)["custom_id"]] = begin, len(data)
+                self._places[name] = begin, len(data)
                 begin += len(data)
             file.truncate(begin)
 
@@ -209,7 +238,8 @@ class Answers:
             "response": {"status_code": status, "request_id": f"req_{number}", "body": body},
             "error": None,
         }
-        data = json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        # Half of a surrogate pair, which a body may hold, becomes its escape in JSON.
+        data = json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
         begin = self._file.seek(0, os.SEEK_END)
         self._file.write(data)
         self._file.flush()
@@ -237,3 +267,13 @@ class Answers:
         sync_folder(str(self.target.parent.resolve()))
         shutil.rmtree(self._folder)
         return {"answered": len(self._batch.ids) - failed, "failed": failed}
+
+
+def _id_of(data: bytes) -> str | None:
+    """The id of a stored answer; None if a crash of the process or of the machine has left something else."""
+    if not data.endswith(b"\n"):
+        return None
+    try:
+        return str(json.loads(data)["custom_id"])
+    except (ValueError, LookupError, TypeError):
+        return None

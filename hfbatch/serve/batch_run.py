@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 
 import aiohttp
 
-from hfbatch.errors import WorkerError, one_line
+from hfbatch.errors import HfbatchError, WorkerError, one_line
 from hfbatch.serve.batch_file import Answers, BatchFile, Line
 
 AGAIN = frozenset((408, 409, 429, 500, 502, 503, 504))
 """States of HTTP after which a request is sent again."""
+REFUSED = frozenset((401, 403))
+"""States of HTTP that all requests would get."""
 MOST_TRIES = 8
 LONGEST_PAUSE_S = 60.0
 
@@ -33,8 +36,10 @@ async def send_batch(
     :param token: sent as a bearer token.
     :param seconds: that a request may take.
     :param on_answer: called with the status of each answer.
-    :raises WorkerError: if the endpoint cannot be reached; the answers until then are kept.
+    :raises WorkerError: if the endpoint cannot be reached, or refuses the token; the answers until then are kept.
+    :raises SpecError: if the batch file has changed.
     """
+    concurrent = min(concurrent, max(len(batch.ids) - len(answers.done), 1))
     lines = batch.lines(without=answers.done)
     timeout = aiohttp.ClientTimeout(total=seconds)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -52,19 +57,21 @@ async def send_batch(
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrent):
                     group.create_task(client())
-        except* WorkerError as group_error:
+        except* (HfbatchError, OSError) as group_error:  # the first stops the others
             raise group_error.exceptions[0] from group_error
 
 
 async def _send(session: aiohttp.ClientSession, url: str, line: Line) -> tuple[int, object]:
     """Sends a request until it is answered; returns the status and the body.
 
-    :raises WorkerError: if no attempt reaches the endpoint.
+    :raises WorkerError: if no attempt reaches the endpoint, or if no request would be answered.
     """
     for attempt in range(MOST_TRIES):
         last = attempt == MOST_TRIES - 1
         try:
-            async with session.post(url + line.url, json=line.body) as response:
+            # A redirect would take the request to another host, or make it a GET.
+            async with session.post(url + line.url, json=line.body, allow_redirects=False) as response:
+                _check_status(response, url)
                 if response.status not in AGAIN or last:
                     return response.status, await _body(response)
                 pause = _asked(response.headers.get("Retry-After"))
@@ -80,17 +87,36 @@ async def _send(session: aiohttp.ClientSession, url: str, line: Line) -> tuple[i
     raise AssertionError("every attempt returns, raises or pauses")
 
 
+def _check_status(response: aiohttp.ClientResponse, url: str) -> None:
+    if 300 <= response.status < 400:
+        to = response.headers.get("Location", "another place")
+        raise WorkerError(f"the endpoint at {url} redirects requests to {to}; give the URL that answers them")
+    if response.status in REFUSED:
+        raise WorkerError(
+            f"the endpoint at {url} answers {response.status}: set --token-env to the environment variable with its "
+            "token; the answers until now are kept"
+        )
+
+
 async def _body(response: aiohttp.ClientResponse) -> object:
-    text = await response.text()
+    """The body of an answer; NaN, which JSON does not have, is null.
+
+    :raises aiohttp.ClientPayloadError: if it is not JSON, though the request has succeeded.
+    """
+    data = await response.read()
     try:
-        return await response.json(content_type=None)
-    except ValueError:
-        return {"error": {"message": text[:500], "code": response.status}}
+        return json.loads(data, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        text = data[:500].decode(errors="replace")
+        if response.status < 300:
+            raise aiohttp.ClientPayloadError(f"it answers {text[:80]!r}, which is not JSON") from error
+        return {"error": {"message": text, "code": response.status}}
 
 
 def _asked(header: str | None) -> float:
     """The seconds of a Retry-After header; its other form, a date, is left to backoff."""
     try:
-        return min(float(header or 0), LONGEST_PAUSE_S)
+        seconds = float(header or 0)
     except ValueError:
         return 0.0
+    return min(seconds, LONGEST_PAUSE_S) if seconds > 0 else 0.0  # NaN is not above 0

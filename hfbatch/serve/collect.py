@@ -22,6 +22,10 @@ from hfbatch.serve.metrics import Metrics
 from hfbatch.serve.rows import Answer, Row
 
 
+class _AllHaveLeftError(BaseException):
+    """No client waits for the rows of a set. Not an Exception, after which the rows would be tried one by one."""
+
+
 @dataclass
 class _Waiting:
     row: Row
@@ -79,12 +83,16 @@ class Collector:
 
         def report(place: int, token: int) -> None:
             """Passes on a token from the thread that generates."""
+            if all(one.answer.done() for one in together):
+                raise _AllHaveLeftError
             if place in listeners:
                 loop.call_soon_threadsafe(listeners[place], token)
 
         work = partial(self._endpoint.answer, [one.row for one in together], report if listeners else None)
         try:
             answers = await loop.run_in_executor(self._thread, work)
+        except _AllHaveLeftError:
+            return
         except DeviceLostError:
             os._exit(1)  # a new process gets a fresh device context; Ray Serve starts it
         except Exception as error:  # noqa: BLE001 - each of the requests reports it

@@ -47,7 +47,10 @@ class Endpoint:
     @property
     def streams(self) -> bool:
         """Whether texts can be followed while they are generated."""
-        return hasattr(self.task, "follow") and not isinstance(self._runner.engine, RowEngine)
+        if not hasattr(self.task, "follow") or isinstance(self._runner.engine, RowEngine):
+            return False
+        task: Any = self.task  # with `follow`, and so with `decoding`
+        return (task.decoding.num_beams or 1) == 1  # which of the beams is the text shows at its end
 
     def with_params(self, params: dict[str, Any]) -> str:
         """Returns params as rows name them. :raises RequestError: with the faults of params."""

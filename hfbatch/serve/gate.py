@@ -15,6 +15,8 @@ from hfbatch.spec.serve import EndpointSpec
 OPEN = frozenset(("/health", "/ready"))
 """Paths that need no token."""
 LOCAL = frozenset(("localhost", "127.0.0.1", "[::1]"))
+MOST_LETTERS = 500
+"""Maximum length of a sentence in an error: it may repeat what a request holds."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -36,6 +38,9 @@ class Gate:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handles one connection."""
+        if scope["type"] == "websocket":  # no route takes any, and none shall without its token
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -43,15 +48,19 @@ class Gate:
         most = self._endpoint.limits.body_bytes
         if not self._local(headers.get(b"host", b"").decode("latin1")):
             await refuse(send, 403, ["the request names another host; use http://127.0.0.1 or localhost"])
-        elif scope["path"] not in OPEN and not self._known(headers.get(b"authorization", b"")):
+        elif scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN and not self._known(
+            headers.get(b"authorization", b"")
+        ):
             await refuse(send, 401, ["send the endpoint's token as `Authorization: Bearer TOKEN`"])
-        elif int(headers.get(b"content-length", b"0") or 0) > most:
+        elif _length(headers.get(b"content-length", b"")) > most:
             await refuse(send, 413, [_too_large(most)])
         else:
             await self._app(scope, _bounded(receive, most), send)
 
     def _local(self, host: str) -> bool:
-        return self._token is not None or host.rpartition(":")[0] in LOCAL or host in LOCAL
+        known = {*LOCAL, self._endpoint.host_in_url}
+        host = host.lower()
+        return self._token is not None or host.rpartition(":")[0] in known or host in known
 
     def _known(self, header: bytes) -> bool:
         if self._token is None:
@@ -83,6 +92,11 @@ class Measured:
         await self._app(scope, receive, measured)
 
 
+def _length(header: bytes) -> int:
+    """The length that a header claims. Servers refuse what is no number; the body is counted anyway."""
+    return int(header) if header.isdigit() and len(header) < 20 else 0
+
+
 class BodyTooLargeError(Exception):
     """A body without a length turned out to be larger than allowed."""
 
@@ -109,7 +123,8 @@ def _too_large(most: int) -> str:
 def error_body(status: int, faults: Sequence[str]) -> dict[str, Any]:
     """The body of an error, in the form of the OpenAI API."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": "; ".join(faults), "type": kind, "code": status, "param": None}}
+    shown = (fault if len(fault) <= MOST_LETTERS else f"{fault[:MOST_LETTERS]}..." for fault in faults)
+    return {"error": {"message": "; ".join(shown), "type": kind, "code": status, "param": None}}
 
 
 async def refuse(send: Send, status: int, faults: Sequence[str]) -> None:

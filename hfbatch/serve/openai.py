@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from hfbatch.serve.rows import Answer, RequestError
+from hfbatch.tasks.generation.generation_config import SAMPLING_ONLY
 
 WITHOUT_EFFECT = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -36,6 +37,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
 }
 """Options with values that change nothing."""
+
+COLDEST = 1e-3
+"""Lower temperatures take the most probable token: logits divided by them have no place in float32."""
+MOST_STOPS = 16
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+"""A stop string. Their search takes time for each, and for each letter: 20,000 took half a minute."""
 
 
 class Body(BaseModel):
@@ -100,7 +107,7 @@ class Generation(Body):
     top_p: float | None = Field(default=None, gt=0, le=1, strict=False)
     n: int | None = Field(default=None, ge=1)
     seed: int | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -116,10 +123,13 @@ class Generation(Body):
         if self.most is not None:
             made["max_new_tokens"] = self.most
         if self.temperature is not None:
-            made["do_sample"] = self.temperature > 0
-            made["temperature"] = self.temperature or None
-        if self.top_p is not None:
-            made["top_p"] = self.top_p
+            made["do_sample"] = self.temperature >= COLDEST
+        if self.temperature is not None and self.temperature < COLDEST:
+            made |= dict.fromkeys(SAMPLING_ONLY)  # without effect: clients send top_p with temperature 0
+        else:
+            made |= {
+                name: value for name in ("temperature", "top_p") if (value := getattr(self, name)) is not None
+            }
         if self.n is not None:
             made["num_return_sequences"] = self.n
         if self.stop:
@@ -151,7 +161,10 @@ class Message(BaseModel):
             raise RequestError(
                 f"a message has parts of type {', '.join(sorted(other))}; this model reads text"
             )
-        return {"role": self.role, "content": "".join(str(part.get("text", "")) for part in self.content)}
+        texts = [text for part in self.content if isinstance(text := part.get("text"), str)]
+        if len(texts) < len(self.content):
+            raise RequestError('a part of a message has no text; write {"type": "text", "text": ...}')
+        return {"role": self.role, "content": "".join(texts)}
 
 
 class ChatRequest(Generation):
@@ -254,9 +267,9 @@ class Texts:
         made = [
             {
                 "index": place,
-                "finish_reason": reason,
+                "finish_reason": reason if (cut := shorten(text)) == text else "stop",
                 "logprobs": None,
-                **self._text(shorten(text), "message"),
+                **self._text(cut, "message"),
             }
             for place, (text, reason) in enumerate(found)
         ]

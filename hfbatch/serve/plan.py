@@ -62,12 +62,17 @@ class ServePlan:
         where = self.spec.serve
         return {
             "name": where.name,
-            "url": f"http://{where.host}:{where.port}",
+            "url": url_of(where),
             "task": self.spec.task,
             "model": {"name": self.model.name, "commit": self.model.commit},
             "engine": self.spec.engine.name,
             "notes": self.notes,
         }
+
+
+def url_of(endpoint: EndpointSpec) -> str:
+    """The URL of an endpoint's address."""
+    return f"http://{endpoint.host_in_url}:{endpoint.port}"
 
 
 def make_plan(spec: ServeSpec) -> ServePlan:

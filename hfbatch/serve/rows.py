@@ -11,12 +11,14 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.data.download import FileRefusedError
 from hfbatch.data.rendering import RenderedColumn, render_column
 from hfbatch.errors import SpecError
 from hfbatch.output.rejects import Reject
 from hfbatch.predict.prompts import rendered_input, replaced
 from hfbatch.tasks.base import InputColumn, Task
 
+NO_FILE = "requests cannot name this file; send its bytes as a `data:` URL"
 MOST_FAULTS = 5
 """Faults of a request that are reported."""
 Kinds = tuple[tuple[str, pa.DataType], ...]
@@ -77,7 +79,9 @@ class Answer:
         """Stage, type and message of a reject; None for other rows."""
         if self.reject is None:
             return None
-        return {"stage": self.reject.stage, "error": self.reject.error, "message": self.reject.message}
+        refused = self.reject.error == FileRefusedError.__name__  # its message names folders of this machine
+        message = NO_FILE if refused else self.reject.message
+        return {"stage": self.reject.stage, "error": self.reject.error, "message": message}
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class RowReader:
                 continue
             try:
                 kind = _kind([row.get(name) for row in rows])
-            except (pa.ArrowException, TypeError, ValueError) as error:
+            except (pa.ArrowException, ArithmeticError, TypeError, ValueError) as error:
                 faults.append(f"values of {name!r} have no common type: {str(error).splitlines()[0]}")
                 continue
             if column and not pa.types.is_null(kind) and not column.accepts(kind):

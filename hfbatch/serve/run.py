@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
 from hfbatch.errors import WorkerError
-from hfbatch.serve.plan import ServePlan, make_plan
+from hfbatch.serve.plan import ServePlan, make_plan, url_of
 from hfbatch.serve.replica import application
+from hfbatch.serve.room import check_room
 from hfbatch.spec.job import ServeSpec
 
 
@@ -33,25 +36,24 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
 
     :param plans: with one host and port.
     :param address: a Ray cluster; default: a running one, else a local one.
-    :raises SpecError: if they do not fit, or the port is taken.
+    :raises SpecError: if they do not fit, see also `check_room`.
     :raises WorkerError: if a model does not load.
     """
     where = plans[0].spec.serve
     with connect(address):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         layouts = [layout_of(plan.spec) for plan in plans]
+        names = [plan.spec.serve.name for plan in plans]
+        paths = [f"/{name}" if len(plans) > 1 else "/" for name in names]
+        check_room(where, dict(zip(names, paths, strict=True)))
         options = {"host": where.host, "port": where.port, "request_timeout_s": where.limits.seconds}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "ERROR"})
         try:
-            urls = []
-            for plan, layout in zip(plans, layouts, strict=True):
-                name = plan.spec.serve.name
-                path = f"/{name}" if len(plans) > 1 else "/"
+            for plan, layout, path in zip(plans, layouts, paths, strict=True):
                 _start(plan, layout, path)
-                urls.append(f"http://{where.host}:{where.port}{path.rstrip('/')}")
-            yield urls
+            yield [f"{url_of(where)}{path.rstrip('/')}" for path in paths]
         finally:
-            serve.shutdown()
+            _end(names)
 
 
 def serve_until_ended(
@@ -88,11 +90,27 @@ def build(args: dict[str, Any]) -> serve.Application:
     return application(plan.config, layout_of(plan.spec))
 
 
+def _end(names: Sequence[str]) -> None:
+    """Ends applications, and Ray Serve unless it has others, such as those of another command on this cluster."""
+    for name in names:
+        serve.delete(name)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
 def _start(plan: ServePlan, layout: Layout, path: str) -> None:
     name = plan.spec.serve.name
     try:
         serve.run(application(plan.config, layout), name=name, route_prefix=path)
-    except RuntimeError as error:
+    except (RuntimeError, RayServeException) as error:
         found = serve.status().applications.get(name)
-        reason = found.message if found else str(error)
-        raise WorkerError(f"endpoint {name} does not start: {' '.join(reason.split())[-500:]}") from error
+        # Only the message of a deployment has the error of a replica.
+        reasons = [one.message for one in found.deployments.values() if one.message] if found else []
+        reason = max(reasons, key=len, default=str(error))
+        raise WorkerError(f"endpoint {name} does not start: {last_error(reason)}") from error
+
+
+def last_error(trace: str) -> str:
+    """The error at the end of a traceback, on one line; another text as it is."""
+    end = re.split(r"\n[ \t][^\n]*", trace.strip())[-1]
+    return " ".join(end.split())[-500:]

@@ -44,8 +44,8 @@ class TextStream:
         return "" if text.endswith(UNFINISHED) else self._send(shown)
 
     def rest(self, text: str) -> str:
-        """Returns what is left of the whole text."""
-        return self._send(cut_at(text, self._stops))
+        """Returns what is left of the whole text. :param text: without its stop string."""
+        return self._send(text)
 
     def _send(self, text: str) -> str:
         if not text.startswith(self.sent):

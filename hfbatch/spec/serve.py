@@ -73,3 +73,8 @@ class EndpointSpec(Section):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def host_in_url(self) -> str:
+        """The host as URLs have it: IPv6 addresses in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host

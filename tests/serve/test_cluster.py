@@ -1,16 +1,24 @@
-"""`hfbatch serve` on Ray Serve, from its start to its end: two replicas, back-pressure, and one that is killed."""
+"""`hfbatch serve` on Ray Serve, from its start to its end: two replicas, back-pressure, and one that is killed, beside an
+application of somebody else."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
+import traceback
 
 import psutil
 import pytest
 import requests
+from ray import serve
+from starlette.requests import Request
 
+from hfbatch.errors import SpecError, WorkerError
 from hfbatch.serve.check import Load, send_load
+from hfbatch.serve.room import check_room
+from hfbatch.serve.run import last_error
+from hfbatch.spec.serve import EndpointSpec
 from tests.programs import Program, hfbatch
 
 ROWS = [{"text": f"text {k}"} for k in range(50)]
@@ -41,9 +49,43 @@ async def load_and_kill(url: str) -> Load:
     return await sent
 
 
+class Neighbour:
+    """An application that is not of hfbatch."""
+
+    async def __call__(self, request: Request) -> str:
+        return "here"
+
+
+def start_neighbour() -> None:
+    """Serves it at /other."""
+    deployment = serve.deployment(Neighbour).options(ray_actor_options={"num_cpus": 0})
+    serve.run(deployment.bind(), name="other", route_prefix="/other")
+
+
+def refusal(port: int, paths: dict[str, str]) -> str:
+    """Why there is no room for endpoints."""
+    with pytest.raises(SpecError) as caught:
+        check_room(EndpointSpec(port=port), paths)
+    return str(caught.value)
+
+
+def test_the_error_of_a_replica_is_shown_without_its_traceback() -> None:
+    try:
+        raise WorkerError("the weights lack\n1 layer")
+    except WorkerError:
+        trace = traceback.format_exc()
+    message = f"The deployment failed to start 3 times in a row. Error:\n{trace}\n"
+    assert last_error(message) == "hfbatch.errors.WorkerError: the weights lack 1 layer"
+    assert last_error("Failed to update the deployments ['a'].") == "Failed to update the deployments ['a']."
+
+
 @pytest.mark.timeout(240)
 def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: str) -> None:
     port = free_port()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        assert "already in use" in refusal(port, {})
     where = f"{{name: vectors, port: {port}, limits: {{ongoing: 8, queued: 8}}}}"
     flags = ["--set", f"serve={where}", "--set", "workers={count: 2, cpus: 0.4}"]
     program = Program(hfbatch, "serve", "embedding", "--model", encoder, "--address", ray_cluster, *flags)
@@ -53,6 +95,10 @@ def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: s
         assert program.poll() is None, program.output
         time.sleep(0.1)
     try:
+        assert f"at 127.0.0.1:{port}" in refusal(free_port(), {"other": "/other"})
+        assert "vectors at / is served" in refusal(port, {"vectors": "/vectors"})
+        assert "vectors at / is served" in refusal(port, {"other": "/"})
+        start_neighbour()
         assert load(url, 8).statuses == {200: 80}
         crowded = load(url, 60)
         assert crowded.statuses == {200: 600}
@@ -63,6 +109,10 @@ def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: s
         assert lost.statuses[200] >= 100
         shown = requests.get(f"{url}/metrics", timeout=30).text
         assert 'hfbatch_requests_total{route="/predict",status="200"}' in shown
-    finally:
         program.interrupt()
-    assert program.wait(60) == 0, program.output
+        assert program.wait(60) == 0, program.output
+        assert requests.get(f"{url}/other", timeout=30).text == "here"
+        assert requests.get(f"{url}/health", timeout=30).status_code == 404
+    finally:
+        program.kill()
+        serve.shutdown()
