@@ -60,7 +60,7 @@ def serve(
             with serving(plans, address) as urls:
                 loads = [run_check(plan, url, check) for plan, url in zip(plans, urls, strict=True)]
             answer([load.to_values() for load in loads], as_json, lambda console: render(loads, console))
-            return
+            raise typer.Exit(0 if all(set(load.statuses) == {200} for load in loads) else 1)
         console = screen(err=not as_json)
 
         def say_ready(urls: list[str]) -> None:

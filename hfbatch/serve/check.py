@@ -19,7 +19,7 @@ from hfbatch.errors import SpecError
 from hfbatch.predict.bind import bind
 from hfbatch.predict.preview import first_rows
 from hfbatch.serve.plan import ServePlan
-from hfbatch.serve.rows import plain
+from hfbatch.serve.rows import RowReader, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,10 +80,17 @@ def sample_rows(plan: ServePlan) -> list[dict[str, Any]]:
         )
         if faults or bound is None:
             raise SpecError(faults)
-        columns = arrays_of(first_rows(bound, ROWS).table, bound.inputs)
+        rows, rendered = first_rows(bound, ROWS).table, bound.read.rendered
+        names = {name: name for name in sorted(rendered.columns)} if rendered else {}
+        given = {
+            name: column for name, column in bound.inputs.items() if not rendered or column != rendered.name
+        }
+        columns = arrays_of(rows, {**names, **given})
         values = {name: [_sent(value) for value in array.to_pylist()] for name, array in columns.items()}
-    elif any(column.files for column in plan.task.columns()):
-        raise SpecError("--check: the example of this task names files; add the `input` of a job to the spec")
+    elif RowReader.of(plan.task).rendered or any(column.files for column in plan.task.columns()):
+        raise SpecError(
+            "--check: the example of this task names files, or has no columns for the template; add the `input` of a job to the spec"
+        )
     else:
         values = dict(plan.task.EXAMPLE.rows)
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]

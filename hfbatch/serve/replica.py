@@ -21,8 +21,6 @@ from hfbatch.serve.plan import EndpointConfig
 
 REPORT_S = 5.0
 """Seconds between two reports of a replica to the board."""
-DRAIN_S = 30.0
-"""Seconds that a replica which is ended has for its requests."""
 RETRY_S = 1.0
 """Seconds that clients wait after 429."""
 
@@ -73,7 +71,7 @@ def application(config: EndpointConfig, layout: Layout) -> serve.Application:
         max_ongoing_requests=limits.ongoing,
         max_queued_requests=limits.queued,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_S},
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=limits.seconds,
         ray_actor_options={"num_cpus": layout.cpus, "num_gpus": layout.gpus},
         **replicas,
     )

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -22,12 +23,24 @@ from hfbatch.serve.room import check_room
 from hfbatch.spec.job import ServeSpec
 
 
-def layout_of(spec: ServeSpec) -> Layout:
-    """Resources of a replica on the connected cluster, and the number of replicas. :raises SpecError: if they do not fit."""
-    scale = spec.serve.autoscale
-    count = spec.workers.count if spec.workers.count != "auto" else 1
-    workers = spec.workers.model_copy(update={"count": scale.min if scale else count})
-    return lay_out(workers, nodes(), ceiling())
+def lay_out_all(specs: Sequence[ServeSpec]) -> list[Layout]:
+    """Resources of a replica of each endpoint on the connected cluster, and the number of its replicas.
+
+    :raises SpecError: if all together do not fit.
+    """
+    counts = [_replicas(spec) for spec in specs]
+    layouts = []
+    for spec, count in zip(specs, counts, strict=True):
+        together = spec.workers.model_copy(update={"count": sum(counts)})
+        layouts.append(replace(lay_out(together, nodes(), ceiling()), workers=count))
+    return layouts
+
+
+def _replicas(spec: ServeSpec) -> int:
+    """Replicas that run from the start."""
+    if spec.serve.autoscale:
+        return spec.serve.autoscale.min
+    return 1 if spec.workers.count == "auto" else spec.workers.count
 
 
 @contextlib.contextmanager
@@ -42,7 +55,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
     where = plans[0].spec.serve
     with connect(address):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        layouts = [layout_of(plan.spec) for plan in plans]
+        layouts = lay_out_all([plan.spec for plan in plans])
         names = [plan.spec.serve.name for plan in plans]
         paths = [f"/{name}" if len(plans) > 1 else "/" for name in names]
         check_room(where, dict(zip(names, paths, strict=True)))
@@ -87,7 +100,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """
     overrides = [f"{name}={value}" for name, value in args.items() if name != "spec"]
     plan = make_plan(ServeSpec.load(args["spec"], overrides))
-    return application(plan.config, layout_of(plan.spec))
+    return application(plan.config, lay_out_all([plan.spec])[0])
 
 
 def _end(names: Sequence[str]) -> None:

@@ -99,3 +99,12 @@ def test_a_check_sends_the_rows_of_the_input(encoder: str, tmp_path: Path) -> No
     assert sample_rows(make_plan(ServeSpec.build(values)))[:2] == [{"text": "one"}, {"text": "two"}]
     example = sample_rows(make_plan(ServeSpec.build({"task": "embedding", "model": encoder})))
     assert all(set(row) == {"text"} for row in example)
+
+
+def test_a_check_sends_the_columns_of_a_template(encoder: str, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", ["one", "two", "three"], shards=1)
+    values = {"task": "embedding", "model": encoder, "params": {"template": "{{ id }}: {{ text }}"}}
+    plan = make_plan(ServeSpec.build({**values, "input": str(source)}))
+    assert sample_rows(plan)[:2] == [{"id": 0, "text": "one"}, {"id": 1, "text": "two"}]
+    with pytest.raises(SpecError, match="add the `input` of a job"):
+        sample_rows(make_plan(ServeSpec.build(values)))
