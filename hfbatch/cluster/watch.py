@@ -58,6 +58,11 @@ class Watch(threading.Thread):
         """Ends the watch."""
         self._over.set()
 
+    @property
+    def own(self) -> bool:
+        """Whether this process has started the cluster, and will end it."""
+        return self._node is not None
+
     def or_lost(self, error: BaseException) -> BaseException:
         """Returns what ended the work: the loss of the cluster if it is lost, else the error."""
         return WorkerError(self.lost) if self.lost else error

@@ -53,7 +53,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
     :raises WorkerError: if a model does not load.
     """
     where = plans[0].spec.serve
-    with connect(address):
+    with connect(address) as cluster:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         layouts = lay_out_all([plan.spec for plan in plans])
         names = [plan.spec.serve.name for plan in plans]
@@ -66,7 +66,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
                 _start(plan, layout, path)
             yield [f"{url_of(where)}{path.rstrip('/')}" for path in paths]
         finally:
-            _end(names)
+            _end(names, cluster.own)
 
 
 def serve_until_ended(
@@ -103,11 +103,14 @@ def build(args: dict[str, Any]) -> serve.Application:
     return application(plan.config, lay_out_all([plan.spec])[0])
 
 
-def _end(names: Sequence[str]) -> None:
-    """Ends applications, and Ray Serve unless it has others, such as those of another command on this cluster."""
+def _end(names: Sequence[str], own: bool) -> None:
+    """Ends applications, and Ray Serve unless it has others, such as those of another command on this cluster.
+
+    :param own: whether the cluster ends next, and Ray Serve with it.
+    """
     for name in names:
         serve.delete(name)
-    if not serve.status().applications:
+    if not own and not serve.status().applications:
         serve.shutdown()
 
 
