@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,30 @@ def quantization_arguments(config: EngineConfig, dtype: torch.dtype) -> dict[str
     settings = AutoConfig.from_pretrained(config.folder, trust_remote_code=remote)
     kept = kept_layers(skeleton_of(settings, config.auto_class, remote))
     return {"quantization_config": _settings(config.quantization, dtype, kept)}
+
+
+@contextmanager
+def embeddings_optional() -> Iterator[None]:
+    """Lets torchao quantise models that have no input embeddings, such as those of images and audio.
+
+    transformers asks the model for them before each weight, and for such a model that raises an error.
+    """
+    from transformers import PreTrainedModel
+
+    own = PreTrainedModel.get_input_embeddings
+
+    def embeddings(model: Any) -> Any:
+        """Returns the input embeddings, if there are any."""
+        try:
+            return own(model)
+        except NotImplementedError:
+            return None
+
+    PreTrainedModel.get_input_embeddings = embeddings
+    try:
+        yield
+    finally:
+        PreTrainedModel.get_input_embeddings = own
 
 
 def checkpoint_method(folder: str) -> str | None:
@@ -167,12 +193,26 @@ def finish_loading(model: Any, dtype: torch.dtype) -> None:
             layer.compute_dtype = dtype
         if hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:
             layer.init_8bit_state()
+            _take_any_dimensions(layer)
         elif getattr(layer, "support_avx512bf16_for_cpu", False):
             fits = layer.in_features % BLOCK == 0 and layer.out_features % ROWS == 0
             layer.support_avx512bf16_for_cpu = fits and layer.compute_dtype == torch.bfloat16
             if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
                 with torch.inference_mode():
                     layer(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
+
+
+def _take_any_dimensions(layer: Any) -> None:
+    """Has a layer of LLM.int8 take tensors of four dimensions and more, as some models of images give them; it takes up to three."""
+    forward = layer.forward
+
+    def flattened(inputs: torch.Tensor) -> Any:
+        """Computes the rows of a tensor as those of a matrix."""
+        if inputs.dim() <= 3:
+            return forward(inputs)
+        return forward(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+
+    layer.forward = flattened
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
