@@ -95,4 +95,6 @@ def test_other_arguments_of_plan_are_refused(arguments: list[str], fault: str) -
 def test_every_command_has_an_example() -> None:
     for command in COMMANDS:
         lines = str(command.__doc__).splitlines()
-        assert any(line.startswith(f"    Example: hfbatch {command.__name__.replace("_", "-")}") for line in lines)
+        assert any(
+            line.startswith(f"    Example: hfbatch {command.__name__.replace('_', '-')}") for line in lines
+        )

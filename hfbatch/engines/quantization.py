@@ -1,8 +1,9 @@
 """Loads models whose weights are quantised, by the spec or in the checkpoint, and says which can be. Does not import Ray.
 
 What is quantised: the weights of the linear layers in the base model. What keeps the dtype of the model: embeddings, norms,
-biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), and all layers outside the base
-model (the heads of classifiers and taggers). transformers by itself leaves out the output embeddings alone.
+biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), all layers outside the base
+model (the heads of classifiers and taggers), and layers whose weights the model reads itself (see `layer_reads`).
+transformers by itself leaves out the output embeddings alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.layer_reads import read_layers
 from hfbatch.errors import one_line
 from hfbatch.hub.jsonfiles import read_object
 
@@ -113,9 +115,12 @@ def skeleton_of(settings: PretrainedConfig, auto_class: str, trust_remote_code: 
 
 
 def kept_layers(model: Any) -> list[str]:
-    """Returns the names of the output embeddings and of the layers outside the base model, which are not quantised."""
+    """Returns the names of the layers that are not quantised: the output embeddings, those outside the base model, and those
+    whose weights the model reads itself.
+    """
     base, head = model.base_model, model.get_output_embeddings()
     kept = {name for name, layer in model.named_modules() if head is not None and layer is head}
+    kept |= read_layers(model)
     if base is not model:
         kept |= {name for name, layer in model.named_children() if layer is not base}
     return sorted(kept)
