@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-WEIGHT = re.compile(r"\bself\.([\w.]+)\.weight\b(\.dtype\b|\.device\b)?")
+WEIGHT = re.compile(r"(\bisinstance\()?\bself\.([\w.]+)\.weight\b(\.dtype\b|\.device\b)?")
 NOT_RUN = re.compile("init|reset|load|save|tie")
 """Names of methods that a forward pass does not call."""
 
@@ -21,20 +21,20 @@ NOT_RUN = re.compile("init|reset|load|save|tie")
 def read_layers(model: Any, values: bool = False) -> set[str]:
     """Returns the names of these layers. Reads the source of the model's classes, and no weights.
 
-    :param values: whether reading no more than the dtype or the device of a weight does not count.
+    :param values: whether it does not count that only the class, dtype or device of a weight is read.
     """
     modules = dict(model.named_modules())
     read = {
         f"{name}.{layer}" if name else layer
         for name, module in modules.items()
-        for layer, kind in _reads(type(module))
-        if not (values and kind)
+        for asks_class, layer, asks_type in _reads(type(module))
+        if not (values and (asks_class or asks_type))
     }
     return read & modules.keys()
 
 
 @cache
-def _reads(kind: type) -> frozenset[tuple[str, str]]:
+def _reads(kind: type) -> frozenset[tuple[str, str, str]]:
     """Returns the layers of a class whose weights its methods read, and what of them."""
     return frozenset(found for source in _methods(kind) for found in WEIGHT.findall(source))
 
