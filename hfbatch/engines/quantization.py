@@ -1,8 +1,9 @@
 """Loads models whose weights are quantised, by the spec or in the checkpoint, and says which can be. Does not import Ray.
 
 What is quantised: the weights of the linear layers in the base model. What keeps the dtype of the model: embeddings, norms,
-biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), all layers outside the base
-model (the heads of classifiers and taggers), and layers whose weights the model reads itself (see `layer_reads`).
+biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), also those of a decoder inside the
+model, all layers outside the base model (the heads of classifiers and taggers), and layers whose weights the model reads
+itself (see `layer_reads`).
 transformers by itself leaves out the output embeddings alone.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,15 +117,21 @@ def skeleton_of(settings: PretrainedConfig, auto_class: str, trust_remote_code: 
 
 
 def kept_layers(model: Any) -> list[str]:
-    """Returns the names of the layers that are not quantised: the output embeddings, those outside the base model, and those
-    whose weights the model reads itself.
+    """Returns the names of the layers that are not quantised: output embeddings, also those of a decoder inside the model, other
+    layers that share a weight, those outside the base model, and those whose weights the model reads itself.
     """
-    base, head = model.base_model, model.get_output_embeddings()
-    kept = {name for name, layer in model.named_modules() if head is not None and layer is head}
-    kept |= read_layers(model)
+    from transformers import PreTrainedModel
+
+    layers, base = dict(model.named_modules()), model.base_model
+    heads = {
+        id(part.get_output_embeddings()) for part in layers.values() if isinstance(part, PreTrainedModel)
+    }
+    weights = {name: id(getattr(layer, "weight", layer)) for name, layer in layers.items()}
+    owners = Counter(weights.values())
+    kept = {name for name, layer in layers.items() if id(layer) in heads or owners[weights[name]] > 1}
     if base is not model:
         kept |= {name for name, layer in model.named_children() if layer is not base}
-    return sorted(kept)
+    return sorted(kept | read_layers(model))
 
 
 def linear_layers(model: Any, quantization: str) -> list[str]:

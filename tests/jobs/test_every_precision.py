@@ -19,6 +19,7 @@ from hfbatch import JobSpec
 from hfbatch.data.finite import non_finite
 from hfbatch.data.formats.columns import arrays_of
 from hfbatch.engines import ENGINES
+from hfbatch.engines.quantization import linear_layers, skeleton_of
 from hfbatch.errors import SpecError
 from hfbatch.output.rejects import unreadable
 from hfbatch.predict.bind import bind
@@ -32,6 +33,7 @@ from tests.cases.every import CASES, EXPORTABLE
 from tests.jobs.here import job_here
 from tests.jobs.test_every_task import EXPORTED, write_rows
 from tests.jobs.tools import make_spec, read_output, read_rejects
+from tests.tasks.test_quantized import quantised
 
 pytestmark = pytest.mark.matrix
 LOWERED = [
@@ -41,8 +43,9 @@ LOWERED = [
     if dtype in kind.dtypes
 ]
 UNDECIDED = {
-    "automatic-speech-recognition", "decision", "image-to-text", "mask-generation", "summarization", "text-ranking",
-    "text2text-generation", "translation", "zero-shot-audio-classification",
+    "automatic-speech-recognition", "decision", "document-question-answering", "fill-mask", "image-to-text", "mask-generation",
+    "question-answering", "summarization", "text-ranking", "text2text-generation", "translation",
+    "zero-shot-audio-classification",
 }  # fmt: skip
 """Tasks whose models in tests/cases, which are random, are about to give another answer: rounding changes some."""
 REPORTED = ("id", "hfbatch_stage", "hfbatch_error", "hfbatch_message")
@@ -148,6 +151,10 @@ def test_a_lowered_precision_keeps_every_row_and_is_compared(
     assert rejects == exact.rejects
     assert [name for name in outputs.column_names if len(non_finite(outputs[name]))] == []
     made = Compared(spec)
+    if variant.engine in ("torch", "continuous") and variant.quantization != "none":
+        model = made.runner.engine.model
+        plain = skeleton_of(made.runner.task.config, made.runner.task.auto_class)
+        assert quantised(model) == set(linear_layers(plain, variant.quantization))
     found = made.verdict()
     record_property("verdict", f"{found.status}: {found.summary}")  # for `--junitxml`
     check_verdict(found, made.runner)
