@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 WEIGHT = re.compile(r"(\bisinstance\()?\bself\.([\w.]+)\.weight\b(\.dtype\b|\.device\b)?")
@@ -24,16 +23,16 @@ def read_layers(model: Any, values: bool = False) -> set[str]:
     :param values: whether it does not count that only the class, dtype or device of a weight is read.
     """
     modules = dict(model.named_modules())
+    reads = {kind: _reads(kind) for kind in {type(module) for module in modules.values()}}
     read = {
         f"{name}.{layer}" if name else layer
         for name, module in modules.items()
-        for asks_class, layer, asks_type in _reads(type(module))
+        for asks_class, layer, asks_type in reads[type(module)]
         if not (values and (asks_class or asks_type))
     }
     return read & modules.keys()
 
 
-@cache
 def _reads(kind: type) -> frozenset[tuple[str, str, str]]:
     """Returns the layers of a class whose weights its methods read, and what of them."""
     return frozenset(found for source in _methods(kind) for found in WEIGHT.findall(source))
