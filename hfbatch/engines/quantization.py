@@ -9,6 +9,7 @@ transformers by itself leaves out the output embeddings alone.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections import Counter
@@ -75,6 +76,26 @@ def embeddings_optional() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.get_input_embeddings = own
+
+
+def save(model: Any, folder: Path) -> None:
+    """Writes a model.
+
+    torchao lists all tensors of a file, and does not read one whose name has no dot, such as CLIP's `logit_scale`. It is left out
+    of the list, which a plain tensor does not need.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and method_of(model) == "torchao":
+        own = quantizer.get_state_dict_and_metadata
+
+        def listed(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+            """Returns the tensors, and the list without these."""
+            state, about = own(model)
+            names = [name for name in json.loads(about["tensor_names"]) if "." in name]
+            return state, {**about, "tensor_names": json.dumps(names)}
+
+        quantizer.get_state_dict_and_metadata = listed
+    model.save_pretrained(folder)
 
 
 def checkpoint_method(folder: str) -> str | None:
@@ -179,10 +200,16 @@ def settings_faults(model: str, given: dict[str, Any]) -> list[str]:
     return []
 
 
+def method_of(model: Any) -> str | None:
+    """Returns by what the weights of a model are quantised, if they are."""
+    method = getattr(model, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
 def may_share(model: Any) -> bool:
     """Whether several threads may call the model at once, as far as its quantisation is concerned."""
-    method = getattr(model, "quantization_method", None)
-    return method is None or getattr(method, "value", method) in SHARED or is_written_out(model)
+    method = method_of(model)
+    return method is None or method in SHARED or is_written_out(model)
 
 
 def is_written_out(model: Any) -> bool:

@@ -21,6 +21,7 @@ from hfbatch.cli.app import app
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.quantization import linear_layers
+from hfbatch.engines.quantization import save as save_quantised
 from hfbatch.engines.torch import TorchEngine, load_model
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
@@ -30,6 +31,7 @@ from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec
 from tests.models.quantised import KINDS, quantised_checkpoint
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama, tiny_t5
+from tests.models.vision import tiny_vision
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.05}
 NEAREST = {"int8": 0.999, "nf4": 0.95, "fp4": 0.9, "int8_weight_only": 0.9995, "int8_dynamic": 0.999}
@@ -221,6 +223,21 @@ def test_unusual_models_are_quantised_where_their_code_calls_the_layers(
     with torch.inference_mode():
         wanted, found = (model(**inputs)[0].float() for model in (plain, engine.model))
     assert lowest_cosine(found, wanted) > (0.9 if quantization in ("nf4", "fp4") else 0.995)
+
+
+@pytest.mark.parametrize("quantization", NEAREST)
+def test_a_model_with_weights_beside_its_layers_is_read_as_it_was_written(
+    quantization: str, tmp_path: Path
+) -> None:
+    """CLIP has a weight `logit_scale` of its own, the name of which torchao does not read."""
+    folder = tiny_vision(tmp_path / "plain", "CLIPModel")
+    model = load_model(EngineConfig(folder, "AutoModel", "float32", quantization=quantization), torch.float32)
+    save_quantised(model, tmp_path / "written")
+    again = load_model(EngineConfig(str(tmp_path / "written"), "AutoModel", "float32"), torch.float32)
+    assert quantised(again) == quantised(model)
+    inputs = {"input_ids": IDS, "pixel_values": torch.rand(2, 3, 32, 32)}
+    with torch.inference_mode():
+        assert torch.equal(*(one(**inputs).logits_per_image for one in (model, again)))
 
 
 @pytest.mark.parametrize("quantization", NEAREST)
