@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-WEIGHT = re.compile(r"(\bisinstance\()?\bself\.([\w.]+)\.weight\b(\.dtype\b|\.device\b)?")
+WEIGHT = re.compile(
+    r"(\bisinstance\()?\bself\.([\w.]+)\.(?:weight\b|parameters\(\)\)(?=\.dtype))(\.dtype\b|\.device\b)?"
+)
 NOT_RUN = re.compile("init|reset|load|save|tie")
 """Names of methods that a forward pass does not call."""
 
@@ -30,7 +32,13 @@ def read_layers(model: Any, values: bool = False) -> set[str]:
         for asks_class, layer, asks_type in reads[type(module)]
         if not (values and (asks_class or asks_type))
     }
-    return read & modules.keys()
+    return {_first(name, modules[name]) for name in read & modules.keys()}
+
+
+def _first(name: str, module: Any) -> str:
+    """Returns the layer of the first weight of a module, whose dtype Swin2SR casts a table to."""
+    weight = next((weight for weight, _ in module.named_parameters()), "")
+    return f"{name}.{weight}".rpartition(".")[0] if "." in weight else name
 
 
 def _reads(kind: type) -> frozenset[tuple[str, str, str]]:
@@ -43,9 +51,8 @@ def _methods(kind: type) -> Iterator[str]:
         for name, method in vars(base).items():
             if not inspect.isfunction(method) or NOT_RUN.search(name):
                 continue
-            if (
-                "weight" in inspect.unwrap(method).__code__.co_names
-            ):  # to look for a source takes a millisecond
+            # Looking for a source takes a millisecond.
+            if {"weight", "parameters"} & {*inspect.unwrap(method).__code__.co_names}:
                 try:
                     yield inspect.getsource(method)
                 except (OSError, TypeError):  # made at run time
