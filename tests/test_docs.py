@@ -21,7 +21,8 @@ from hfbatch.cli.docs import FOLDER, REFERENCES, list_topics, read_topic
 from hfbatch.cli.reference import spec_reference, type_of
 from hfbatch.console.display import markdown
 from hfbatch.spec.schema import KINDS, json_schema
-from tests.generate import ENGINES, ROOT, SCHEMA, measures_table, schema_text
+from tests.cases.every import EXPORTABLE
+from tests.generate import ENGINES_TOPIC, ROOT, SCHEMA, measures_table, schema_text, shown_support, support
 
 TOPICS = [topic["topic"] for topic in list_topics()]
 VALIDATOR = Draft202012Validator(json_schema())
@@ -131,7 +132,17 @@ def test_types_and_defaults_are_those_of_the_fields() -> None:
 
 
 def test_the_table_of_measures_is_that_of_the_tasks() -> None:
-    assert measures_table() in ENGINES.read_text(encoding="utf8"), "run: python -m tests.generate"
+    """But for what it says of engines, which takes a model of each task."""
+    text = ENGINES_TOPIC.read_text(encoding="utf8")
+    assert measures_table(shown_support(text)) in text, "run: python -m tests.generate"
+    assert {name for name, (graphs, _) in shown_support(text).items() if graphs == "yes"} == EXPORTABLE
+
+
+@pytest.mark.matrix
+def test_the_table_of_engines_is_what_the_plan_says() -> None:
+    assert shown_support(ENGINES_TOPIC.read_text(encoding="utf8")) == support(), (
+        "run: python -m tests.generate"
+    )
 
 
 def test_the_shipped_schema_is_the_generated_one() -> None:

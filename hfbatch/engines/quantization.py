@@ -1,18 +1,25 @@
 """Loads models whose weights are quantised, by the spec or in the checkpoint, and says which can be. Does not import Ray.
 
 What is quantised: the weights of the linear layers in the base model. What keeps the dtype of the model: embeddings, norms,
-biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), and all layers outside the base
-model (the heads of classifiers and taggers). transformers by itself leaves out the output embeddings alone.
+biases, convolutions, experts that are no linear layers, the output embeddings (`lm_head`), also those of a decoder inside the
+model, all layers outside the base model (the heads of classifiers and taggers), and layers whose weights the model reads
+itself (see `layer_reads`).
+transformers by itself leaves out the output embeddings alone.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.layer_reads import read_layers
 from hfbatch.errors import one_line
 from hfbatch.hub.jsonfiles import read_object
 
@@ -45,6 +52,50 @@ def quantization_arguments(config: EngineConfig, dtype: torch.dtype) -> dict[str
     settings = AutoConfig.from_pretrained(config.folder, trust_remote_code=remote)
     kept = kept_layers(skeleton_of(settings, config.auto_class, remote))
     return {"quantization_config": _settings(config.quantization, dtype, kept)}
+
+
+@contextmanager
+def embeddings_optional() -> Iterator[None]:
+    """Lets torchao quantise models that have no input embeddings, such as those of images and audio.
+
+    transformers asks the model for them before each weight, and for such a model that raises an error.
+    """
+    from transformers import PreTrainedModel
+
+    own = PreTrainedModel.get_input_embeddings
+
+    def embeddings(model: Any) -> Any:
+        """Returns the input embeddings, if there are any."""
+        try:
+            return own(model)
+        except NotImplementedError:
+            return None
+
+    PreTrainedModel.get_input_embeddings = embeddings
+    try:
+        yield
+    finally:
+        PreTrainedModel.get_input_embeddings = own
+
+
+def save(model: Any, folder: Path) -> None:
+    """Writes a model.
+
+    torchao lists all tensors of a file, and does not read one whose name has no dot, such as CLIP's `logit_scale`. It is left out
+    of the list, which a plain tensor does not need.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and method_of(model) == "torchao":
+        own = quantizer.get_state_dict_and_metadata
+
+        def listed(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+            """Returns the tensors, and the list without these."""
+            state, about = own(model)
+            names = [name for name in json.loads(about["tensor_names"]) if "." in name]
+            return state, {**about, "tensor_names": json.dumps(names)}
+
+        quantizer.get_state_dict_and_metadata = listed
+    model.save_pretrained(folder)
 
 
 def checkpoint_method(folder: str) -> str | None:
@@ -87,12 +138,21 @@ def skeleton_of(settings: PretrainedConfig, auto_class: str, trust_remote_code: 
 
 
 def kept_layers(model: Any) -> list[str]:
-    """Returns the names of the output embeddings and of the layers outside the base model, which are not quantised."""
-    base, head = model.base_model, model.get_output_embeddings()
-    kept = {name for name, layer in model.named_modules() if head is not None and layer is head}
+    """Returns the names of the layers that are not quantised: output embeddings, also those of a decoder inside the model, other
+    layers that share a weight, those outside the base model, and those whose weights the model reads itself.
+    """
+    from transformers import PreTrainedModel
+
+    layers, base = dict(model.named_modules()), model.base_model
+    heads = {
+        id(part.get_output_embeddings()) for part in layers.values() if isinstance(part, PreTrainedModel)
+    }
+    weights = {name: id(getattr(layer, "weight", layer)) for name, layer in layers.items()}
+    owners = Counter(weights.values())
+    kept = {name for name, layer in layers.items() if id(layer) in heads or owners[weights[name]] > 1}
     if base is not model:
         kept |= {name for name, layer in model.named_children() if layer is not base}
-    return sorted(kept)
+    return sorted(kept | read_layers(model))
 
 
 def linear_layers(model: Any, quantization: str) -> list[str]:
@@ -140,10 +200,16 @@ def settings_faults(model: str, given: dict[str, Any]) -> list[str]:
     return []
 
 
+def method_of(model: Any) -> str | None:
+    """Returns by what the weights of a model are quantised, if they are."""
+    method = getattr(model, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
 def may_share(model: Any) -> bool:
     """Whether several threads may call the model at once, as far as its quantisation is concerned."""
-    method = getattr(model, "quantization_method", None)
-    return method is None or getattr(method, "value", method) in SHARED or is_written_out(model)
+    method = method_of(model)
+    return method is None or method in SHARED or is_written_out(model)
 
 
 def is_written_out(model: Any) -> bool:
@@ -167,12 +233,26 @@ def finish_loading(model: Any, dtype: torch.dtype) -> None:
             layer.compute_dtype = dtype
         if hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:
             layer.init_8bit_state()
+            _take_any_dimensions(layer)
         elif getattr(layer, "support_avx512bf16_for_cpu", False):
             fits = layer.in_features % BLOCK == 0 and layer.out_features % ROWS == 0
             layer.support_avx512bf16_for_cpu = fits and layer.compute_dtype == torch.bfloat16
             if layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu":
                 with torch.inference_mode():
                     layer(torch.zeros(1, layer.in_features, dtype=layer.compute_dtype))
+
+
+def _take_any_dimensions(layer: Any) -> None:
+    """Has a layer of LLM.int8 take tensors of four dimensions and more, as some models of images give them; it takes up to three."""
+    forward = layer.forward
+
+    def flattened(inputs: torch.Tensor) -> Any:
+        """Computes the rows of a tensor as those of a matrix."""
+        if inputs.dim() <= 3:
+            return forward(inputs)
+        return forward(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+
+    layer.forward = flattened
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:

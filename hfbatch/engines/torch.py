@@ -13,6 +13,7 @@ import torch
 from hfbatch.engines.base import BatchEngine, DeviceLostError, EngineConfig, Forward
 from hfbatch.engines.quantization import (
     checkpoint_method,
+    embeddings_optional,
     finish_loading,
     may_share,
     quantization_arguments,
@@ -211,14 +212,15 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
         arguments |= {"device_map": "auto", "max_memory": _max_memory(config)}
     elif quantized:
         arguments |= {"device_map": {"": device}}
-    model, loading = getattr(transformers, config.auto_class).from_pretrained(
-        config.folder,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=config.trust_remote_code,
-        output_loading_info=True,
-        **arguments,
-    )
+    with embeddings_optional():
+        model, loading = getattr(transformers, config.auto_class).from_pretrained(
+            config.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **arguments,
+        )
     missing = sorted(
         name for name in loading["missing_keys"] if not any(part in name for part in config.unused)
     )

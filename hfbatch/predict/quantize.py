@@ -22,6 +22,7 @@ from hfbatch.data.media_files import with_absolute_paths
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import Engine
 from hfbatch.engines.exports import KEY
+from hfbatch.engines.quantization import save
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import GRAPH_FILES, PICKLES, Model, files_in
 from hfbatch.output.rejects import unreadable
@@ -109,7 +110,7 @@ def quantize(spec: JobSpec) -> Quantized:
             stored = _copy_graph(cast(Any, runner.engine).model.folders, made)
         else:
             runner.load()  # anew: a call of the model can change how its weights are kept
-            cast(Any, runner.engine).model.save_pretrained(made)
+            save(cast(Any, runner.engine).model, made)
             stored = sum(file.stat().st_size for file in made.glob("*.safetensors"))
         if spec.tokenizer != TokenizerSpec():
             runner.task.tokenizer.save_pretrained(made)

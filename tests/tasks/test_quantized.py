@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 from hfbatch.cli.app import app
 from hfbatch.engines import ENGINES
 from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.quantization import linear_layers
+from hfbatch.engines.quantization import save as save_quantised
 from hfbatch.engines.torch import TorchEngine, load_model
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
@@ -28,6 +31,7 @@ from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec
 from tests.models.quantised import KINDS, quantised_checkpoint
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama, tiny_t5
+from tests.models.vision import tiny_vision
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.05}
 NEAREST = {"int8": 0.999, "nf4": 0.95, "fp4": 0.9, "int8_weight_only": 0.9995, "int8_dynamic": 0.999}
@@ -160,6 +164,80 @@ def test_layers_of_any_size_are_quantised_in_4_bits(
     assert "lm_head" not in quantised(t5)
     with torch.inference_mode():
         assert t5(input_ids=IDS, decoder_input_ids=IDS).logits.isfinite().all()
+
+
+def wavlm() -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
+    """Passes the weights of its attention to a function of torch."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    convolutions = {
+        "conv_dim": (32,),
+        "conv_stride": (20,),
+        "conv_kernel": (20,),
+        "num_feat_extract_layers": 1,
+    }
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    config = transformers.WavLMConfig(**sizes, **convolutions, **positions, vocab_size=32)
+    return transformers.WavLMModel(config), {"input_values": torch.randn(2, 800)}
+
+
+def longt5() -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
+    """Casts activations to the type of a weight."""
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+    model = transformers.LongT5ForConditionalGeneration(
+        transformers.LongT5Config(**sizes, decoder_start_token_id=0)
+    )
+    return model, {"input_ids": IDS, "decoder_input_ids": IDS}
+
+
+def mamba() -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
+    """Multiplies with a weight itself."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "state_size": 8}
+    return transformers.MambaModel(transformers.MambaConfig(**sizes)), {"input_ids": IDS}
+
+
+def segformer() -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
+    """Has no input embeddings."""
+    sizes = {"hidden_sizes": [16, 16, 32, 32], "decoder_hidden_size": 32, "num_attention_heads": [1, 1, 2, 2]}
+    model = transformers.SegformerModel(transformers.SegformerConfig(**sizes, depths=[1, 1, 1, 1]))
+    return model, {"pixel_values": torch.randn(2, 3, 64, 64)}
+
+
+def swin() -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
+    """Gives linear layers tensors of four dimensions."""
+    sizes = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 32}
+    model = transformers.Swin2SRModel(transformers.Swin2SRConfig(**sizes, mlp_ratio=2.0))
+    return model, {"pixel_values": torch.rand(1, 3, 16, 16)}
+
+
+@pytest.mark.parametrize("quantization", NEAREST)
+@pytest.mark.parametrize("build", [wavlm, longt5, mamba, segformer, swin])
+def test_unusual_models_are_quantised_where_their_code_calls_the_layers(
+    build: Callable[[], tuple[Any, dict[str, torch.Tensor]]], quantization: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    plain, inputs = build()
+    plain.eval().save_pretrained(tmp_path)
+    name = "AutoModelForSeq2SeqLM" if build is longt5 else "AutoModel"
+    engine = TorchEngine(EngineConfig(str(tmp_path), name, "float32", quantization=quantization))
+    assert quantised(engine.model) == set(linear_layers(plain, quantization))
+    with torch.inference_mode():
+        wanted, found = (model(**inputs)[0].float() for model in (plain, engine.model))
+    assert lowest_cosine(found, wanted) > (0.9 if quantization in ("nf4", "fp4") else 0.995)
+
+
+@pytest.mark.parametrize("quantization", NEAREST)
+def test_a_model_with_weights_beside_its_layers_is_read_as_it_was_written(
+    quantization: str, tmp_path: Path
+) -> None:
+    """CLIP has a weight `logit_scale` of its own, the name of which torchao does not read."""
+    folder = tiny_vision(tmp_path / "plain", "CLIPModel")
+    model = load_model(EngineConfig(folder, "AutoModel", "float32", quantization=quantization), torch.float32)
+    save_quantised(model, tmp_path / "written")
+    again = load_model(EngineConfig(str(tmp_path / "written"), "AutoModel", "float32"), torch.float32)
+    assert quantised(again) == quantised(model)
+    inputs = {"input_ids": IDS, "pixel_values": torch.rand(2, 3, 32, 32)}
+    with torch.inference_mode():
+        assert torch.equal(*(one(**inputs).logits_per_image for one in (model, again)))
 
 
 @pytest.mark.parametrize("quantization", NEAREST)

@@ -300,6 +300,16 @@ def test_what_is_head_and_what_gets_adapters(name: str) -> None:
     assert not any(layer.startswith(("cls.", "classifier", "lm_head")) for layer in layers)
 
 
+def test_layers_that_are_not_called_get_no_adapters() -> None:
+    """WavLM passes the weights of its attention to a function of torch."""
+    with torch.device("meta"):
+        model = transformers.WavLMForSequenceClassification(transformers.WavLMConfig(num_hidden_layers=1))
+    layers = linear_layers(model, trained_modules(model, set()))
+    assert {layer.rpartition(".")[2] for layer in layers} == {
+        "projection", "gru_rel_pos_linear", "intermediate_dense", "output_dense",
+    }  # fmt: skip
+
+
 def test_a_model_without_a_head_of_its_own_is_refused(folders: dict[str, str]) -> None:
     bench = Bench("text-classification", folders["gpt2"], ROWS, method="head")
     bench.recipe.auto_class = "AutoModelForCausalLM"

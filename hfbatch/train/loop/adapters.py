@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfbatch.engines.layer_reads import read_layers
 from hfbatch.errors import SpecError
 
 # It recommends to install a faster kernel even if nothing is quantised.
@@ -140,20 +141,20 @@ def trained_modules(model: Any, new: set[str]) -> list[str]:
 
 
 def linear_layers(model: Any, beside: list[str]) -> list[str]:
-    """Returns the names of all linear layers of the base model.
+    """Returns the names of all linear layers of the base model that it calls: an adapter on another has no effect.
 
     :param beside: modules to leave out, with their submodules.
     """
     from torch.nn import Linear
-    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
     from transformers.pytorch_utils import Conv1D
 
     base, output = set(map(id, model.base_model.modules())), model.get_output_embeddings()
+    not_called = read_layers(model, values=True)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, (Linear, Conv1D))
-        and not isinstance(module, NeverCalled)
+        and name not in not_called
         and id(module) in base
         and module is not output
         and not any(name == other or name.startswith(f"{other}.") for other in beside)
@@ -172,7 +173,7 @@ def quantisation(spec: FinetuneSpec, recipe: Recipe) -> dict[str, Any]:
     from transformers.pytorch_utils import Conv1D
 
     model, new = skeleton(spec, recipe)
-    chosen = linear_layers(model, trained_modules(model, new))
+    chosen = set(linear_layers(model, trained_modules(model, new))) - read_layers(model)
     linear = [name for name, module in model.named_modules() if isinstance(module, (Linear, Conv1D))]
     options: dict[str, Any] = {"llm_int8_skip_modules": [name for name in linear if name not in chosen]}
     if spec.method.bits == 8:
