@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,20 +76,26 @@ def serve_until_ended(
 
     :param say_ready: called with their URLs once all answer.
     """
-    ended = threading.Event()
-    with serving(plans, address) as urls, _on_signals(ended.set):
+    with serving(plans, address) as urls, _signals() as pipe:
         say_ready(urls)
-        ended.wait()
+        os.read(pipe, 1)
 
 
 @contextlib.contextmanager
-def _on_signals(call: Callable[[], None]) -> Iterator[None]:
-    kept = {number: signal.signal(number, lambda *_: call()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals() -> Iterator[int]:
+    """Gives a pipe that gets a byte for each SIGINT and SIGTERM: a lock could be held by the code that they interrupt."""
+    reading, writing = os.pipe()
+    kept = {
+        number: signal.signal(number, lambda *_: os.write(writing, b"."))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield
+        yield reading
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
