@@ -28,7 +28,7 @@ ROUNDS = 10
 """Requests for each concurrent client."""
 ROWS = 1000
 """Rows of an input that are sent in turn."""
-MOST_RETRIES = 20
+MOST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ async def send_load(
         for turn in range(ROUNDS):
             body = {"rows": [rows[(first + turn) % len(rows)]]}
             begun = time.perf_counter()
-            for _ in range(MOST_RETRIES):
+            for _ in range(MOST_TRIES):
                 async with session.post(url, json=body) as response:
                     await response.read()
                 if response.status != 429:
