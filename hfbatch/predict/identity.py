@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from hfbatch.data.filesystem import redact
 from hfbatch.errors import SpecError
@@ -19,6 +20,7 @@ from hfbatch.output.sink import State
 from hfbatch.runtime.config import RuntimeChoice
 from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.job import JobSpec
+from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
 NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds", "threads"}
@@ -131,7 +133,7 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
 
     Older versions wrote the engine `torch` in the identity of every job; which one it was follows from the spec: its
     `engine` or, if an older version wrote it, `batch.continuous`. A dtype that `auto` chose is the same as its name, and so
-    is what it chose to compile.
+    is what it chose to compile. A param that this version has added had its default.
 
     :param job: content of job.json.
     :param identity: of the job that is to continue it.
@@ -148,4 +150,10 @@ def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str,
     asked = identity["engine"].get("compile")
     if "compile" not in engine and settled.get("compiled", False) == asked:
         engine = {**engine, "compile": asked}
-    return {**old, "engine": engine, "model": model}
+    options = task_class(identity["task"]).Params.model_fields
+    later = {
+        name: to_jsonable_python(option.get_default(call_default_factory=True))
+        for name, option in options.items()
+        if name not in old["params"] and not option.is_required()
+    }
+    return {**old, "engine": engine, "model": model, "params": {**old["params"], **later}}

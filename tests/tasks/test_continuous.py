@@ -68,9 +68,8 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     places = pa.table({"file": ["a"] * len(texts), "row": pa.array(range(len(texts)), pa.int64())})
     features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
     choice = runner.propose(features, len(texts), columns)
-    assert choice == RuntimeChoice(
-        32 if spec.batch.size == "auto" else spec.batch.size, "float32", choice.device, spec.engine.name
-    )
+    size = 32 if spec.batch.size == "auto" else spec.batch.size
+    assert choice == RuntimeChoice(size, "float32", choice.device, spec.engine.name, dedupe=True)
     runner.apply(choice)
     result = runner.predict(features)
     _, arrays, _ = runner.postprocess(result.outputs, columns)
