@@ -61,23 +61,20 @@ def serve(
                 loads = [run_check(plan, url, check) for plan, url in zip(plans, urls, strict=True)]
             answer([load.to_values() for load in loads], as_json, lambda console: render(loads, console))
             raise typer.Exit(0 if all(set(load.statuses) == {200} for load in loads) else 1)
-        console = screen(err=not as_json)
+        serve_until_ended(plans, address, lambda urls: _say_ready(plans, urls, as_json))
 
-        def say_ready(urls: list[str]) -> None:
-            """Names what answers."""
-            if as_json:
-                answer({"urls": urls}, True, lambda console: None)
-                return
-            for plan, url in zip(plans, urls, strict=True):
-                for note in plan.notes:
-                    say(console, f"note: {note}")
-                say(
-                    console,
-                    f"serving {plan.spec.serve.name} ({plan.spec.task}) at {url}; its API: {url}/docs",
-                    wrap=False,
-                )
 
-        serve_until_ended(plans, address, say_ready)
+def _say_ready(plans: list[ServePlan], urls: list[str], as_json: bool) -> None:
+    """Names what answers: as JSON on stdout, else in lines on stderr."""
+    if as_json:
+        answer({"urls": urls}, True, None)
+        return
+    console = screen(err=True)
+    for plan, url in zip(plans, urls, strict=True):
+        for note in plan.notes:
+            say(console, f"note: {note}")
+        named = f"{plan.spec.serve.name} ({plan.spec.task})"
+        say(console, f"serving {named} at {url}; its API: {url}/docs", wrap=False)
 
 
 def _show(plans: list[ServePlan], console: Console) -> None:

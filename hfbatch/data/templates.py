@@ -76,6 +76,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "%"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Computes an operator. :raises TypeError: for other values than numbers. :raises OverflowError: for huge integers."""
         for value in (left, right):
             if not isinstance(value, NUMBERS):
                 kind = value if isinstance(value, jinja2.Undefined) else type(value).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hfbatch.engines.faithful import difference, other_shapes, silenced
+from hfbatch.engines.faithful import difference, kind_of_call, other_shapes, silenced
 from hfbatch.errors import HfbatchError, WorkerError, one_line
 
 ROWS, TOKENS = 6, 48
@@ -44,13 +44,10 @@ class Compiled:
         :raises WorkerError: if the model cannot be compiled, or gets images of several sizes: which of them the code is made
             for would depend on the batch that comes first.
         """
-        ids = inputs.get("input_ids")
-        if ids is not None and "attention_mask" in self._takes and "attention_mask" not in inputs:
-            inputs["attention_mask"] = torch.ones_like(ids)  # one code for batches with padding and without
-        options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
-        tensors = {name: value for name, value in inputs.items() if name not in options}
-        key = repr((sorted(tensors), sorted(options.items())))
-        sizes = {} if ids is not None else {name: list(value.shape[1:]) for name, value in tensors.items()}
+        key, tensors, options = kind_of_call(self._takes, inputs)
+        sizes = (
+            {} if "input_ids" in tensors else {name: list(value.shape[1:]) for name, value in tensors.items()}
+        )
         with self._quiet:
             if (first := self._sizes.setdefault(key, sizes)) != sizes:
                 raise WorkerError(

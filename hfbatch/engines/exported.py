@@ -14,7 +14,7 @@ import torch
 
 from hfbatch.engines.base import BatchEngine, EngineConfig, Forward
 from hfbatch.engines.exports import cached_export
-from hfbatch.engines.faithful import difference, other_shapes, silenced
+from hfbatch.engines.faithful import difference, kind_of_call, other_shapes, silenced
 from hfbatch.engines.graphs import OwnGraph, RawGraph, outline
 from hfbatch.engines.torch import as_array, as_tensor, device_name, is_stateless, load_model
 from hfbatch.errors import HfbatchError, WorkerError, one_line
@@ -110,12 +110,7 @@ class Graphs:
 
         :raises WorkerError: if the model cannot be exported.
         """
-        ids = inputs.get("input_ids")
-        if ids is not None and "attention_mask" in self._takes and "attention_mask" not in inputs:
-            inputs["attention_mask"] = torch.ones_like(ids)  # one graph for batches with padding and without
-        options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
-        tensors = {name: value for name, value in inputs.items() if name not in options}
-        key = repr((sorted(tensors), sorted(options.items())))
+        key, tensors, options = kind_of_call(self._takes, inputs)
         if key not in self._graphs:
             self._graphs[key] = self._open(tensors, options)
         return self._graphs[key](**tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -13,6 +13,22 @@ import torch
 
 MOST_TOKENS = 512
 """Longest rows on which the two are compared."""
+
+
+def kind_of_call(
+    takes: Collection[str], inputs: Mapping[str, Any]
+) -> tuple[str, dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns a name for calls with such inputs, which another form of a model is made for, their tensors and their other values.
+
+    Batches of texts with padding and without are of one kind: those without get an attention mask.
+
+    :param takes: the names of what `forward` takes.
+    """
+    options = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in inputs.items() if name not in options}
+    if "input_ids" in tensors and "attention_mask" in takes and "attention_mask" not in inputs:
+        tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
+    return repr((sorted(tensors), sorted(options.items()))), tensors, options
 
 
 def other_shapes(

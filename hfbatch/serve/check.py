@@ -114,6 +114,7 @@ async def send_load(
     retries = 0
 
     async def client(first: int, session: aiohttp.ClientSession) -> None:
+        """Sends one request after another."""
         nonlocal retries
         for turn in range(ROUNDS):
             body = {"rows": [rows[(first + turn) % len(rows)]]}
