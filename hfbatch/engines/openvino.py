@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.exported import ExportedEngine
 from hfbatch.engines.graphs import RawGraph
+from hfbatch.errors import WorkerError
 
 # OpenVINO and NNCF report their import and each conversion to Google Analytics unless this package is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -21,6 +23,15 @@ class OpenVINOEngine(ExportedEngine):
 
     name = "openvino"
     quantizer = "nncf"
+
+    def __init__(self, config: EngineConfig) -> None:
+        # OpenVINO would compute in float32 and not report it: other bits than on the machine that the job began on.
+        if config.dtype == "bfloat16" and not computes_in_bfloat16():
+            raise WorkerError(
+                "engine openvino does not compute in bfloat16 on this CPU; set model.dtype to float32, "
+                "or use machines whose CPUs have AVX512-BF16 or AMX"
+            )
+        super().__init__(config)
 
     def export(self, model: Any, inputs: dict[str, Any], folder: Path) -> None:
         """Writes `openvino_model.xml` and `.bin`."""
@@ -78,6 +89,13 @@ class OpenVINOEngine(ExportedEngine):
             "NUM_STREAMS": 1,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,  # of graphs with 8-bit weights; others have nothing to quantise
         }
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether OpenVINO has products in bfloat16 for this CPU."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _name(port: Any, at: int) -> str:

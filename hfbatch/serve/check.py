@@ -29,6 +29,8 @@ ROUNDS = 10
 ROWS = 1000
 """Rows of an input that are sent in turn."""
 MOST_TRIES = 20
+NO_ANSWER = 0
+"""In place of a status: the connection ended first."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,18 @@ async def send_load(
             body = {"rows": [rows[(first + turn) % len(rows)]]}
             begun = time.perf_counter()
             for _ in range(MOST_TRIES):
-                async with session.post(url, json=body) as response:
-                    await response.read()
-                if response.status != 429:
+                try:
+                    async with session.post(url, json=body) as response:
+                        await response.read()
+                except (aiohttp.ClientError, TimeoutError):
+                    status = NO_ANSWER
+                    break
+                status = response.status
+                if status != 429:
                     break
                 retries += 1
                 await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
-            statuses[response.status] += 1
+            statuses[status] += 1
             taken.append(time.perf_counter() - begun)
 
     begun = time.perf_counter()
@@ -149,6 +156,9 @@ def render(loads: list[Load], console: Console) -> None:
         add(about, "latency", f"p50 {load.p50_ms:.0f} ms, p95 {load.p95_ms:.0f} ms, p99 {load.p99_ms:.0f} ms")
         other = {status: count for status, count in load.statuses.items() if status != 200}
         if other:
-            shown = ", ".join(f"{count} with status {status}" for status, count in sorted(other.items()))
+            shown = ", ".join(
+                f"{count} {f'with status {status}' if status else 'without an answer'}"
+                for status, count in sorted(other.items())
+            )
             add(about, "errors", shown)
     show(console, about)

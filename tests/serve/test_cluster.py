@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import subprocess
 import time
 import traceback
 
@@ -11,10 +13,11 @@ import psutil
 import pytest
 import ray
 import requests
+from rich.console import Console
 
 from hfbatch.cli.options import free_port
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.serve.check import Load, send_load
+from hfbatch.serve.check import NO_ANSWER, Load, render, send_load
 from hfbatch.serve.room import check_room
 from hfbatch.serve.run import last_error
 from hfbatch.spec.serve import EndpointSpec
@@ -59,6 +62,22 @@ def test_the_error_of_a_replica_is_shown_without_its_traceback() -> None:
     assert last_error("Failed to update the deployments ['a'].") == "Failed to update the deployments ['a']."
 
 
+def test_a_connection_that_ends_first_is_a_request_without_an_answer() -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def run() -> Load:
+        async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            return await send_load("vectors", f"http://{host}:{port}/predict", ROWS, 2)
+
+    found = asyncio.run(run())
+    assert found.statuses == {NO_ANSWER: 20}
+    shown = Console(width=120, record=True)
+    render([found], shown)
+    assert "20 without an answer" in shown.export_text()
+
+
 @pytest.mark.timeout(240)
 def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: str) -> None:
     port = free_port()
@@ -92,4 +111,8 @@ def test_every_request_is_answered_or_fails_visibly(ray_cluster: str, encoder: s
         assert program.wait(60) == 0, program.output
         assert not [one for one in ray.util.list_named_actors(all_namespaces=True) if "SERVE" in one["name"]]
     finally:
+        if program.poll() is None:  # an endpoint that is left would take the CPUs of the tests after it
+            program.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(60)
         program.kill()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from hfbatch.engines.openvino import computes_in_bfloat16
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.plan import make_plan
@@ -149,6 +150,8 @@ def test_the_dtype_is_that_of_the_graph(tmp_path: Path) -> None:
 def test_openvino_computes_in_the_dtype_asked_for(tmp_path: Path, dtype: str) -> None:
     tiny_graph(tmp_path / "model")
     as_openvino(tmp_path / "model")
+    if dtype == "bfloat16" and not computes_in_bfloat16():
+        pytest.skip("this CPU does not compute in bfloat16")
     runner = runner_on(spec_on(tmp_path / "model", tmp_path, engine="openvino", model={"dtype": dtype}))
     assert runner.load().dtype == ("float32" if dtype == "auto" else dtype)
 
