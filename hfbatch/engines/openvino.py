@@ -25,11 +25,11 @@ class OpenVINOEngine(ExportedEngine):
     quantizer = "nncf"
 
     def __init__(self, config: EngineConfig) -> None:
-        # OpenVINO would compute in float32 and not report it: other bits than on the machine that the job began on.
+        # OpenVINO would silently compute in float32, so that the results of two machines would differ.
         if config.dtype == "bfloat16" and not computes_in_bfloat16():
             raise WorkerError(
                 "engine openvino does not compute in bfloat16 on this CPU; set model.dtype to float32, "
-                "or use machines whose CPUs have AVX512-BF16 or AMX"
+                "or use machines whose CPUs have AVX-512 or AMX"
             )
         super().__init__(config)
 
@@ -92,7 +92,7 @@ class OpenVINOEngine(ExportedEngine):
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether OpenVINO has products in bfloat16 for this CPU."""
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -30,7 +30,7 @@ ROWS = 1000
 """Rows of an input that are sent in turn."""
 MOST_TRIES = 20
 NO_ANSWER = 0
-"""In place of a status: the connection ended first."""
+"""In place of the status of a request whose connection failed or timed out."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ def render(loads: list[Load], console: Console) -> None:
         add(about, "latency", f"p50 {load.p50_ms:.0f} ms, p95 {load.p95_ms:.0f} ms, p99 {load.p99_ms:.0f} ms")
         other = {status: count for status, count in load.statuses.items() if status != 200}
         if other:
-            shown = ", ".join(
-                f"{count} {f'with status {status}' if status else 'without an answer'}"
-                for status, count in sorted(other.items())
-            )
+            kinds = {status: f"with status {status}" for status in other} | {NO_ANSWER: "without an answer"}
+            shown = ", ".join(f"{count} {kinds[status]}" for status, count in sorted(other.items()))
             add(about, "errors", shown)
     show(console, about)

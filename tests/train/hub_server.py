@@ -52,9 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path = self.path.partition("?")[0]
         hub.calls.append(f"{self.command} {path}")
-        if (
-            "/org/model" in path or path == "/api/repos/create"
-        ):  # the library asks a hub for other things too, once a day
+        # The library also asks a hub, without a token, for what concerns no repository.
+        if path == "/api/repos/create" or "/org/model" in path:
             hub.tokens.add(self.headers.get("Authorization"))
         if hub.readable_only and ("auth-check" in path or "/commit/" in path):
             return self._send(403, {"error": "you may not write here"})
