@@ -65,16 +65,20 @@ def test_a_module_says_what_it_is_and_fits_a_reader(module):
     assert len(source.splitlines()) <= 400, f"{module} is longer than 400 lines; divide it"
 
 
-def test_help_takes_less_than_half_a_second():
-    """Of the processor, which other work on the machine delays and hardly lengthens."""
-    command, seconds = Path(sys.executable).with_name("hfbatch"), []
-    for _ in range(3):
-        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
-        end = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
+def test_help_takes_little_more_than_what_typer_takes_for_any_help():
+    """In seconds of the processor, since machines and their load differ: Typer and rich take two thirds of them."""
+    bare = "import typer\nt = typer.Typer(add_completion=False, rich_markup_mode='rich')\nt.command()(lambda: None)\nt()"
+    ours, typers = [Path(sys.executable).with_name("hfbatch")], [sys.executable, "-c", bare]
+    pairs = [(_processor_seconds(ours), _processor_seconds(typers)) for _ in range(3)]
+    assert min(own / least for own, least in pairs) < 1.75, f"--help and that of Typer took {pairs} s"
+
+
+def _processor_seconds(command: list[str | Path]) -> float:
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "Usage" in done.stdout
-    assert min(seconds) < 0.5, f"--help took {min(seconds):.2f} s at best of 3"
+    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
 
 def test_help_imports_no_heavy_library():

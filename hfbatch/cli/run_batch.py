@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import time
@@ -128,6 +127,8 @@ def _answer(
     quiet: bool,
 ) -> None:
     """Has the requests that have no answer answered: by the endpoint at a URL, or by one of the plan."""
+    import asyncio  # here, since it would be a tenth of the time of every `hfbatch --help`
+
     from hfbatch.serve.batch_run import send_batch
 
     console, left = screen(err=True), len(batch.ids) - len(answers.done)
