@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 WEIGHT = re.compile(
@@ -43,17 +44,20 @@ def _first(name: str, module: Any) -> str:
 
 def _reads(kind: type) -> frozenset[tuple[str, str, str]]:
     """Returns the layers of a class whose weights its methods read, and what of them."""
+    return frozenset().union(*map(_own_reads, kind.__mro__))
+
+
+@cache  # looking for a source takes a millisecond, and most classes have the same bases
+def _own_reads(kind: type) -> frozenset[tuple[str, str, str]]:
     return frozenset(found for source in _methods(kind) for found in WEIGHT.findall(source))
 
 
 def _methods(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        for name, method in vars(base).items():
-            if not inspect.isfunction(method) or NOT_RUN.search(name):
+    for name, method in vars(kind).items():
+        if not inspect.isfunction(method) or NOT_RUN.search(name):
+            continue
+        if {"weight", "parameters"} & {*inspect.unwrap(method).__code__.co_names}:
+            try:
+                yield inspect.getsource(method)
+            except (OSError, TypeError):  # made at run time
                 continue
-            # Looking for a source takes a millisecond.
-            if {"weight", "parameters"} & {*inspect.unwrap(method).__code__.co_names}:
-                try:
-                    yield inspect.getsource(method)
-                except (OSError, TypeError):  # made at run time
-                    continue

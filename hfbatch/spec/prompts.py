@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from types import new_class
+from typing import Annotated, TypeVar, cast
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from hfbatch.spec.section import Section
+
+S = TypeVar("S", bound=Section)
 
 
 class TemplateParams(Section):
@@ -43,3 +46,18 @@ class MessagesParams(Section):
 
 RENDERING: dict[str, type[Section]] = {"template": TemplateParams, "messages": MessagesParams}
 """The params that render an input, and the sections that have them."""
+
+
+def with_rendering(params: type[S], names: set[str]) -> type[S]:
+    """Returns a task's params and those that render its inputs, as one section."""
+    more = [kind for name, kind in RENDERING.items() if name in names and not issubclass(params, kind)]
+    if not more:
+        return params
+    # All fields have their descriptions, which pydantic would look for in every frame of the stack.
+    known_as = {key: getattr(params, key) for key in ("__doc__", "__module__", "__qualname__")}
+    body = {"model_config": ConfigDict(use_attribute_docstrings=False)} | known_as
+    united = cast(
+        "type[S]", new_class(params.__name__, (params, *more), exec_body=lambda own: own.update(body))
+    )
+    united.model_config["use_attribute_docstrings"] = True  # of sections that are derived from it
+    return united

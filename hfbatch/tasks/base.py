@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import create_model
 
 from hfbatch.data.media_files import RowFiles
 from hfbatch.engines.base import Capability
 from hfbatch.spec.job import TokenizerSpec
-from hfbatch.spec.prompts import RENDERING
+from hfbatch.spec.prompts import with_rendering
 from hfbatch.spec.section import Section
 from hfbatch.tasks.agreement import Agreement, Comparison
 from hfbatch.tasks.positions import SEE_PADDING, embedding_rows
@@ -170,14 +169,7 @@ class Task(ABC):
         """Adds the params that render an input of the task, see `InputColumn.rendered_by`."""
         super().__init_subclass__()
         asked = {column.rendered_by for column in getattr(cls, "inputs", ())}
-        more = [
-            kind for name, kind in RENDERING.items() if name in asked and not issubclass(cls.Params, kind)
-        ]
-        if more:
-            bases: tuple[Any, ...] = (cls.Params, *more)
-            cls.Params = create_model(
-                "Params", __base__=bases, __doc__=cls.Params.__doc__, __module__=cls.__module__
-            )
+        cls.Params = with_rendering(cls.Params, asked)
 
     def __init__(self, config: TaskConfig) -> None:
         self.settings = config
