@@ -167,3 +167,14 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.models.text import tiny_bert
 
     return tiny_bert(tmp_path_factory.mktemp("classifier"), id2label={0: "bad", 1: "fair", 2: "good"})
+
+
+@pytest.fixture(scope="session")
+def short_minilm(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the first two layers of all-MiniLM-L6-v2. Its weights are trained: random ones say nothing of rounding."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("short")
+    AutoModel.from_pretrained(minilm, num_hidden_layers=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder)
+    return str(folder)

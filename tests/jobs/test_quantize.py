@@ -74,14 +74,14 @@ def test_a_folder_gives_what_the_job_gives_that_quantises(
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_a_graph_gives_what_the_job_gives_that_exports_it(
-    encoder: str, rows: str, tmp_path: Path, engine: str
+    short_minilm: str, rows: str, tmp_path: Path, engine: str
 ) -> None:
     """Bit for bit; in 8 bits and in float32, which is the graph that the one in 8 bits is made from."""
     for to in ("int8", "none"):
         out = tmp_path / to
         flags = ["--to", to, "--engine", engine, "--rows", rows, "--json", "--task", "embedding"]
         limits = "engine.guard.limits={cosine_mean: 0, cosine_min: -1}"
-        done = CliRunner().invoke(app, ["quantize", encoder, str(out), *flags, "--set", limits])
+        done = CliRunner().invoke(app, ["quantize", short_minilm, str(out), *flags, "--set", limits])
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         assert (found["engine"], found["quantization"]) == (engine, to)
@@ -94,7 +94,7 @@ def test_a_graph_gives_what_the_job_gives_that_exports_it(
         assert all(word in card for word in (f"A graph for {engine}", summary, f"{to} --set engine={engine}"))
         asked = {"name": engine, "quantization": to, "guard": "skip"}
         tables = []
-        for model, section in ((encoder, asked), (str(out), {"name": engine})):
+        for model, section in ((short_minilm, asked), (str(out), {"name": engine})):
             target = tmp_path / f"{to}-{len(tables)}"
             spec = make_spec("embedding", model, rows, target, engine=section)
             result = job_here(spec)
