@@ -1,6 +1,30 @@
 """The report of a job: its numbers, its HTML page, its table for a terminal. Writes no files.
 
 Everything is computed from job.json, the manifests of the splits and the driver's clock. Does not import Ray.
+
+Keys of report.json:
+
+- `rows`: `read` (before the filter), `in` (after it), `out`, `rejected`, `truncated`, `repeated`, `filtered`
+- `splits`: `total`, `done`, `failed`, `left` (neither done nor failed), `this_run` (done by this run)
+- `tokens`, `padded_tokens` (what the device computed), `padding` (share of padded_tokens that is padding;
+  None without tokens)
+- `seconds`: `total`, `start_up` (until the first batch), `working` (from then on), `first_part` (from the
+  command to the first commit, None without one), `phases` (the driver's, in order)
+- `rates`: `rows_per_s` and `tokens_per_s` while working, `rows_per_s_with_start_up`; None if nothing ran.
+  Rows are input rows, rejects included
+- `stages`: busy seconds of each, summed over all workers
+- `left_out`: files in the input's folder that are not read, one line for each reason
+- `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
+- `unplanned`: columns of JSONL that the plan did not see and that are in no part, to rows that have them
+- `failed`: `part` and `error` of each failed split
+- `model`, `batch_size`, `engine`, `compiled`, `dtype`, `quantization`, `devices` (the distinct workers), `versions`,
+  `spec`, `fingerprint`
+- `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
+  `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
+- `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
+- `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
+- `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
+- `finished`: ISO time, UTC
 """
 
 from __future__ import annotations
@@ -51,31 +75,7 @@ def build_report(
     splits_total: int | None = None,
     ended: float | None = None,
 ) -> dict[str, Any]:
-    """Computes the content of report.json. Rates and timeline are of this run, all else of the whole output.
-
-    Keys of the result:
-
-    - `rows`: `read` (before the filter), `in` (after it), `out`, `rejected`, `truncated`, `repeated`, `filtered`
-    - `splits`: `total`, `done`, `failed`, `left` (neither done nor failed), `this_run` (done by this run)
-    - `tokens`, `padded_tokens` (what the device computed), `padding` (share of padded_tokens that is padding;
-      None without tokens)
-    - `seconds`: `total`, `start_up` (until the first batch), `working` (from then on), `first_part` (from the
-      command to the first commit, None without one), `phases` (the driver's, in order)
-    - `rates`: `rows_per_s` and `tokens_per_s` while working, `rows_per_s_with_start_up`; None if nothing ran.
-      Rows are input rows, rejects included
-    - `stages`: busy seconds of each, summed over all workers
-    - `left_out`: files in the input's folder that are not read, one line for each reason
-    - `rejects`: `max_fraction` allowed, `fraction` of `rows.in`, `reasons` (`stage: error type` to rows)
-    - `unplanned`: columns of JSONL that the plan did not see and that are in no part, to rows that have them
-    - `failed`: `part` and `error` of each failed split
-    - `model`, `batch_size`, `engine`, `compiled`, `dtype`, `quantization`, `devices` (the distinct workers), `versions`,
-      `spec`, `fingerprint`
-    - `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
-      `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
-    - `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
-    - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
-    - `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
-    - `finished`: ISO time, UTC
+    """Computes the content of report.json, see above. Rates and timeline are of this run, all else of the whole output.
 
     :param job: job.json.
     :param manifests: those of all committed parts, and of the splits that failed (`error` set).
@@ -94,7 +94,6 @@ def build_report(
     _check_conservation(done)
     rows, tokens, padded = _rows(done), _sum(done, "tokens"), _sum(done, "padded_tokens")
     seconds = _seconds(timing, bool(ran))
-    choice = job.get("settled") or {}
     total = len(done) + len(failed) if splits_total is None else splits_total
     edges = histogram["edges"] if histogram else []
     return {
@@ -117,14 +116,8 @@ def build_report(
         "unplanned": unplanned_columns(done),
         "failed": [{"part": part, "error": error} for part, error in sorted(failed.items())],
         "model": dict(job["model"]),
-        "engine": choice.get("engine", "torch"),
-        "compiled": choice.get("compiled", False),
-        "dtype": choice.get("dtype"),
-        "quantization": choice.get("quantization", "none"),
-        "guard": choice.get("guard"),
-        "trials": choice.get("trials"),
+        **_choices(job.get("settled") or {}),
         "devices": sorted({manifest.worker for manifest in done if manifest.worker}),
-        "batch_size": choice.get("batch_size"),
         "timeline": _timeline(ran, ended - seconds["total"], seconds["total"]),
         "lengths": {
             "edges": list(LENGTH_EDGES),
@@ -139,6 +132,19 @@ def build_report(
         "spec": dict(job["spec"]),
         "fingerprint": job["fingerprint"],
         "finished": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _choices(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the first worker chose, and all others keep to."""
+    return {
+        "engine": choice.get("engine", "torch"),
+        "compiled": choice.get("compiled", False),
+        "dtype": choice.get("dtype"),
+        "quantization": choice.get("quantization", "none"),
+        "guard": choice.get("guard"),
+        "trials": choice.get("trials"),
+        "batch_size": choice.get("batch_size"),
     }
 
 

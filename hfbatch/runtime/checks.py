@@ -9,7 +9,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.engines import ENGINES, kind_of
+from hfbatch.engines import ENGINES, EngineKind, kind_of
 from hfbatch.engines.base import Capability, Engine, RowEngine
 from hfbatch.engines.compilers import INSTALL, missing_to_compile
 from hfbatch.engines.gguf import as_folder
@@ -125,31 +125,10 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         return [
             f"engine {name} cannot run task {task.name}, which needs {needs}; use engine {' or '.join(able)}"
         ]
-    faults = []
+    faults = _missing_packages(spec, kind) + limit_faults(task, spec.guard) + _guard_faults(spec, task)
     quantised = getattr(task.config, "quantization_config", None)
     if isinstance(quantised, dict) and not task.model.trust_remote_code:
         faults += settings_faults(task.model.name, quantised)
-    if missing := kind.missing():
-        faults.append(f"engine {name} needs {' and '.join(missing)}; pip install 'hfbatch[{name}]'")
-    elif missing := kind.missing(spec.quantization):
-        faults.append(
-            f"engine.quantization {spec.quantization} of engine {name} needs {' and '.join(missing)}; "
-            "pip install 'hfbatch[quantization]'"
-        )
-    faults += limit_faults(task, spec.guard)
-    if spec.guard.mode == "required" and task.agreement is None:
-        faults.append(
-            f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
-        )
-    elif spec.guard.mode == "required" and not spec.guard.limits and not is_limited(task):
-        faults.append(
-            f"engine.guard required: task {task.name} has no limit of its own; set one of engine.guard.limits, or leave it out"
-        )
-    if spec.guard.mode == "required" and is_quantised(task):
-        faults.append(
-            f"engine.guard required: the weights of model {task.model.name!r} are quantised already, so that there is nothing "
-            "to compare them with; give the model in full precision, or leave it out"
-        )
     if dtype not in ("auto", *kind.dtypes):
         faults.append(
             f"engine {name} does not compute in {dtype}; set model.dtype to {' or '.join(kind.dtypes)}"
@@ -168,6 +147,39 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         engine: type[RowEngine] = kind.load()
         asking = cast(CompletingTask, task)
         faults += engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+    return faults
+
+
+def _missing_packages(spec: EngineSpec, kind: EngineKind) -> list[str]:
+    """Returns an error if the engine, or its quantisation, needs a package that is not installed."""
+    if missing := kind.missing():
+        return [f"engine {spec.name} needs {' and '.join(missing)}; pip install 'hfbatch[{spec.name}]'"]
+    if missing := kind.missing(spec.quantization):
+        return [
+            f"engine.quantization {spec.quantization} of engine {spec.name} needs {' and '.join(missing)}; "
+            "pip install 'hfbatch[quantization]'"
+        ]
+    return []
+
+
+def _guard_faults(spec: EngineSpec, task: Task) -> list[str]:
+    """Returns errors if a required comparison with float32 cannot be made, or could not fail."""
+    if spec.guard.mode != "required":
+        return []
+    faults = []
+    if task.agreement is None:
+        faults.append(
+            f"engine.guard required: task {task.name} has no measure of agreement with float32; leave it out"
+        )
+    elif not spec.guard.limits and not is_limited(task):
+        faults.append(
+            f"engine.guard required: task {task.name} has no limit of its own; set one of engine.guard.limits, or leave it out"
+        )
+    if is_quantised(task):
+        faults.append(
+            f"engine.guard required: the weights of model {task.model.name!r} are quantised already, so that there is nothing "
+            "to compare them with; give the model in full precision, or leave it out"
+        )
     return faults
 
 

@@ -132,17 +132,50 @@ class FinetunePlan:
 def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetunePlan:
     """Plans a fine-tuning, and checks everything that needs no rows. :raises SpecError: with every fault found."""
     faults: list[str] = []
-    spec = _with_absolute_paths(spec)
-    with gather(faults):
-        cls = recipe_class(spec.task)
-        spec = spec.model_copy(update={"task": cls.name, "params": {**named(spec.task)[1], **spec.params}})
-        try:
-            cls.Params.model_validate(spec.params)
-        except ValueError as error:
-            faults += faults_of(error, cls.Params, "params")  # type: ignore[arg-type]
-    if faults:
-        raise SpecError(faults)
+    spec = _with_task(_with_absolute_paths(spec))
+    model, recipe = _model_and_recipe(spec, faults)
+    sources = _sources(spec, faults)
+    bound = {} if recipe is None else _columns(recipe, spec, sources, faults)
+    types = {
+        part: {
+            name: storage_type(sources[part].schema.field(column).type) for name, column in columns.items()
+        }
+        for part, columns in bound.items()
+    }
+    if recipe is not None and model is not None and not faults:
+        with gather(faults):
+            faults += recipe.type_faults(types["train"], types.get("eval", types["train"]))
+            if names := _class_names(recipe, bound, sources):
+                spec = spec.model_copy(update={"params": {**spec.params, **names}})
+                recipe = build_recipe(spec, model)
+    faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
+    state, remarks = _place(spec, faults)
+    if faults or model is None or recipe is None:
+        raise SpecError(list(dict.fromkeys(faults)))
+    parts = _parts(spec, sources, bound, recipe.task.split_rows)
+    remarks += [note for name, source in sources.items() for note in left_out_notes(source, name)]
+    identity = training_identity(spec, model, parts)
+    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], identity, remarks=tuple(remarks))
+    if state and not overwrite:
+        plan.finished = is_finished(state, plan.spec, plan.identity)
+    return plan
+
+
+def _with_task(spec: FinetuneSpec) -> FinetuneSpec:
+    """Returns the spec with the recipe's own name and all params. :raises SpecError: if there is none, or a param is wrong."""
+    cls = recipe_class(spec.task)
+    spec = spec.model_copy(update={"task": cls.name, "params": {**named(spec.task)[1], **spec.params}})
+    try:
+        cls.Params.model_validate(spec.params)
+    except ValueError as error:
+        raise SpecError(faults_of(error, cls.Params, "params")) from error  # type: ignore[arg-type]
+    return spec
+
+
+def _model_and_recipe(spec: FinetuneSpec, faults: list[str]) -> tuple[Model | None, Recipe | None]:
+    """Finds the model and builds the recipe; adds what is wrong with them, or with training them so, to the faults."""
     model = recipe = None
+    methods = recipe_class(spec.task).methods
     with gather(faults):
         if spec.model.file:
             raise SpecError(
@@ -153,46 +186,26 @@ def make_finetune_plan(spec: FinetuneSpec, overwrite: bool = False) -> FinetuneP
         with gather(faults), model_faults(spec.model.name):
             recipe = build_recipe(spec, model)
             faults += recipe.check() + override_faults(spec, recipe)
-            if spec.method.name in cls.methods:
+            if spec.method.name in methods:
                 faults += method_faults(spec, recipe)
-    if spec.method.name not in cls.methods:
-        allowed = ", ".join(cls.methods)
-        faults.append(f"method {spec.method.name!r} is not available for {cls.name}; use one of: {allowed}")
-    sources = _sources(spec, faults)
-    bound = {} if recipe is None else _columns(recipe, spec, sources, faults)
-    types = {
-        part: {
-            name: storage_type(sources[part].schema.field(column).type) for name, column in columns.items()
-        }
-        for part, columns in bound.items()
-    }
-    if recipe is not None and not faults:
-        with gather(faults):
-            faults += recipe.type_faults(types["train"], types.get("eval", types["train"]))
-            names = _class_names(recipe, bound, sources)
-            if names and model is not None:
-                spec = spec.model_copy(update={"params": {**spec.params, **names}})
-                recipe = build_recipe(spec, model)
-    faults += _missing() + reporting_faults(spec) + hub_faults(spec.push_to_hub)
-    state, more = _output(spec)
+    if spec.method.name not in methods:
+        allowed = ", ".join(methods)
+        faults.append(f"method {spec.method.name!r} is not available for {spec.task}; use one of: {allowed}")
+    return model, recipe
+
+
+def _place(spec: FinetuneSpec, faults: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Returns what the output holds of this training, and remarks on its lock; adds what is wrong with it to the faults."""
+    state, found = _output(spec)
     guard = None
     try:
-        guard = None if more else guard_note(spec.output)
+        guard = None if found else guard_note(spec.output)
     except OSError as error:
-        more = [f"output {spec.output} cannot be locked: {one_line(error)}; grant access to it"]
-    faults += more
+        found = [f"output {spec.output} cannot be locked: {one_line(error)}; grant access to it"]
+    faults += found
     with gather(faults):
         faults += _inside(spec)
-    if faults or model is None or recipe is None:
-        raise SpecError(list(dict.fromkeys(faults)))
-    parts = _parts(spec, sources, bound, recipe.task.split_rows)
-    left_out = [note for name, source in sources.items() for note in left_out_notes(source, name)]
-    remarks = (*([guard] if guard else []), *left_out)
-    identity = training_identity(spec, model, parts)
-    plan = FinetunePlan(spec, model, recipe, *parts, types["train"], identity, remarks=remarks)
-    if state and not overwrite:
-        plan.finished = is_finished(state, plan.spec, plan.identity)
-    return plan
+    return state, [guard] if guard else []
 
 
 def _missing() -> list[str]:

@@ -131,41 +131,9 @@ def fit(config: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], 
     :param on_news: called from another thread.
     :raises WorkerError: if training cannot continue.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class Trainer(TorchTrainer):
-        """TorchTrainer without the actor that frees a training's processes if the state API lacks its controller.
-
-        With several clusters on a machine, that actor may query the wrong one and end a running training. Ray frees
-        the processes anyway when this program ends.
-        """
-
-        def _create_default_callbacks(self) -> list[Any]:
-            found = super()._create_default_callbacks()
-            return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
-
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    fs, root = open_filesystem(join(config.state, "ray"))
-    elastic = team.at_least < team.workers
-    trainer = Trainer(
-        _process,
-        # The object, not its JSON: Ray shows this config as text in its dashboard, and its text has no secrets.
-        train_loop_config={"config": config, "board": board, "cpus": team.cpus},
-        torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(team.at_least, team.workers) if elastic else team.workers,
-            use_gpu=team.gpus > 0,
-            resources_per_worker={"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})},
-        ),
-        run_config=RunConfig(
-            name="run",
-            storage_path=root,
-            storage_filesystem=fs,
-            failure_config=FailureConfig(config.spec.workers.failures, controller_failure_limit=STARTS),
-        ),
-    )
+    trainer = _trainer(config, team, board)
     follower = _Follower(board, on_news)
     follower.start()
     try:
@@ -186,6 +154,43 @@ def fit(config: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], 
     if fault or not last.get("done"):
         raise WorkerError(fault or "training ended early without an error message")
     return last
+
+
+def _trainer(config: TrainWorkerConfig, team: WorkerGroup, board: Any) -> Any:
+    """Returns Ray Train's trainer of the training, which ends and restarts its processes together."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """TorchTrainer without the actor that frees a training's processes if the state API lacks its controller.
+
+        With several clusters on a machine, that actor may query the wrong one and end a running training. Ray frees
+        the processes anyway when this program ends.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    fs, root = open_filesystem(join(config.state, "ray"))
+    elastic = team.at_least < team.workers
+    return Trainer(
+        _process,
+        # The object, not its JSON: Ray shows this config as text in its dashboard, and its text has no secrets.
+        train_loop_config={"config": config, "board": board, "cpus": team.cpus},
+        torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(team.at_least, team.workers) if elastic else team.workers,
+            use_gpu=team.gpus > 0,
+            resources_per_worker={"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=root,
+            storage_filesystem=fs,
+            failure_config=FailureConfig(config.spec.workers.failures, controller_failure_limit=STARTS),
+        ),
+    )
 
 
 @contextmanager
