@@ -12,7 +12,8 @@ import pytest
 from tests.layers import MODULES, ROOMS, ROOT, circles, faults_of, graph, room_of, show
 
 HEAVY = ("torch", "transformers", "ray", "pyarrow", "pandas")
-MOST_FILES = 25
+MOST_FILES, MOST_LINES = 25, 400
+SOURCES = {module: (ROOT / module).read_text(encoding="utf8") for module in MODULES}
 
 
 def test_every_file_is_in_a_room_of_a_size_to_know():
@@ -32,9 +33,9 @@ def test_the_rooms_can_be_printed(capsys):
     assert "runtime" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_point_downward(module):
-    assert faults_of(module, (ROOT / module).read_text(encoding="utf8")) == []
+def test_imports_point_downward():
+    faults = {module: faults_of(module, source) for module, source in SOURCES.items()}
+    assert {module: found for module, found in faults.items() if found} == {}
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,10 @@ def test_an_import_that_points_upward_is_found(module, source):
     assert faults_of(Path(module), source)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_a_module_says_what_it_is_and_fits_a_reader(module):
-    source = (ROOT / module).read_text(encoding="utf8")
-    assert ast.get_docstring(ast.parse(source)), f"{module} has no docstring"
-    assert len(source.splitlines()) <= 400, f"{module} is longer than 400 lines; divide it"
+def test_modules_say_what_they_are_and_fit_a_reader():
+    assert [module for module, source in SOURCES.items() if not ast.get_docstring(ast.parse(source))] == []
+    lines = {module: len(source.splitlines()) for module, source in SOURCES.items()}
+    assert {module: number for module, number in lines.items() if number > MOST_LINES} == {}
 
 
 def test_help_takes_little_more_than_what_typer_takes_for_any_help():
