@@ -36,12 +36,12 @@ def png(grey: np.ndarray) -> bytes:
 def test_a_trained_model_names_digits_that_it_has_not_seen(tmp_path: Path) -> None:
     rows, model = scans(), tmp_path / "new"
     ViTConfig(
-        image_size=8, patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128
+        image_size=8, patch_size=4, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
     ).save_pretrained(model)  # fmt: skip
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(model)
     metrics, found = train_and_predict(
         "image-classification", {"name": str(model), "scratch": True}, tmp_path, rows[HELD_OUT:], rows[:HELD_OUT],
-        batch={"size": 64}, schedule={"epochs": 10, "learning_rate": 2e-3},
+        batch={"size": 64}, schedule={"epochs": 7, "learning_rate": 3e-3},
     )  # fmt: skip
     best = [labels[0] for labels in found["label"].to_pylist()]
     right = np.array(best) == rows["label"].to_pylist()[:HELD_OUT]
