@@ -230,7 +230,8 @@ def test_an_observer_that_woke_up_late_takes_nothing(tmp_path: Path, monkeypatch
     ).check()
 
 
-def test_a_claim_holds_for_one_hold_alone(tmp_path: Path) -> None:
+def test_a_claim_holds_for_one_hold_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "CONFIRM_S", 0.2)
     held = take(tmp_path)
     path = tmp_path / "__hfbatch" / held.claim.name
     held.claim.check()
