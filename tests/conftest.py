@@ -18,6 +18,8 @@ from tests.forked_workers import forked_workers
 
 gc.disable()  # until the tests are collected: what they import stays
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads cost tiny models more than they bring
+# Ray Train looks each two seconds by default whether a training goes on, has failed or has ended.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 S3_ENV = {
     "AWS_ACCESS_KEY_ID": "testing",

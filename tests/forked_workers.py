@@ -35,7 +35,7 @@ PRELOADED = [
 ]  # fmt: skip
 WITH_RAY = [
     "ray._private.workers.default_worker", "ray.train.torch", "hfbatch.cluster.stage_job", "hfbatch.cluster.stages",
-    "hfbatch.cluster.tracker", "hfbatch.train.worker_group",
+    "hfbatch.cluster.tracker", "hfbatch.train.worker_group", "tests.warm_ray",
 ]  # fmt: skip
 """What the processes of one raylet import."""
 NO_JOB = {"RAY_JOB_ID": "f" * 8}

@@ -70,11 +70,12 @@ def test_a_second_run_leaves_the_files_as_they_are(folder):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_a_corpus_that_was_cut_off_is_made_again_with_the_same_rows(folder, rows, tmp_path):
+def test_a_corpus_that_was_cut_off_is_made_again_with_the_same_rows(folder, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "TEXTS", 1000)
     (tmp_path / "_docstrings-00-of-04.parquet").write_bytes(b"cut off")
     os.link(folder / "docstrings-03-of-04.parquet", tmp_path / "docstrings-03-of-04.parquet")
     demo.corpus(tmp_path)
-    assert ds.dataset(tmp_path).to_table().sort_by("id") == rows
+    assert ds.dataset(tmp_path).to_table().sort_by("id") == rows.slice(0, 1000)
 
 
 def test_the_spec_of_the_demo_is_one_that_a_user_could_have_written(tmp_path):

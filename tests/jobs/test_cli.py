@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 
 from hfbatch.tasks import TASKS
@@ -173,7 +175,7 @@ def test_secrets_stay_out_of_the_output(job: dict[str, Any]) -> None:
             assert b"hf_verysecret" not in file.read_bytes()
 
 
-def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> None:
+def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str, forked: None) -> None:
     """A real head node with its job server, as on a cluster."""
     write_shards(tmp_path / "in", sentences(20))
     overrides = [
@@ -181,33 +183,28 @@ def test_ray_job_submit_runs_a_shipped_spec(tmp_path: Path, encoder: str) -> Non
         f"output.path={tmp_path}/out", "output.keep=[id]", "workers.count=auto", "workers.gpus=0", "batch.size=8",
     ]  # fmt: skip
     folder = Path(sys.executable).parent
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     temp = tempfile.mkdtemp(prefix="r")  # short: Ray keeps Unix sockets in it
     env = {
         **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
     start = [
-        "ray", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-        f"--temp-dir={temp}", f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats", "--block",
+        sys.executable, "-m", "tests.head_node", "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}",
+        "--num-cpus=2", f"--temp-dir={temp}", f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true",
+        "--disable-usage-stats", "--block",
     ]  # fmt: skip
     head = subprocess.Popen(
         start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for_port(dashboard, head)
+        # The server of jobs passes them to the agent, for which it waits ten seconds.
+        wait_for_answer(f"http://127.0.0.1:{dashboard}/api/version", head)
+        wait_for_answer(f"http://127.0.0.1:{agent}/api/local_raylet_healthz", head)
         sets = [word for override in overrides for word in ("--set", override)]
         submit = ["ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--"]
         command = [*submit, "hfbatch", "run", str(Path("jobs/embed.yaml").resolve()), *sets]
-        deadline = time.monotonic() + 120
-        while True:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
-            early = "No available agent" in done.stderr or "Failed to connect" in done.stderr
-            if not early or time.monotonic() > deadline:
-                break
-            time.sleep(
-                2
-            )  # the port is open before the server answers, and both before the agent that starts jobs
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Done: 20 rows" in done.stdout
         assert len(read_output(tmp_path / "out")) == 20
@@ -231,12 +228,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, "the head node has ended"
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
+        with suppress(requests.ConnectionError):
+            if requests.get(url, timeout=30).ok:
                 return
-        time.sleep(0.3)
-    raise AssertionError("the job server did not start")
+        time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer")

@@ -40,7 +40,7 @@ def vectors(table: pa.Table) -> np.ndarray:
 
 @cluster
 def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> None:
-    texts: list[str | None] = [*sentences(60), "", "word " * 400]
+    texts: list[str | None] = [*sentences(30, most=6), "", "word " * 400]
     texts[7] = None
     write_shards(tmp_path / "in", texts)
     spec = make_spec("embedding", minilm, tmp_path / "in", tmp_path / "out", rejects={"max_fraction": 0.1})
@@ -49,7 +49,7 @@ def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> 
 
     assert result.exit_code == 0
     out = read_output(tmp_path / "out")
-    assert out["id"].to_pylist() == [k for k in range(62) if k != 7]
+    assert out["id"].to_pylist() == [k for k in range(32) if k != 7]
     assert out.schema.field("embedding").type == pa.list_(pa.float32(), 384)
     expected = SentenceTransformer(minilm, device="cpu").encode([text for text in texts if text is not None])
     cosine = (vectors(out) * expected).sum(1)
@@ -57,10 +57,10 @@ def test_embeddings_equal_sentence_transformers(tmp_path: Path, minilm: str) -> 
     (reject,) = read_rejects(tmp_path / "out")
     assert (reject["id"], reject["hfbatch_error"], reject["hfbatch_row"]) == (7, "NullInput", 7)
     rows = result.report["rows"]
-    assert (rows["in"], rows["out"], rows["rejected"], rows["truncated"]) == (62, 61, 1, 1)
+    assert (rows["in"], rows["out"], rows["rejected"], rows["truncated"]) == (32, 31, 1, 1)
     assert verify_output(str(tmp_path / "out")) == []
     counts = [ray.data.read_parquet(str(tmp_path / "out" / folder)).count() for folder in ("", REJECTS)]
-    assert counts == [61, 1]  # tests/jobs/test_layout.py has the other readers
+    assert counts == [31, 1]  # tests/jobs/test_layout.py has the other readers
 
 
 def test_classification_equals_the_pipeline(tmp_path: Path, classifier: str) -> None:
@@ -128,7 +128,7 @@ def test_sampling_does_not_depend_on_processes_or_batches(tmp_path: Path) -> Non
 
 
 def test_batch_size_changes_rounding_alone(tmp_path: Path, minilm: str) -> None:
-    write_shards(tmp_path / "in", sentences(60))
+    write_shards(tmp_path / "in", sentences(40, most=6), shards=1)
     found = []
     for size in (1, 32):
         out = tmp_path / f"out-{size}"

@@ -145,13 +145,13 @@ def test_what_the_version_before_wrote_is_moved_when_the_output_is_taken(out: st
 
 
 def test_a_holder_that_was_stopped_and_passed_over_writes_nothing_more(out: str, processes) -> None:
-    first, second = processes[:] = [start(out, takeover=2, fresh=1), start(out, takeover=2, fresh=1)]
+    first, second = processes[:] = [start(out, takeover=1, fresh=0.5), start(out, takeover=1, fresh=0.5)]
     go(first)
     assert read(first).startswith("held")
     os.kill(first.pid, signal.SIGSTOP)
-    time.sleep(1.2)  # past FRESH_S
+    time.sleep(0.6)  # past FRESH_S
     go(second)
-    assert read(second).startswith(f"waiting up to 2 s for a heartbeat of the run that holds {out}: ")
+    assert read(second).startswith(f"waiting up to 1 s for a heartbeat of the run that holds {out}: ")
     assert read(second) == "held lock-00000002.json"
     os.kill(first.pid, signal.SIGCONT)
     lost = read(first)
@@ -230,7 +230,8 @@ def test_an_observer_that_woke_up_late_takes_nothing(tmp_path: Path, monkeypatch
     ).check()
 
 
-def test_a_claim_holds_for_one_hold_alone(tmp_path: Path) -> None:
+def test_a_claim_holds_for_one_hold_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "CONFIRM_S", 0.2)
     held = take(tmp_path)
     path = tmp_path / "__hfbatch" / held.claim.name
     held.claim.check()
