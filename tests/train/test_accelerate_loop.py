@@ -22,7 +22,7 @@ from tests.train.tools import (
 )
 
 STEPS_OF_BOTH = {
-    "batch": {"size": 16, "per_device": 4},
+    "batch": {"size": 20, "per_device": 5},
     "evaluation": {"every": 5},
     "schedule": {"epochs": 2, "learning_rate": 5e-3},
 }
@@ -30,7 +30,7 @@ STEPS_OF_BOTH = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data"))
+    return write_rows(tmp_path_factory.mktemp("data"), held_out=33)
 
 
 def order_for(
@@ -45,20 +45,32 @@ def train(data: Path, model: str, folder: Path, loop: str, **changes: Any) -> di
     return run_here(order_for(data, model, folder / loop, loop, **changes), folder)[0]
 
 
+@pytest.fixture(scope="module")
+def whole(data: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The last news of a training of all weights that nobody disturbed, and its model."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(data, encoder, folder, "accelerate"), folder / "accelerate" / "model"
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_both_loops_give_the_same_losses_metrics_and_weights(
-    data: Path, encoder: str, tmp_path: Path, method: str
+    data: Path, encoder: str, whole: tuple[dict[str, Any], Path], tmp_path: Path, method: str
 ) -> None:
     changes: dict[str, Any] = {"method": {"name": method, "dropout": 0}}
-    plain, trainers = (train(data, encoder, tmp_path, loop, **changes) for loop in ("accelerate", "trainer"))
+    trainers = train(data, encoder, tmp_path, "trainer", **changes)
+    if method == "full":
+        plain, model = whole
+    else:
+        plain, model = (
+            train(data, encoder, tmp_path, "accelerate", **changes),
+            tmp_path / "accelerate" / "model",
+        )
     assert plain["best_step"] == trainers["best_step"]
     for part in ("loss", "eval_loss"):
         mine, theirs = ([one for one in news["log"] if part in one] for news in (plain, trainers))
-        assert [one["step"] for one in mine] == [one["step"] for one in theirs]
+        assert [one["step"] for one in mine] == [one["step"] for one in theirs] != []
         assert [one[part] for one in mine] == pytest.approx([one[part] for one in theirs], rel=1e-5)
-    weights = [
-        load_file(tmp_path / loop / "model" / "model.safetensors") for loop in ("accelerate", "trainer")
-    ]
+    weights = [load_file(folder / "model.safetensors") for folder in (model, tmp_path / "trainer" / "model")]
     for name, weight in weights[0].items():
         assert weight == pytest.approx(weights[1][name], abs=1e-5), name
 
@@ -67,7 +79,8 @@ def test_both_loops_give_the_same_losses_metrics_and_weights(
 def test_of_equals_the_model_with_the_lower_loss_is_the_best(
     data: Path, encoder: str, tmp_path: Path, loop: str
 ) -> None:
-    news = train(data, encoder, tmp_path, loop, schedule={"epochs": 6, "learning_rate": 5e-3})
+    changes = {"batch": {"size": 20}, "schedule": {"epochs": 5, "learning_rate": 5e-3}}
+    news = train(data, encoder, tmp_path, loop, **changes)
     measured = [entry for entry in news["log"] if "eval_loss" in entry and entry["step"]]
     top = max(entry["eval_accuracy"] for entry in measured)
     equals = [entry for entry in measured if entry["eval_accuracy"] == top]
@@ -86,26 +99,25 @@ def test_part_of_an_epoch_is_a_step_at_least(data: Path, encoder: str, tmp_path:
 
 
 def test_it_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
-    data: Path, encoder: str, tmp_path: Path
+    data: Path, encoder: str, whole: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    whole, halved = (order_for(data, encoder, tmp_path / name) for name in ("whole", "halved"))
-    run_here(whole, tmp_path / "a")
+    halved = order_for(data, encoder, tmp_path / "halved")
     with pytest.raises(Stopped):
         run_here(halved, tmp_path / "b", stop=7)
     news, taken = run_here(halved, tmp_path / "c")
     assert news["resumed_at"] == 5
     assert sum(taken.values()) < 2 * TRAIN_ROWS
-    assert_same_weights(str(tmp_path / "whole" / "model"), str(tmp_path / "halved" / "model"))
+    assert_same_weights(str(whole[1]), str(tmp_path / "halved" / "model"))
 
 
 def test_two_processes_see_every_row_once_an_epoch_and_learn_the_same(
-    data: Path, encoder: str, tmp_path: Path
+    data: Path, encoder: str, whole: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    one, two = (order_for(data, encoder, tmp_path / name) for name in ("one", "two"))
-    run_here(one, tmp_path / "a")
-    taken = run_both(two, tmp_path / "b")
+    taken = run_both(order_for(data, encoder, tmp_path / "two"), tmp_path / "b")
     assert all(taken[row] == 1 for row in range(1, 2 * TRAIN_ROWS))  # numbers of the second epoch go on
-    mine, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    mine, theirs = (
+        load_file(folder / "model.safetensors") for folder in (whole[1], tmp_path / "two" / "model")
+    )
     for name, weight in mine.items():
         if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam makes steps of
             assert weight == pytest.approx(theirs[name], abs=1e-3), name

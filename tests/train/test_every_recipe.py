@@ -82,8 +82,8 @@ def test_the_loss_falls_and_the_model_answers(name: str, method: str, tmp_path: 
         {
             "task": name, "model": model, "train": str(tmp_path / "rows.parquet"), "eval": str(tmp_path / "rows.parquet"),
             "output": str(tmp_path / "out"), "method": {"name": method, "dropout": 0}, "params": PARAMS.get(name, {}),
-            "schedule": {"steps": 20, "learning_rate": 1e-2 if method == "lora" else 3e-3, "warmup": 0},
-            "evaluation": {"every": 10}, "batch": {"size": 16}, "compute": {"dtype": "float32"}, "report_to": [],
+            "schedule": {"steps": 6, "learning_rate": 1e-2 if method == "lora" else 3e-3, "warmup": 0},
+            "evaluation": {"every": 6}, "batch": {"size": 16}, "compute": {"dtype": "float32"}, "report_to": [],
         }
     )  # fmt: skip
     order = worker_config_of(spec)

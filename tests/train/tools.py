@@ -42,10 +42,10 @@ STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout nothing is random but the order of rows."""
 
 
-def write_rows(folder: Path) -> Path:
-    """TRAIN_ROWS sentences to learn from, and 101 to measure with, with `label` yes where they hold "not"."""
+def write_rows(folder: Path, held_out: int = 101) -> Path:
+    """TRAIN_ROWS sentences to learn from, and others to measure with, with `label` yes where they hold "not"."""
     random = np.random.default_rng(0)
-    for part, rows in (("train", TRAIN_ROWS), ("dev", 101)):
+    for part, rows in (("train", TRAIN_ROWS), ("dev", held_out)):
         texts = [CORPUS[place] for place in random.integers(0, len(CORPUS), rows)]
         labels = ["yes" if "not" in text else "no" for text in texts]
         (folder / part).mkdir()
