@@ -78,6 +78,10 @@ def faults_of(task: Task, engine: str, quantization: str) -> list[str]:
 
 def support() -> Support:
     """What the plan says of every task; takes half a minute, for the models of all."""
+    if lacking := [name for name in TASKS if name not in CASES]:
+        raise SystemExit(
+            f"no case of {', '.join(lacking)}; add one to a file of tests/cases/ (hfbatch docs extending)"
+        )
     with TemporaryDirectory() as folder:
         return {name: support_of(name, Path(folder, name)) for name in TASKS}
 

@@ -37,7 +37,7 @@ def render(preview: Preview, console: Console) -> None:
             ("rejected ", "red"),
             f"{one['file']}:{one['row']} in {one['stage']}: {one['error']}: {one['message']}",
         )
-        say(console, ("  " + _cell(one["input"]), "dim"))
+        say(console, ("  input: " + _cell(one["input"]), "dim"))
         for line in one["traceback"].splitlines():
             say(console, ("  " + line, "dim"), wrap=False)
     about = facts()

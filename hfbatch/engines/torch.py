@@ -48,11 +48,7 @@ class TorchEngine(BatchEngine):
     name = "torch"
 
     def __init__(self, config: EngineConfig) -> None:
-        import transformers
-
         keep_freed_memory()
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         self.dtype = config.dtype
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
@@ -205,6 +201,8 @@ def load_model(config: EngineConfig, dtype: torch.dtype, device: torch.device | 
     """
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     quiet()
     arguments = quantization_arguments(config, dtype)
     quantized = bool(arguments) or checkpoint_method(config.folder) is not None

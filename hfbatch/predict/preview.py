@@ -84,7 +84,7 @@ def preview(spec: JobSpec, count: int = 5) -> Preview:
     return Preview(
         bound.spec,
         f"{bound.model.name} @ {bound.model.commit[:12]}",
-        f"{engine.device}, {engine.dtype}" if engine else "",
+        f"{engine.name}, {engine.device}, {engine.dtype}" if engine else "",
         [one for position, one in enumerate(shown) if position not in rejected],
         rejects,
         {**done.seconds, **seconds},

@@ -184,7 +184,7 @@ def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArr
 
 
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """Returns a list column as one array, without a copy if it has one chunk."""
+    """Returns a column, of lists or of single values, as one array, without a copy if it has one chunk."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
