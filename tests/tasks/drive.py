@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +44,16 @@ def features_of(task: Task, columns: Mapping[str, Sequence[Any]]) -> Features:
 
 
 def load(task: Task) -> torch.nn.Module:
-    """The model in float32, as the engine loads it."""
-    loader = getattr(transformers, task.auto_class)
-    return loader.from_pretrained(task.model.folder, dtype=torch.float32).eval().requires_grad_(False)
+    """The model in float32, as the engine loads it: a copy of its own, as reading the files takes several times longer."""
+    files = [path for path in Path(task.model.folder).rglob("*") if path.is_file()]
+    stamps = tuple(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    return deepcopy(_loaded(task.auto_class, task.model.folder, stamps))
+
+
+@lru_cache(maxsize=8)
+def _loaded(auto_class: str, folder: str, stamps: tuple[tuple[str, int, int], ...]) -> torch.nn.Module:
+    loader = getattr(transformers, auto_class)
+    return loader.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
 class Asked:

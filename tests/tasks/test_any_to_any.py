@@ -18,7 +18,7 @@ from tests.tasks.test_audio_tasks import RECORDINGS, file_of, tone
 from tests.tasks.test_multimodal_generation import FILES, SHORT, TEXTS, shown, typed
 
 KIND: type[Task] = task_class("any-to-any")
-DECODED = [*RECORDINGS, tone(2.5, 300)]
+DECODED = [*RECORDINGS[:11], tone(2.5, 300)]
 """The last one is longer than the model hears."""
 
 
@@ -50,7 +50,7 @@ def test_chats_with_audio_in_them(audio_model: str) -> None:
         oracle(text=spoken(k, recording), return_full_text=False)[0]["generated_text"]
         for k, recording in enumerate(DECODED)
     ]
-    assert len(set(expected)) > 10
+    assert len(set(expected)) > 6
     files = [file_of(recording) for recording in DECODED]
     columns = {"messages": [spoken(k, file) for k, file in enumerate(files)]}
     assert texts_of(task, columns) == expected

@@ -21,8 +21,8 @@ from tests.tasks.audio_files import RATE, file_of, tone
 from tests.tasks.drive import features_of, make, run
 
 NAMES = {0: "bell", 1: "rain", 2: "speech"}
-RECORDINGS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(21)]
-LENGTHS = [tone(0.3 + 0.007 * (k % 7), 100 + 40 * k) for k in range(21)]
+RECORDINGS = [tone(0.2 + 0.05 * (k % 5), 100 + 40 * k) for k in range(12)]
+LENGTHS = [tone(0.3 + 0.007 * (k % 7), 100 + 40 * k) for k in range(12)]
 """Recordings of which some are padded to the length of others."""
 
 
@@ -91,12 +91,12 @@ def test_what_is_no_audio_is_an_error(tmp_path: Path) -> None:
 def test_what_a_spectrogram_transformer_truncates_is_counted(tmp_path: Path) -> None:
     folder = tiny_spectrogram_transformer(tmp_path, NAMES)
     task = make(task_class("audio-classification"), folder)
-    recordings = [tone(0.4, 100 + 30 * k) for k in range(20)] + [tone(0.6, 900), tone(0.495, 440)]
+    recordings = [tone(0.4, 100 + 30 * k) for k in range(10)] + [tone(0.6, 900), tone(0.495, 440)]
     files = {"audio": [file_of(recording) for recording in recordings]}
     assert features_of(task, files).truncated == 1
     oracle = pipeline("audio-classification", folder, device="cpu")
     expected = [oracle(recording) for recording in recordings]
-    assert len({one[0]["score"] for one in expected}) > 10
+    assert len({one[0]["score"] for one in expected}) > 5
     for got, want in zip(run(task, files).to_pylist(), expected, strict=True):
         assert got["label"] == [one["label"] for one in want]
         np.testing.assert_allclose(got["score"], [one["score"] for one in want], atol=1e-4)
@@ -109,9 +109,9 @@ def test_zero_shot_audio_classification(tmp_path: Path, fusion: bool) -> None:
     options = {"candidate_labels": labels, "hypothesis_template": "a word of {}"}
     task = make(task_class("zero-shot-audio-classification"), folder, **options)
     assert task.check() == []
-    recordings = [tone(0.3 + 0.1 * k, 100 + 70 * k) for k in range(20)]
+    recordings = [tone(0.3 + 0.15 * k, 100 + 110 * k) for k in range(12)]
     files = {"audio": [file_of(recording) for recording in recordings]}
-    assert features_of(task, files).truncated == 12
+    assert features_of(task, files).truncated == 7
     oracle = pipeline("zero-shot-audio-classification", folder, device="cpu")
     seeds = row_seeds(
         0, pa.table({"file": ["rows.parquet"] * len(recordings), "row": range(len(recordings))})

@@ -30,7 +30,7 @@ TEMPLATE = (
     "{{ message['content'] or '' }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{{ '' if thinking | default(true) else 'no' }}{% endif %}"
 )
-GREEDY = {"max_new_tokens": 12, "do_sample": False}
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
 FUNCTION = {
     "type": "function",
     "function": {"name": "river", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}},
@@ -40,7 +40,7 @@ ASKED = [
     + [{"role": "user", "content": f"{CORPUS[k]} {CORPUS[k + 5]}"[: 10 + 3 * k]}]
     + [{"role": "assistant", "content": CORPUS[k + 9][:12]}, {"role": "user", "content": "Go on"}]
     * (k % 4 == 1)
-    for k in range(20)
+    for k in range(12)
 ]
 OPEN = [[*chat, {"role": "assistant", "content": CORPUS[k][:9]}] for k, chat in enumerate(ASKED)]
 
@@ -72,7 +72,7 @@ def test_chats_are_answered_and_continued_as_the_pipeline_does(
 ) -> None:
     oracle = pipeline("text-generation", model=llama, dtype=torch.float32, device="cpu")
     expected = [oracle(chat, **GREEDY)[0]["generated_text"] for chat in chats]
-    assert len({str(answer[-1]) for answer in expected}) > 10
+    assert len({str(answer[-1]) for answer in expected}) > 6
     assert answers(make(TextGeneration, llama, **GREEDY), size, messages=chats) == expected
 
 

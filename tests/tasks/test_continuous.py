@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import chain
 from operator import add
 from pathlib import Path
@@ -29,8 +30,8 @@ from hfbatch.spec.job import JobSpec, ModelSpec
 from tests.jobs.here import job_here
 from tests.models.text import CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
-TEXTS = [CORPUS[k][: 3 + 2 * k] for k in range(24)]
-LENGTH = {"max_new_tokens": 16, "do_sample": False}
+TEXTS = [CORPUS[k][: 3 + 3 * k] for k in range(14)]
+LENGTH = {"max_new_tokens": 10, "do_sample": False}
 ENDS = list(range(30, 52))
 
 
@@ -44,7 +45,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A GPT-2, which learns its positions."""
     tokenizer = bytes_tokenizer(128)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # rows end at different lengths
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, bos_token_id=1, eos_token_id=2))
     return ending_soon(save(tmp_path_factory.mktemp("gpt2"), model, tokenizer))
 
@@ -76,7 +77,8 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     return [array.to_pylist() for array in arrays], result.stats
 
 
-def alone(folder: str, texts: list[str]) -> list[str]:
+@cache
+def alone(folder: str, *texts: str) -> list[str]:
     tokenizer, model = (
         AutoTokenizer.from_pretrained(folder),
         AutoModelForCausalLM.from_pretrained(folder).eval(),
@@ -89,16 +91,21 @@ def alone(folder: str, texts: list[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("batch", [{}, {"size": 1}, {"size": 8}, {"size": 3, "tokens": 5}])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [
+        *(("llama", batch) for batch in ({}, {"size": 1}, {"size": 8}, {"size": 3, "tokens": 5})),
+        *(("gpt2", batch) for batch in ({"size": 8}, {"size": 3, "tokens": 5})),
+    ],
+)
 def test_rows_get_what_they_get_alone(
     kind: str, batch: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(kind)
     spec = spec_of(folder, batch, return_full_text=False, details=True)
     (texts, reasons, _, new), result = predicted(spec, TEXTS)
-    expected = alone(folder, TEXTS)
-    assert len(set(expected)) > 10
+    expected = alone(folder, *TEXTS)
+    assert len(set(expected)) > 6
     assert texts == expected
     assert {"stop", "length"} == set(reasons)
     assert len(set(new)) > 2
@@ -121,7 +128,7 @@ def test_a_row_that_fails_is_alone_rejected_with_its_error(tmp_path: Path) -> No
     tokenizer.save_pretrained(folder)
     texts = [*TEXTS[:3], "a ☃", *TEXTS[3:6]]
     (made,), result = predicted(spec_of(folder, {}, return_full_text=False), texts)
-    assert made == alone(folder, TEXTS[:6])
+    assert made == alone(folder, *TEXTS[:6])
     ((row, error),) = result.failures
     assert row == 3
     assert "continuous batching failed: index out of range" in str(error)
@@ -223,16 +230,16 @@ def test_an_output_of_a_version_without_engines_is_continued(
     assert now["fingerprint"] == old["fingerprint"]
     assert (now["settled"]["engine"], now["spec"]["engine"]["name"]) == ("continuous", "continuous")
     texts = pq.read_table(sorted(out.glob("part-*")))["new_generated_text"].to_pylist()
-    assert sorted(texts) == sorted(map(add, TEXTS[:9], alone(llama, TEXTS[:9])))
+    assert sorted(texts) == sorted(map(add, TEXTS[:9], alone(llama, *TEXTS[:9])))
 
 
 def test_each_request_has_its_own_maximum_of_new_tokens(llama: str) -> None:
     engine = ContinuousEngine(EngineConfig(llama, "AutoModelForCausalLM", "float32"))
     decoding = Runner(RunnerConfig.of(spec_of(llama, {}), pin(ModelSpec(name=llama)))).task.decoding
     decoding.eos_token_id = -1
-    requests = [Request([5, 6, 7], most) for most in (12, 2, 7, None)]
+    requests = [Request([5, 6, 7], most) for most in (8, 2, 5, None)]
     found = dict(engine.complete(requests, decoding, 4, log_probs=True))
-    assert [len(found[place].tokens) for place in range(4)] == [12, 2, 7, 16]
+    assert [len(found[place].tokens) for place in range(4)] == [8, 2, 5, 10]
     assert all(found[3].tokens[: len(made.tokens)] == made.tokens for made in found.values())
     assert all(len(made.log_probs or ()) == len(made.tokens) for made in found.values())
     place, made = next(engine.complete(requests, decoding, 4))  # the others are stopped

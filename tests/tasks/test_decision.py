@@ -23,7 +23,7 @@ QUESTIONS: dict[str, Any] = {
     "late": {"type": "noul", "instructions": "Is it late?", "criteria": {"true": "At night", "false": None}},
     "urgency": {"type": "score", "criteria": ["Can wait", {"when": "this week"}, "Today"]},
 }  # fmt: skip
-STATES = [*CORPUS[:20], "", "river " * 9, "Two\nlines, and a <s>."]
+STATES = [*CORPUS[:9], "", "river " * 9, "Two\nlines, and a <s>."]
 SETTINGS = {"labels": {"noul": ["Y", "N"]}, "temperature": {"choice": 2.0, "score": 0.5}}
 
 

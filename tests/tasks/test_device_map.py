@@ -19,7 +19,7 @@ from tests.models.text import CORPUS, tiny_bert, tiny_bert_encoder, tiny_bert_fo
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
 SPREAD = {"name": "torch", "device_map": "auto", "memory": {"cpu": "300KB"}}
 COLUMN = {
-    "text-generation": {"max_new_tokens": 8, "do_sample": False},
+    "text-generation": {"max_new_tokens": 5, "do_sample": False},
     "text-classification": {},
     "fill-mask": {},
 }
@@ -34,8 +34,13 @@ def spec_of(folder: str, task: str, engine: Any, **more: Any) -> JobSpec:
     return JobSpec.build({**values, "input": "in", "output": "out", "params": COLUMN.get(task, {}), **more})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("task", COLUMN)
+@pytest.mark.parametrize(
+    ("task", "dtype"),
+    [
+        ("text-generation", "float32"), ("text-generation", "bfloat16"), ("text-classification", "bfloat16"),
+        ("fill-mask", "float32"),
+    ],
+)  # fmt: skip
 def test_layers_on_disk_give_the_same_bits(tmp_path: Path, task: str, dtype: str) -> None:
     if task == "fill-mask":
         folder = tiny_bert_for(tmp_path, "MaskedLM", **SIZES)

@@ -23,8 +23,8 @@ from tests.tasks.test_pipeline_tasks import assert_alike, image_files
 KIND: type[Task] = task_class("document-question-answering")
 RANDOM = np.random.default_rng(0)
 ASKED = ["who reads the river?", "is it a table?", "what does not forget, word for word?"]
-QUESTIONS = [ASKED[k % 3] for k in range(22)]
-WORDS = [" ".join(CORPUS[k : k + 1 + (k * 5) % 13]).split() for k in range(22)]
+QUESTIONS = [ASKED[k % 3] for k in range(12)]
+WORDS = [" ".join(CORPUS[k : k + 1 + (k * 5) % 13]).split() for k in range(12)]
 BOXES = [np.sort(RANDOM.integers(0, 1001, (len(words), 4))).tolist() for words in WORDS]
 PAGES = {"question": QUESTIONS, "words": WORDS, "boxes": BOXES}
 
@@ -57,13 +57,13 @@ def test_answers_among_words_with_boxes(tmp_path: Path, options: dict[str, Any])
     for question, words, boxes in zip(QUESTIONS, WORDS, BOXES, strict=True):
         pairs = list(zip(words, boxes, strict=True))
         expected.append((answers(oracle(image=None, question=question, word_boxes=pairs)),))
-    assert len({row[0][0]["answer"] for row in expected}) > 10
+    assert len({row[0][0]["answer"] for row in expected}) > 5
     assert_alike(run(task, PAGES), expected)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_that_a_donut_writes(tmp_path: Path, beams: int) -> None:
-    folder, files = tiny_donut(tmp_path), image_files(22)
+    folder, files = tiny_donut(tmp_path), image_files(12)
     options = {"max_new_tokens": 12, "num_beams": beams}
     task = make(KIND, folder, **options)
     assert task.check() == []
@@ -72,7 +72,7 @@ def test_answers_that_a_donut_writes(tmp_path: Path, beams: int) -> None:
         (answers(oracle(image=Image.open(BytesIO(file)), question=question)),)
         for file, question in zip(files, QUESTIONS, strict=True)
     ]
-    assert len({row[0][0]["answer"] for row in expected}) > 10
+    assert len({row[0][0]["answer"] for row in expected}) > 5
     assert_alike(run(task, {"image": files, "question": QUESTIONS}), expected)
 
 

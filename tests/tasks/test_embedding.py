@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def assert_like_sentence_transformers(
     assert_same_directions(vectors(run(task, {"text": TEXTS})), np.asarray(expected))
 
 
+@pytest.fixture(scope="module")
+def pooled(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The encoder with the pooling of a name, written once."""
+    return cache(lambda mode: compose(encoder, tmp_path_factory.mktemp(mode), pooling(mode)))
+
+
 def test_the_real_minilm_gives_the_vectors_of_sentence_transformers(minilm: str) -> None:
     assert_like_sentence_transformers(minilm)
     task = make(Embedding, minilm)
@@ -86,18 +93,20 @@ def test_the_real_minilm_gives_the_vectors_of_sentence_transformers(minilm: str)
     assert task.notes() == []
 
 
-@pytest.mark.parametrize("mode", [*POOLINGS, ["cls", "max", "mean"]])
-def test_every_pooling_is_that_of_sentence_transformers(encoder: str, tmp_path: Path, mode: Any) -> None:
-    assert_like_sentence_transformers(compose(encoder, tmp_path, pooling(mode)))
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_every_pooling_is_that_of_sentence_transformers(pooled: Callable[[str], str], mode: str) -> None:
+    assert_like_sentence_transformers(pooled(mode))
+
+
+def test_several_poolings_are_put_side_by_side(encoder: str, tmp_path: Path) -> None:
+    assert_like_sentence_transformers(compose(encoder, tmp_path, pooling(["cls", "max", "mean"])))
 
 
 @pytest.mark.parametrize("mode", POOLINGS)
-def test_params_replace_the_pooling_of_the_files(
-    minilm: str, encoder: str, tmp_path: Path, mode: str
-) -> None:
+def test_params_replace_the_pooling_of_the_files(pooled: Callable[[str], str], mode: str) -> None:
     other = "cls" if mode == "mean" else "mean"
-    by_files = run(make(Embedding, compose(encoder, tmp_path / "a", pooling(mode))), {"text": TEXTS})
-    by_params = make(Embedding, compose(encoder, tmp_path / "b", pooling(other)), pooling=mode)
+    by_files = run(make(Embedding, pooled(mode)), {"text": TEXTS})
+    by_params = make(Embedding, pooled(other), pooling=mode)
     assert run(by_params, {"text": TEXTS}).equals(by_files)
 
 
@@ -179,8 +188,9 @@ def test_modules_that_cannot_be_applied_are_named(encoder: str, tmp_path: Path) 
 PROMPTS = {"query": "Represent the question: ", "passage": "passage: "}
 
 
-@pytest.mark.parametrize("mode", POOLINGS)
-@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "include"), [*((mode, False) for mode in POOLINGS), ("mean", True), ("cls", True)]
+)
 def test_prompts_are_put_in_front_and_pooled_or_not(
     encoder: str, tmp_path: Path, mode: str, include: bool
 ) -> None:

@@ -32,9 +32,9 @@ from tests.tasks.drive import features_of, make, measured, run
 from tests.tasks.test_pipeline_tasks import assert_alike
 
 NAMES = {0: "cat", 1: "dog", 2: "bird", 3: "fish"}
-FILES = image_files()
+FILES = image_files(12)
 IMAGES = [Image.open(BytesIO(file)).convert("RGB") for file in FILES]
-TEXTS = [*CORPUS[:20], "", "river " * 200]
+TEXTS = [*CORPUS[:10], "", "river " * 200]
 
 
 def vectors(table: pa.Table, name: str = "embedding") -> np.ndarray:

@@ -14,7 +14,7 @@ from hfbatch.tasks import task_class
 from tests.models.images import image_files, opened, tiny_swin2sr
 from tests.tasks.drive import features_of, make, run
 
-FILES = image_files()
+FILES = image_files(12)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from hfbatch.tasks import task_class
 from tests.models.images import image_files, opened, tiny_matcher
 from tests.tasks.drive import features_of, make, run
 
-FILES = image_files(42)
-PAIRS = {"image_0": FILES[:21], "image_1": FILES[21:]}
+FILES = image_files(24)
+PAIRS = {"image_0": FILES[:12], "image_1": FILES[12:]}
 
 
 def matches_of(
@@ -38,7 +38,7 @@ def expected_of(folder: str, threshold: float) -> list[list[tuple[Any, ...]]]:
     model = AutoModelForKeypointMatching.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     found = [matches_of(model, processor, pair, threshold) for pair in zip(*PAIRS.values(), strict=True)]
-    assert len({tuple(match[:2] for match in row) for row in found}) > 10
+    assert len({tuple(match[:2] for match in row) for row in found}) > 6
     return found
 
 

@@ -19,7 +19,7 @@ from hfbatch.tasks.vision.masks import distinct, from_rle, to_rle
 from tests.models.images import image_files, opened, tiny_sam
 from tests.tasks.drive import features_of, make, run
 
-FILES = image_files()
+FILES = image_files(18)[8:]
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.6, "stability_score_offset": 0.01}
 """Masks of random weights are worse than those of trained ones."""
 
@@ -61,7 +61,7 @@ def expected_of(folder: str, **options: Any) -> list[list[dict[str, Any]]]:
                 for mask, score, box, rle in parts
             ]
         )
-    assert len({tuple(map(tuple, (one["box"] for one in row))) for row in found}) > 10
+    assert len({tuple(map(tuple, (one["box"] for one in row))) for row in found}) > 5
     assert max(map(len, found)) > 2
     return found
 
@@ -85,16 +85,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "ways"),
     [
-        {"points_per_crop": 4, "mask_threshold": 0.3},
-        {"points_per_crop": 2, "points_per_batch": 3, "crops_n_layers": 1, "crops_nms_thresh": 0.9},
+        ({"points_per_crop": 4, "mask_threshold": 0.3}, [(1, "png"), (8, "rle")]),
+        (
+            {"points_per_crop": 2, "points_per_batch": 3, "crops_n_layers": 1, "crops_nms_thresh": 0.9},
+            [(8, "rle")],
+        ),
     ],
     ids=["whole", "crops"],
 )
-def test_masks_are_those_of_the_pipeline(folder: str, options: dict[str, Any]) -> None:
+def test_masks_are_those_of_the_pipeline(
+    folder: str, options: dict[str, Any], ways: list[tuple[int, str]]
+) -> None:
     expected = expected_of(folder, **LOOSE, **options)
-    for size, form in ((1, "png"), (8, "rle")):
+    for size, form in ways:
         task = make(task_class("mask-generation"), folder, mask_format=form, **LOOSE, **options)
         assert task.check() == []
         assert_alike(run(task, {"image": FILES}, size)["masks"].to_pylist(), expected, form)

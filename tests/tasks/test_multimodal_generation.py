@@ -26,9 +26,9 @@ from tests.tasks.drive import features_of, load, make, measured, run
 from tests.tasks.test_pipeline_tasks import image_files
 
 CAPTION, PROMPT = task_class("image-to-text"), task_class("image-text-to-text")
-FILES = image_files(22)
+FILES = image_files(12)
 ASKED = ["the river", "a table of numbers", "what the model said, word for word"]
-TEXTS = [ASKED[k % 3] for k in range(22)]
+TEXTS = [ASKED[k % 3] for k in range(12)]
 SHORT = {"max_new_tokens": 8}
 CAPTIONERS = {
     "blip": lambda folder: tiny_blip(folder, "ConditionalGeneration"),
@@ -65,7 +65,7 @@ def test_captions(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     for file in FILES:
         made = model.generate(**pixels(images=shown(file), return_tensors="pt"), **options)
         expected.append(tokenizer.decode(made[0], skip_special_tokens=True))
-    assert len(set(expected)) > 10
+    assert len(set(expected)) > 6
     assert texts_of(task, {"image": FILES}) == expected
 
 
@@ -80,7 +80,7 @@ def test_prompts_about_images(tmp_path: Path, name: str) -> None:
         oracle(shown(file), text=text, return_full_text=False)[0]["generated_text"]
         for file, text in zip(FILES, texts, strict=True)
     ]
-    assert len(set(expected)) > 10
+    assert len(set(expected)) > 6
     assert texts_of(task, {"image": FILES, "text": texts}) == expected
 
 
@@ -106,9 +106,9 @@ def test_chats_with_images_in_them(llava: str) -> None:
         oracle(text=typed(k, shown(file)), return_full_text=False)[0]["generated_text"]
         for k, file in enumerate(FILES)
     ]
-    assert len(set(expected)) > 10
+    assert len(set(expected)) > 6
     assert texts_of(task, {"messages": chats}) == expected
-    bare = [typed(k, None) for k in range(22)]
+    bare = [typed(k, None) for k in range(12)]
     beside = [[file] * (1 + (k % 3 == 2)) for k, file in enumerate(FILES)]
     assert texts_of(task, {"messages": bare, "image": beside}) == expected
 

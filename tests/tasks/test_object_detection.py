@@ -13,7 +13,7 @@ from tests.models.images import image_files, opened, tiny_detr
 from tests.models.vision import tiny_vision
 from tests.tasks.drive import make, run
 
-FILES = image_files(24)
+FILES = image_files(12)
 
 
 def assert_alike(got: list[Any], expected: list[Any]) -> None:

@@ -16,14 +16,14 @@ from hfbatch.tasks import task_class
 from tests.models.text import CORPUS, tiny_bert, tiny_bert_for
 from tests.tasks.drive import make, measured, run
 
-QUESTIONS = [f"who {word}?" for word in ("reads", "forgets", "crosses", "writes a table")] * 6
-CONTEXTS = [" ".join(CORPUS[k : k + 1 + k % 7]) for k in range(24)]
+QUESTIONS = [f"who {word}?" for word in ("reads", "forgets", "crosses", "writes a table")] * 3
+CONTEXTS = [" ".join(CORPUS[k : k + 1 + k % 7]) for k in range(12)]
 
 
-def best_spans(folder: str, question: str, context: str, top_k: int, longest: int, none: bool) -> list[Any]:
+def best_spans(
+    tokenizer: Any, model: Any, question: str, context: str, top_k: int, longest: int, none: bool
+) -> list[Any]:
     """Every span of every window, scored one by one; a span that two windows have counts with its better score."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     encoded = tokenizer(
         question, context, truncation="only_second", max_length=40, stride=8, return_overflowing_tokens=True,
         return_offsets_mapping=True,
@@ -59,9 +59,11 @@ def test_spans_over_the_windows_of_long_contexts(tmp_path: Path, none: bool) -> 
     }  # fmt: skip
     task = make(task_class("question-answering"), folder, **params)
     assert task.check() == []
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     found = run(task, {"question": QUESTIONS, "context": CONTEXTS})["answers"].to_pylist()
     for got, question, context in zip(found, QUESTIONS, CONTEXTS, strict=True):
-        expected = best_spans(folder, question, context, 3, 6, none)
+        expected = best_spans(tokenizer, model, question, context, 3, 6, none)
         assert [(one["start"], one["end"]) for one in got] == [one[1:] for one in expected]
         np.testing.assert_allclose([one["score"] for one in got], [one[0] for one in expected], atol=1e-4)
         assert all(one["answer"] == context[one["start"] : one["end"]] for one in got)
@@ -78,8 +80,8 @@ def test_a_question_that_fills_the_window_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", ["sigmoid", "none"])
 def test_documents_are_scored_as_by_a_cross_encoder(tmp_path: Path, activation: str) -> None:
     folder = tiny_bert(tmp_path, num_labels=1)
-    queries = [*CORPUS[:20], "dawn " * 90, ""]
-    documents = [[CORPUS[(7 * k + step) % 72] for step in range(k % 4)] for k in range(22)]
+    queries = [*CORPUS[:10], "dawn " * 90, ""]
+    documents = [[CORPUS[(7 * k + step) % 72] for step in range(k % 4)] for k in range(12)]
     task = make(task_class("text-ranking"), folder, activation=activation)
     table = run(task, {"query": queries, "documents": documents})
     function = torch.nn.Sigmoid() if activation == "sigmoid" else torch.nn.Identity()

@@ -30,7 +30,7 @@ def table(k: int, rows: int) -> dict[str, list[str]]:
     return {"who": [row[1] for row in chosen], "does": [row[2] for row in chosen], "times": numbers}
 
 
-TABLES = [*(table(k, 1 + k % 4) for k in range(20)), table(1, 60), {"who": ["river " * 90], "times": ["1"]}]
+TABLES = [*(table(k, 1 + k % 4) for k in range(10)), table(1, 60), {"who": ["river " * 90], "times": ["1"]}]
 QUESTIONS = [ASKED[k % 3] for k in range(len(TABLES))]
 ROWS = {"table": [json.dumps(one) for one in TABLES], "question": QUESTIONS}
 
@@ -47,7 +47,7 @@ def test_cells_and_aggregators(tmp_path: Path, ways: dict[int, str] | None) -> N
     assert task.check() == []
     oracle = pipeline("table-question-answering", folder, device="cpu")
     expected = [answers(oracle(table=one, query=asked)) for one, asked in zip(TABLES, QUESTIONS, strict=True)]
-    assert len({row[0] for row in expected}) > 8
+    assert len({row[0] for row in expected}) > 4
     assert len({row[3] for row in expected}) == (2 if ways else 1)
     assert_alike(run(task, ROWS), expected)
     assert features_of(task, ROWS).truncated == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,15 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_bert(tmp_path_factory.mktemp("single"), id2label=NAMES)
 
 
+@cache
+def classifier(folder: str) -> Any:
+    """The pipeline on a model whose files stay as they are."""
+    return pipeline("text-classification", folder, device="cpu", truncation=True)
+
+
 def oracle(folder: str, rows: list[Any], **options: Any) -> list[list[dict[str, Any]]]:
     """What the pipeline gives for each row alone: a list of labels and scores, best first."""
-    classify = pipeline("text-classification", folder, device="cpu", truncation=True)
+    classify = classifier(folder)
     assert isinstance(classify, TextClassificationPipeline)
     results = [classify(row, **{"top_k": 1, **options}) for row in rows]
     return [result if isinstance(result, list) else [result] for result in results]

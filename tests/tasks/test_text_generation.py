@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from hfbatch.tasks.generation.chat import is_chat
 from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import CHAT_TEMPLATE, CORPUS, bytes_tokenizer, save, tiny_bert, tiny_llama
 
-GREEDY = {"max_new_tokens": 16, "do_sample": False}
+GREEDY = {"max_new_tokens": 10, "do_sample": False}
 TEXTS = [
     "Every large cluster",
     "A",
@@ -116,12 +117,17 @@ class Loaded:
         return result.to_pylist()
 
     def oracle(self, inputs, **options):
-        generator = pipeline("text-generation", model=self.folder, dtype=torch.float32, device="cpu")
-        return [generator(row, **options)[0]["generated_text"] for row in inputs]
+        return piped(self.folder, json.dumps(inputs), json.dumps(options))
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-@pytest.mark.parametrize("full", [None, True, False])
+@cache
+def piped(folder, inputs, options):
+    """What the pipeline gives for each row alone, computed once for all tests; inputs and options are JSON."""
+    generator = pipeline("text-generation", model=folder, dtype=torch.float32, device="cpu")
+    return [generator(row, **json.loads(options))[0]["generated_text"] for row in json.loads(inputs)]
+
+
+@pytest.mark.parametrize(("full", "size"), [(None, 1), (None, 8), (True, 3), (False, 1), (False, 8)])
 def test_prompts_of_mixed_lengths_give_what_the_pipeline_gives(llama, size, full):
     loaded = Loaded(llama)
     made = loaded.texts(task_of(llama, return_full_text=full, **GREEDY), {"text": TEXTS}, size=size)
@@ -174,7 +180,7 @@ def test_repetition_penalty_does_not_see_the_padding(llama, size):
 
 def test_a_row_samples_the_same_in_any_batch_order_and_company(llama):
     loaded = Loaded(llama)
-    task = task_of(llama, do_sample=True, temperature=1.5, max_new_tokens=16)
+    task = task_of(llama, do_sample=True, temperature=1.5, max_new_tokens=10)
     expected = loaded.texts(task, {"text": TEXTS}, size=1)
     assert loaded.texts(task, {"text": TEXTS}, size=8) == expected
     assert loaded.texts(task, {"text": TEXTS}, size=3, order=[5, 2, 7, 0, 4, 1, 6, 3]) == expected
@@ -185,7 +191,7 @@ def test_a_row_samples_the_same_in_any_batch_order_and_company(llama):
 
 def test_another_place_or_seed_samples_another_text(llama):
     loaded = Loaded(llama)
-    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 16}
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 10}
     same = {"text": ["Every large cluster"] * 8}
     first = loaded.texts(task_of(llama, **options), same)
     assert len(set(first)) == 8
@@ -217,7 +223,7 @@ def test_sampling_draws_from_the_warped_softmax(llama, options):
 
 def test_sampling_among_one_token_is_greedy(llama):
     loaded = Loaded(llama)
-    sampled = loaded.texts(task_of(llama, do_sample=True, top_k=1, max_new_tokens=16), {"text": TEXTS})
+    sampled = loaded.texts(task_of(llama, do_sample=True, top_k=1, max_new_tokens=10), {"text": TEXTS})
     assert sampled == loaded.texts(task_of(llama, **GREEDY), {"text": TEXTS})
 
 

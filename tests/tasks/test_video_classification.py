@@ -22,7 +22,7 @@ from tests.tasks.test_audio_tasks import file_of, tone
 KINDS = [("mpeg4", "mp4"), ("libvpx-vp9", "webm"), ("ffv1", "matroska"), ("mpeg4", "avi")]
 CLIPS = [
     video_file(moving(12 + k % 5, k, 32 + 8 * (k % 3), 32 + 4 * (k % 2)), *KINDS[k % len(KINDS)])
-    for k in range(21)
+    for k in range(12)
 ]
 
 

@@ -19,17 +19,14 @@ from tests.tasks.drive import features_of, make, measured, run
 from tests.tasks.test_pipeline_tasks import assert_alike, image_files
 
 ANSWERS = {k: f"answer {k}" for k in range(7)}
-FILES = image_files(22)
+FILES = image_files(12, seed=1)
 ASKED = ["who reads the river?", "is it a table?", "what does not forget at 10:45 on Monday, word for word?"]
-QUESTIONS = [*(ASKED[k % 3] for k in range(21)), "why " * 90]
+QUESTIONS = [*(ASKED[k % 3] for k in range(11)), "why " * 90]
 
 
-def oracle_inputs(folder: str, file: bytes, question: str, limit: int) -> tuple[Any, Any]:
-    processor = AutoProcessor.from_pretrained(folder)
+def oracle_inputs(processor: Any, file: bytes, question: str, limit: int) -> Any:
     image = Image.open(BytesIO(file)).convert("RGB")
-    return processor, processor(
-        images=image, text=question, truncation=True, max_length=limit, return_tensors="pt"
-    )
+    return processor(images=image, text=question, truncation=True, max_length=limit, return_tensors="pt")
 
 
 def test_a_classifier_gives_the_sigmoid_of_each_answer(tmp_path: Path) -> None:
@@ -37,9 +34,10 @@ def test_a_classifier_gives_the_sigmoid_of_each_answer(tmp_path: Path) -> None:
     task = make(task_class("vqa"), folder, top_k=3)
     assert task.check() == []
     model = ViltForQuestionAnswering.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     expected = []
     for file, question in zip(FILES, QUESTIONS, strict=True):
-        _, inputs = oracle_inputs(folder, file, question, 40)
+        inputs = oracle_inputs(processor, file, question, 40)
         with torch.inference_mode():
             scores = model(**inputs).logits[0].sigmoid()
         best = scores.argsort(descending=True)[:3].tolist()
@@ -57,12 +55,13 @@ def test_a_model_that_writes_gives_its_answer(tmp_path: Path, options: dict[str,
     task = make(task_class("visual-question-answering"), folder, **options)
     assert task.check() == []
     model = BlipForQuestionAnswering.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     expected = []
     for file, question in zip(FILES, QUESTIONS, strict=True):
-        processor, inputs = oracle_inputs(folder, file, question, 64)
+        inputs = oracle_inputs(processor, file, question, 64)
         answer = processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True)
         expected.append(([{"answer": answer.strip(), "score": None}],))
-    assert len({row[0][0]["answer"] for row in expected}) > 5
+    assert len({row[0][0]["answer"] for row in expected}) > 3
     assert len({len(row[0][0]["answer"].split()) for row in expected}) > 1
     assert_alike(run(task, {"image": FILES, "question": QUESTIONS}), expected)
 
