@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 
@@ -19,6 +23,8 @@ from hfbatch.cli import app as cli
 from hfbatch.cli import options
 from hfbatch.cli.catalogue import describe_task
 from hfbatch.cli.docs import list_topics, read_topic
+from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.torch import load_model
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.job import JobSpec, Spec, read_yaml
 from hfbatch.spec.schema import KINDS
@@ -176,6 +182,25 @@ def test_two_task_files_are_shown_whole_and_one_is_the_smallest():
         shown.splitlines()
     )
     assert {shown, own} <= {path.read_text(encoding="utf8") for path in files}
+
+
+def test_the_engine_that_is_shown_whole_runs_a_batch(encoder, monkeypatch):
+    def load(folder, auto_class, dtype, threads):
+        return load_model(EngineConfig(folder, auto_class, dtype), torch.float32)
+
+    monkeypatch.setitem(sys.modules, "some_package", SimpleNamespace(load=load))
+    code = next(block for block in blocks("text", DOCS["extending"]) if "class SomeEngine" in block)
+    shown: dict[str, Any] = {}
+    exec(compile(code, "some.py", "exec"), shown)
+    engine = shown["SomeEngine"](EngineConfig(encoder, "AutoModel", "float32"))
+    batch = {"input_ids": np.arange(5, 21).reshape(2, 8)}
+    found = engine.collect(
+        engine.submit(batch, lambda model, inputs: {"first": model(**inputs).last_hidden_state[:, 0]})
+    )
+    assert {name: values.shape for name, values in found.items()} == {
+        "first": (2, engine.model.config.hidden_size)
+    }
+    assert not engine.is_out_of_memory(ValueError())
 
 
 def test_every_room_is_listed_in_its_order():
