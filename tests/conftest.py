@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,10 @@ gc.disable()  # until the tests are collected: what they import stays
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads cost tiny models more than they bring
 # Ray Train looks each two seconds by default whether a training goes on, has failed or has ended.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+# Programs of tests are interrupted, also where the tests run in the background, in which shells have them ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 S3_ENV = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -99,7 +99,7 @@ def _train(
             progress.say(f"starting {team.workers} training process{'es' * (team.workers > 1)}")
             progress.measure(plan.metric, plan.spec.batch.size)
             with lock.interrupting():
-                news = fit(config, team, progress.show)
+                news = fit(config, team, progress.show, progress.say)
         progress.say("writing the report")
         metrics = _metrics(plan, news, data, asdict(team), time.time() - started)
         lock.check()

@@ -31,6 +31,8 @@ SILENCE_S = 1800
 """Timeout of the training processes' heartbeats, which each sends every few seconds."""
 END_S = 600
 """Time that Ray may take to end the processes once training is done."""
+WAIT_S = 10
+"""Seconds after which it is said that the processes wait for the cluster; then each minute."""
 STARTS = 10
 """How often Ray tries to place the processes, a minute each; by default, it would never give up."""
 News = dict[str, Any]
@@ -47,6 +49,11 @@ class WorkerGroup:
     """CPUs of one process."""
     at_least: int
     """Minimum number of processes with which training continues when the cluster shrinks."""
+
+    @property
+    def size(self) -> dict[str, float]:
+        """What one process takes of a node, as Ray names it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
 def choose_worker_group(
@@ -125,16 +132,19 @@ class Board:
         return self.fault
 
 
-def fit(config: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], None]) -> News:
+def fit(
+    config: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[News], None], say: Callable[[str], None]
+) -> News:
     """Runs the training processes to the end; returns the last news.
 
     :param on_news: called from another thread.
+    :param say: called from another thread, with what the processes wait for.
     :raises WorkerError: if training cannot continue.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = _trainer(config, team, board)
-    follower = _Follower(board, on_news)
+    follower = _Follower(board, team, on_news, say)
     follower.start()
     try:
         with _interruptible():
@@ -182,7 +192,7 @@ def _trainer(config: TrainWorkerConfig, team: WorkerGroup, board: Any) -> Any:
         scaling_config=ScalingConfig(
             num_workers=(team.at_least, team.workers) if elastic else team.workers,
             use_gpu=team.gpus > 0,
-            resources_per_worker={"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})},
+            resources_per_worker=team.size,
         ),
         run_config=RunConfig(
             name="run",
@@ -190,6 +200,22 @@ def _trainer(config: TrainWorkerConfig, team: WorkerGroup, board: Any) -> Any:
             storage_filesystem=fs,
             failure_config=FailureConfig(config.spec.workers.failures, controller_failure_limit=STARTS),
         ),
+    )
+
+
+def waiting(team: WorkerGroup) -> str:
+    """Returns what processes of this size wait for; empty if Ray has placed all of them."""
+    groups = ray.util.placement_group_table().values()
+    if not any(
+        group["state"] == "PENDING" and all(one == team.size for one in group["bundles"].values())
+        for group in groups
+    ):
+        return ""
+    free = ray.available_resources()
+    room = ", ".join(f"{free.get(name, 0):g} {name}s" for name in team.size)
+    each = " and ".join(f"{number:g} {name}s" for name, number in team.size.items())
+    return (
+        f"waiting for {team.at_least} processes of {each} each; free in the cluster: {room}; see `ray status`"
     )
 
 
@@ -209,9 +235,12 @@ def _interruptible() -> Iterator[None]:
 class _Follower(threading.Thread):
     """Reads the board twice a second; interrupts the main thread if waiting has become pointless."""
 
-    def __init__(self, board: Any, on_news: Callable[[News], None]) -> None:
+    def __init__(
+        self, board: Any, team: WorkerGroup, on_news: Callable[[News], None], say: Callable[[str], None]
+    ) -> None:
         super().__init__(name="hfbatch-training", daemon=True)
-        self._board, self._on_news, self._seen = board, on_news, 0
+        self._board, self._team, self._on_news, self._say, self._seen = board, team, on_news, say, 0
+        self._next_note = time.monotonic() + WAIT_S
         self._over = threading.Event()
         self._last: News = {}
         self._done = 0.0
@@ -223,11 +252,19 @@ class _Follower(threading.Thread):
         while not self._over.wait(POLL_S):
             try:
                 self.wrong = self._read()
+                self._note_waiting()
             except Exception as error:  # noqa: BLE001 - this thread must not end silently
                 self.wrong = f"the driver lost contact with the training processes: {one_line(error)}"
             if self.wrong:
                 supervisor.interrupt(self.wrong, self._over)
                 return
+
+    def _note_waiting(self) -> None:
+        """Says what the processes wait for, if they wait for room in the cluster."""
+        if time.monotonic() > self._next_note:
+            self._next_note = time.monotonic() + 60
+            if text := waiting(self._team):
+                self._say(text)
 
     def _read(self) -> str:
         """Passes on the news; returns the fault that makes waiting pointless, if any."""

@@ -20,7 +20,7 @@ from tests.cases.vision import png
 from tests.models.images import image_files, opened, tiny_matcher, tiny_sam, tiny_swin2sr
 from tests.models.video import moving, tiny_videomae, video_file
 from tests.tasks.test_keypoint_matching import matches_of
-from tests.tasks.test_mask_generation import FILES, LOOSE, expected_of
+from tests.tasks.test_mask_generation import LOOSE, expected_of
 
 
 def image_to_image(folder: str) -> Answer:
@@ -43,7 +43,7 @@ MASKS = {**LOOSE, "points_per_crop": 4, "mask_threshold": 0.3}
 
 
 def mask_generation(folder: str) -> Answer:
-    found = dict(zip(FILES, expected_of(folder, **MASKS), strict=True))
+    found = dict(zip(IMAGES, expected_of(folder, IMAGES, **MASKS), strict=True))
     sides = ("xmin", "ymin", "xmax", "ymax")
 
     def answer(row: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def video_classification(folder: str) -> Answer:
     return answer
 
 
-PAIRS = image_files(44)
+PAIRS, IMAGES = image_files(44), image_files()
 
 CASES = {
     "image-to-image": Case(
@@ -89,7 +89,7 @@ CASES = {
     ),
     "mask-generation": Case(
         tiny_sam,
-        {"image": FILES},
+        {"image": IMAGES},
         mask_generation,
         {**MASKS, "mask_format": "rle"},
         unreadable=b"this is no picture",

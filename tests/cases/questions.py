@@ -7,6 +7,7 @@ from typing import Any
 from transformers import pipeline
 
 from tests.cases.case import Answer, Case
+from tests.models.text import CORPUS
 from tests.tasks.test_decision import QUESTIONS, STATES, chat_model
 
 
@@ -27,6 +28,10 @@ def decision(folder: str) -> Answer:
 
 CASES = {
     "decision": Case(
-        chat_model, {"state": STATES}, decision, {"questions": QUESTIONS}, unreadable="long " * 900
+        chat_model,
+        {"state": [*CORPUS[20:31], *STATES]},
+        decision,
+        {"questions": QUESTIONS},
+        unreadable="long " * 900,
     ),
 }

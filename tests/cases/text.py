@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder
-from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    pipeline,
+)
 
 from tests.cases.case import Answer, Case, columns_of
 from tests.models.text import (
@@ -44,8 +50,11 @@ def token_classification(folder: str) -> Answer:
 
 
 def question_answering(folder: str) -> Answer:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+
     def answer(row: Any) -> dict[str, Any]:
-        spans = best_spans(folder, row["question"], row["context"], 2, 15, False)
+        spans = best_spans(tokenizer, model, row["question"], row["context"], 2, 15, False)
         return {
             "answers": [
                 {"score": score, "start": start, "end": end, "answer": row["context"][start:end]}

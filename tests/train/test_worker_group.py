@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.runtime.machine import Node
 from hfbatch.spec.finetune import TrainWorkersSpec
+from hfbatch.train import worker_group
 from hfbatch.train.features import over_splits
 from hfbatch.train.plan import make_finetune_plan
-from hfbatch.train.worker_group import WorkerGroup, choose_worker_group
+from hfbatch.train.worker_group import Board, WorkerGroup, choose_worker_group, waiting
 from tests.train.tools import spec_of, write_rows
 
 CPUS, GPUS = [Node(8, 0), Node(8, 0)], [Node(8, 1), Node(8, 1)]
@@ -67,3 +70,30 @@ def test_a_process_that_dies_over_its_rows_ends_the_training_with_a_sentence(
     plan = make_finetune_plan(spec_of(write_rows(tmp_path), encoder, tmp_path / "out"))
     with pytest.raises(WorkerError, match=r"a process died while it read rows: .* fewer than 120"):
         over_splits(plan.train.splits[:1], lambda number, split: os._exit(1))
+
+
+def test_processes_that_wait_for_the_cluster_are_reported(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    team, said = WorkerGroup(2, 0.0, 64.0, 2), queue.Queue[str]()
+    assert waiting(team) == ""
+    group = placement_group([team.size] * team.workers)
+    try:
+        while not waiting(team):  # until Ray has heard of it
+            time.sleep(0.05)
+        monkeypatch.setattr(worker_group, "WAIT_S", 0)
+        board = Board.remote()  # type: ignore[attr-defined]
+        follower = worker_group._Follower(board, team, lambda news: None, said.put)
+        follower.start()
+        text = said.get(timeout=60)
+        follower.close()
+        ray.kill(board)
+        assert text.startswith("waiting for 2 processes of 64 CPUs each; free in the cluster: ")
+        assert not follower.wrong
+    finally:
+        remove_placement_group(group)
+    while waiting(team):
+        time.sleep(0.05)
