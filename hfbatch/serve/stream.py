@@ -7,6 +7,8 @@ from typing import Any
 
 UNFINISHED = "\ufffd"
 """What decoding gives for the first bytes of a character."""
+LONGEST_CLEANED = len(" n't")
+"""Letters of the longest text that transformers shortens by a space, where a tokenizer has `clean_up_tokenization_spaces`."""
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
@@ -17,7 +19,8 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
 class TextStream:
     """Turns tokens into pieces of text, whose concatenation is the text of the whole answer.
 
-    Text that may be the beginning of a stop string, and bytes of an unfinished character, are held back.
+    Text that may be the beginning of a stop string, bytes of an unfinished character, and spaces that decoding may
+    still remove are held back.
 
     :param task: with `tokenizer` and `decoding`.
     """
@@ -26,7 +29,8 @@ class TextStream:
         self._tokenizer, self._stops = task.tokenizer, stops
         ends = task.decoding.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else {*(ends or ())}
-        self._held = max((len(stop) for stop in stops), default=1) - 1
+        cleaned = LONGEST_CLEANED if task.tokenizer.clean_up_tokenization_spaces else 0
+        self._held = max(cleaned, *(len(stop) - 1 for stop in stops), 0)
         self._tokens: list[int] = []
         self._ended = False
         self.sent = ""
@@ -40,7 +44,7 @@ class TextStream:
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
         shown = cut_at(text, self._stops)
         if shown == text:
-            shown = text[: len(text) - self._held]
+            shown = text[: max(len(text) - self._held, 0)]
         return "" if text.endswith(UNFINISHED) else self._send(shown)
 
     def rest(self, text: str) -> str:
@@ -49,7 +53,7 @@ class TextStream:
 
     def _send(self, text: str) -> str:
         if not text.startswith(self.sent):
-            return ""  # decoding has changed what was sent, such as the space before a full stop
+            return ""  # decoding has changed what was sent
         piece = text[len(self.sent) :]
         self.sent += piece
         return piece
