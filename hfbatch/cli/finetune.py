@@ -55,7 +55,7 @@ def finetune(
 
     Example: hfbatch finetune text-classification train/ out/ -m org/model --eval dev/ --column label=stars
     """
-    with faults_shown(as_json, supervised=True):
+    with faults_shown(as_json, supervised=True, resumes=True):
         given = {
             "task": task,
             "model": model,

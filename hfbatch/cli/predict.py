@@ -58,7 +58,7 @@ def run(
 
     Example: hfbatch run jobs/embed.yaml --set input.path=reviews/ --limit 1000
     """
-    with faults_shown(as_json, supervised=True) as at_end:
+    with faults_shown(as_json, supervised=True, resumes=True) as at_end:
         from hfbatch.spec.job import JobSpec, read_yaml
 
         built = any_spec(read_yaml(spec), column, keep, param, set_, limit, save)
@@ -89,7 +89,7 @@ def predict(
 
     Example: hfbatch predict text-classification reviews/ scores/ -m org/model --column text=body
     """
-    with faults_shown(as_json, supervised=True) as at_end:
+    with faults_shown(as_json, supervised=True, resumes=True) as at_end:
         values = {"task": task, "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet, at_end)
@@ -115,7 +115,7 @@ def embed(
 
     Example: hfbatch embed docs/ vectors/ -m sentence-transformers/all-MiniLM-L6-v2 --column text=body
     """
-    with faults_shown(as_json, supervised=True) as at_end:
+    with faults_shown(as_json, supervised=True, resumes=True) as at_end:
         values = {"task": "embedding", "model": model, "input": input_, "output": output}
         job = job_spec(values, column, keep, param, set_, limit, save)
         _start(job, overwrite, address, dry_run, as_json, quiet, at_end)

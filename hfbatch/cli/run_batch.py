@@ -48,7 +48,7 @@ def run_batch(
 
     Example: hfbatch run-batch -i requests.jsonl -o answers.jsonl --model org/model
     """
-    with faults_shown(as_json):
+    with faults_shown(as_json, resumes=True):
         from hfbatch.errors import SpecError
         from hfbatch.serve.batch_file import Answers, open_batch
 

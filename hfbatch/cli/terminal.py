@@ -20,7 +20,6 @@ from hfbatch.console.display import prepare_streams, say, say_marked, screen
 RESUME = "committed results are kept, and the same command resumes from there"
 MOST_LETTERS = 500
 """Maximum length of the message of an unexpected error."""
-INTERRUPTED = f"Interrupted; {RESUME}."
 
 
 class App(typer.Typer):
@@ -45,18 +44,19 @@ def _print_json(values: Any) -> None:
 
 
 @contextmanager
-def faults_shown(as_json: bool, supervised: bool = False) -> Iterator[ExitStack]:
+def faults_shown(as_json: bool, supervised: bool = False, resumes: bool = False) -> Iterator[ExitStack]:
     """Turns exceptions into messages, JSON and exit codes; SIGTERM stops a job like Ctrl-C.
 
     :param supervised: run the command in a child process, because Ray may end the process that uses a cluster.
+    :param resumes: the command commits results as it goes, and continues when it is run again.
     :returns: a stack that is closed after the message has been printed.
     """
     prepare_streams()
     if supervised:
-        supervisor.supervise(lambda fault: _fail([f"{fault}; {RESUME}"], as_json))
+        supervisor.supervise(lambda fault: _fail([f"{fault}; {RESUME}" if resumes else fault], as_json))
     code, at_end = 0, ExitStack()
     try:
-        with _as_exit_codes(as_json):
+        with _as_exit_codes(as_json, f"Interrupted; {RESUME}." if resumes else "Interrupted."):
             yield at_end
     except typer.Exit as leaving:
         code = leaving.exit_code
@@ -71,7 +71,7 @@ def faults_shown(as_json: bool, supervised: bool = False) -> Iterator[ExitStack]
 
 
 @contextmanager
-def _as_exit_codes(as_json: bool) -> Iterator[None]:
+def _as_exit_codes(as_json: bool, interrupted: str) -> Iterator[None]:
     from hfbatch.errors import HfbatchError, SpecError, redact_text
 
     def on_term(*_: Any) -> None:
@@ -97,8 +97,8 @@ def _as_exit_codes(as_json: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         if as_json:
-            _print_json({"faults": [INTERRUPTED]})
-        say(screen(err=True), INTERRUPTED)
+            _print_json({"faults": [interrupted]})
+        say(screen(err=True), interrupted)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a command always ends with a message
         _fail([_unexpected(error)], as_json)

@@ -141,7 +141,7 @@ def demo(
 
     Example: hfbatch demo
     """
-    with faults_shown(False, supervised=True):
+    with faults_shown(False, supervised=True, resumes=True):
         if generate:
             from hfbatch.cli.demo_generate import run_generate_demo as run
         else:
