@@ -117,7 +117,10 @@ def finetune_here(spec: FinetuneSpec) -> FinetuneResult:
     """
 
     def fit(
-        order: TrainWorkerConfig, team: WorkerGroup, on_news: Callable[[dict[str, Any]], None]
+        order: TrainWorkerConfig,
+        team: WorkerGroup,
+        on_news: Callable[[dict[str, Any]], None],
+        say: Callable[[str], None],
     ) -> dict[str, Any]:
         if team.workers == 1:
             return run_here(order, Path(folder))[0]
