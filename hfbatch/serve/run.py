@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ProxyStatus
 
 from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
@@ -21,6 +23,9 @@ from hfbatch.serve.plan import ServePlan, make_plan, url_of
 from hfbatch.serve.replica import application
 from hfbatch.serve.room import check_room
 from hfbatch.spec.job import ServeSpec
+
+PROXY_S = 120
+"""Seconds in which the process that listens for Ray Serve has to start; on a busy machine it takes ten."""
 
 
 def lay_out_all(specs: Sequence[ServeSpec]) -> list[Layout]:
@@ -50,7 +55,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
     :param plans: with one host and port.
     :param address: a Ray cluster; default: a running one, else a local one.
     :raises SpecError: if they do not fit, see also `check_room`.
-    :raises WorkerError: if a model does not load.
+    :raises WorkerError: if a model does not load, or Ray Serve does not listen.
     """
     where = plans[0].spec.serve
     with connect(address) as cluster:
@@ -64,6 +69,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
         try:
             for plan, layout, path in zip(plans, layouts, paths, strict=True):
                 _start(plan, layout, path)
+            _wait_for_proxy(url_of(where))
             yield [f"{url_of(where)}{path.rstrip('/')}" for path in paths]
         finally:
             _end(names, cluster.own)
@@ -130,6 +136,21 @@ def _start(plan: ServePlan, layout: Layout, path: str) -> None:
         reasons = [one.message for one in found.deployments.values() if one.message] if found else []
         reason = max(reasons, key=len, default=str(error))
         raise WorkerError(f"endpoint {name} does not start: {last_error(reason)}") from error
+
+
+def _wait_for_proxy(url: str) -> None:
+    """Waits until Ray Serve listens: `serve.run` returns when the replicas run, and its proxy may start after them.
+
+    :raises WorkerError: if it does not within PROXY_S.
+    """
+    deadline = time.monotonic() + PROXY_S
+    while ProxyStatus.HEALTHY not in (states := serve.status().proxies.values()):
+        if time.monotonic() > deadline:
+            shown = ", ".join(state.value for state in states) or "not there"
+            raise WorkerError(
+                f"Ray Serve does not listen at {url} within {PROXY_S} s: its proxy is {shown}; see the logs of Ray Serve"
+            )
+        time.sleep(0.1)
 
 
 def last_error(trace: str) -> str:
