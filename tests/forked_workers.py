@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 PRELOADED = [
     "hfbatch.runtime.runner", "hfbatch.data.reader", "hfbatch.output.sinks.parquet", "hfbatch.train.loop.loop",
@@ -131,7 +132,8 @@ def _process_of_a_raylet(
         os.close(stream)
     os.environ.clear()
     os.environ.update(environment | NO_JOB)
-    _import(WITH_RAY)
+    with _seeds_left_to_the_forks():
+        _import(WITH_RAY)
     while request := receive(requests):
         if os.fork() == 0:
             requests.close()
@@ -139,6 +141,23 @@ def _process_of_a_raylet(
         for stream in request[0]:
             os.close(stream)
     os._exit(0)
+
+
+@contextmanager
+def _seeds_left_to_the_forks() -> Iterator[None]:
+    """Has Ray's generator of random ids, which is seeded with its first use, unused by this process.
+
+    Forks that share its state give tasks the same ids; an actor that gets two of them at once ends, as Ray Serve's proxy
+    did. Ray draws an id for each class of actors that is defined.
+    """
+    import ray.actor
+
+    kind = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = kind
 
 
 def _import(names: list[str]) -> None:
