@@ -104,7 +104,8 @@ def lose_a_node() -> None:
     spec = JobSpec.load(sys.argv[1])
     done: list[JobResult] = []
     run_and_lose_a_node(
-        lambda: done.append(hfbatch.run(spec, quiet=True)), lambda: len(part_names(spec.output.path)) >= 4
+        lambda: done.append(hfbatch.run(spec, quiet=True)),
+        lambda: len(part_names(spec.output.path)) >= 4,
     )
     print(done[0].message)
     sys.exit(done[0].exit_code)

@@ -65,8 +65,11 @@ def read_rejects(out: Path | str) -> list[dict[str, Any]]:
 
 
 def part_names(out: Path | str) -> list[str]:
-    """Names of the committed parts."""
-    return sorted(path.name for path in Path(out).glob("part-*.parquet"))
+    """Names of the committed parts; none where the folder is made, or removed, meanwhile."""
+    try:
+        return sorted(path.name for path in Path(out).glob("part-*.parquet"))
+    except FileNotFoundError:
+        return []
 
 
 def part_stamps(out: Path | str) -> dict[str, tuple[int, int]]:
