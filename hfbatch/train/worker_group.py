@@ -260,8 +260,8 @@ class _Follower(threading.Thread):
                 return
 
     def _note_waiting(self) -> None:
-        """Says what the processes wait for, if they wait for room in the cluster."""
-        if time.monotonic() > self._next_note:
+        """Says what the processes wait for, if they have not begun and wait for room in the cluster."""
+        if not self._seen and time.monotonic() > self._next_note:
             self._next_note = time.monotonic() + 60
             if text := waiting(self._team):
                 self._say(text)
