@@ -23,6 +23,7 @@ ROOMS = (
     "pages",
     "cluster",
     "runtime",
+    "tasks.endpoint",
     "tasks.multimodal",
     "tasks.audio",
     "tasks.vision",

@@ -8,7 +8,7 @@ import yaml
 from hfbatch.data.templates import compile_template
 from hfbatch.spec.finetune import FinetuneSpec
 from hfbatch.spec.job import JobSpec, ServeSpec
-from hfbatch.tasks import task_class
+from hfbatch.tasks import endpoint_task, task_class
 from hfbatch.train.recipes import recipe_class
 
 ROOT = Path(__file__).parent.parent
@@ -36,13 +36,13 @@ def cluster():
 
 
 def test_the_jobs_are_there():
-    assert [path.stem for path in JOBS] == ["embed", "extract", "generate", "prompt", "score"]
+    assert [path.stem for path in JOBS] == ["embed", "endpoint", "extract", "generate", "prompt", "score"]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_shipped_spec_loads_and_its_task_knows_its_params(path):
     spec = JobSpec.load(path)
-    task = task_class(spec.task)
+    task = task_class(endpoint_task(spec.task) if spec.engine.name == "http" else spec.task)
     params = task.Params.model_validate(spec.params)
     for message in getattr(params, "messages", None) or ():
         compile_template(message.content)

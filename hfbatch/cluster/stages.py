@@ -219,6 +219,7 @@ def forward(
     made = predict(features)
     manifest.tokens, manifest.padded_tokens = made.stats.tokens, made.stats.padded_tokens
     manifest.batches, manifest.rows_repeated = made.stats.batches, made.stats.repeated
+    manifest.usage = made.stats.usage
     manifest.seconds["forward"] = time.perf_counter() - begun
     rejects = dump_rejects([*load_rejects(row["rejects"]), *made.rejects])
     return {**row, "rejects": rejects, "features": serialize(made.outputs)}, len(made.rejects)

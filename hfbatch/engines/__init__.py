@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from hfbatch.engines.base import Capability
+from hfbatch.engines.base import REMOTE, Capability
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class EngineKind:
     """Whether it can use a GPU."""
     exports: bool = False
     """Whether it runs a graph that is exported from the model."""
+    local: bool = True
+    """Whether it loads the model's files, into memory of the worker."""
     compiles: bool = False
     """Whether torch.compile can compile the model for it."""
     quantizations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -62,7 +64,7 @@ TORCH_QUANTIZATIONS = {
 ENGINES = {
     "torch": EngineKind(
         "hfbatch.engines.torch:TorchEngine",
-        frozenset(Capability),
+        frozenset(Capability) - {Capability.ANSWER},
         compiles=True,
         quantizations=TORCH_QUANTIZATIONS,
     ),
@@ -89,6 +91,14 @@ ENGINES = {
         gpus=False,
         exports=True,
         quantizations={"int8": ("onnx",)},
+    ),
+    "http": EngineKind(
+        "hfbatch.engines.http:HttpEngine",
+        frozenset({Capability.ANSWER}),
+        rows=True,
+        dtypes=(REMOTE,),
+        gpus=False,
+        local=False,
     ),
 }
 """Engines by the name that the spec gives."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from hfbatch.spec.section import Section
 
+REMOTE = "remote"
+"""In place of a dtype: that of an endpoint's model is not known."""
 Forward = Callable[[Any, dict[str, Any]], dict[str, Any]]
 """Maps (model, batch of tensors on the device) to tensors of the same first dimension."""
 
@@ -40,6 +42,8 @@ class Capability(Enum):
     """Nothing but new tokens, and their log-probabilities, for prompts of token ids."""
     CONSTRAINED = "a mask of the tokens that params.constraint allows"
     """A logits processor for every token, besides COMPLETE."""
+    ANSWER = "the answers of an endpoint"
+    """Answers to requests of the OpenAI API; nothing is known of the model but its name."""
     MODULE = "the PyTorch module of the model"
     """Any attribute or method of a transformers model, such as its hooks or `get_text_features`."""
 
@@ -164,11 +168,29 @@ class Completion:
     """Log-probability of each new token, if requested."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A request to an endpoint."""
+
+    path: str
+    """Such as /v1/embeddings."""
+    body: dict[str, Any]
+    read: Callable[[Any], Any]
+    """Returns the answer that the body of a response holds, or its item of `data` for a call with a text; raises ValueError if
+    it holds none."""
+    text: str | None = None
+    """The `input`, where the API takes a list of them: calls with the same body may share a request."""
+
+
 class RowEngine(Engine):
-    """Continues prompts; decides itself which of them run concurrently."""
+    """Continues prompts, or has an endpoint answer requests; decides itself which of them run concurrently."""
 
     rows: int
     """Default maximum of concurrent rows."""
+
+    def take_usage(self) -> dict[str, int]:
+        """Returns what the engine has counted since the last call, such as tokens that cost; empty for most engines."""
+        return {}
 
     @classmethod
     @abstractmethod
@@ -183,15 +205,17 @@ class RowEngine(Engine):
     @abstractmethod
     def complete(
         self,
-        requests: Sequence[Request],
-        generation: GenerationConfig,
+        requests: Sequence[Any],
+        generation: Any,
         rows: int,
         tokens: int | None = None,
         log_probs: bool = False,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yields the position of each request and its continuation, in the order in which they finish.
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields the position of each request and its result, in the order in which they finish: a Completion, what `read` of
+        a Call returns, or the error of this request alone.
 
-        :param generation: options of all requests.
+        :param requests: each a Request or, for an endpoint, a Call.
+        :param generation: options of all requests; None for calls.
         :param rows: maximum of concurrent rows.
         :param tokens: maximum of tokens in a step of the model; None for the engine's default.
         :param log_probs: whether to compute log-probabilities.

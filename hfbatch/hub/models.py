@@ -45,7 +45,7 @@ class Model:
 
     name: str
     folder: str
-    """Local folder of the files; for a Hub model, a snapshot in the Hub cache."""
+    """Local folder of the files; for a Hub model, a snapshot in the Hub cache; empty for a model that an endpoint serves."""
     commit: str
     """The Hub commit, or a digest of the folder's files."""
     trust_remote_code: bool = False
@@ -81,7 +81,7 @@ class Model:
     def read_json(self, filename: str) -> Any:
         """Reads a JSON file of the model; returns None if there is none."""
         path = Path(self.folder) / filename
-        return read_json(path) if path.is_file() else None
+        return read_json(path) if self.folder and path.is_file() else None
 
     def pipeline_tag(self) -> str | None:
         """Returns the task named in the model card, if any."""
@@ -99,6 +99,8 @@ class Model:
 
         The parameters of a graph are not counted.
         """
+        if not self.folder:
+            return 0, 0
         folder = Path(self.folder)
         if self.graphs:
             return 0, sum((folder / name).stat().st_size for name in files_of(self.graphs, files_in(folder)))

@@ -36,6 +36,8 @@ class Manifest:
     padded_tokens: int = 0
     """Tokens that the device computed, padding included."""
     batches: int = 0
+    usage: dict[str, int] = field(default_factory=dict)
+    """What an endpoint was asked and counted: requests, prompt_tokens, new_tokens; empty for other engines."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Busy seconds of each stage: read, preprocess, forward, postprocess, write."""
     reasons: dict[str, int] = field(default_factory=dict)

@@ -21,6 +21,8 @@ Keys of report.json:
   `spec`, `fingerprint`
 - `guard`: the comparison of a lowered precision with float32: `status`, `summary`, `rows`, `measures`, `limits`,
   `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
+- `usage`: `requests`, `prompt_tokens` and `new_tokens` that an endpoint was asked for and counted, and `cost` by the prices
+  in the spec (None without prices); {} for other engines. Requests of splits that failed are not in it
 - `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
 - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
 - `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
@@ -111,6 +113,7 @@ def build_report(
         "seconds": seconds,
         "rates": _rates(ran, seconds),
         "stages": _stages(done),
+        "usage": _usage(done, job["spec"].get("engine", {})),
         "left_out": list(job.get("left_out", ())),
         "rejects": _rejects(job, done, rows),
         "unplanned": unplanned_columns(done),
@@ -133,6 +136,25 @@ def build_report(
         "fingerprint": job["fingerprint"],
         "finished": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
     }
+
+
+def _usage(done: Iterable[Manifest], engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an endpoint was asked for; empty for other engines."""
+    counts: Counter[str] = Counter()
+    for manifest in done:
+        counts.update(manifest.usage)
+    if not counts:
+        return {}
+    names, prices = ("requests", "prompt_tokens", "new_tokens"), engine.get("prices") or {}
+    known = {name: counts[name] for name in names}
+    cost = known["prompt_tokens"] * prices.get("input", 0) + known["new_tokens"] * prices.get("output", 0)
+    return {**known, "cost": cost / 1e6 if any(prices.values()) else None}
+
+
+def usage_words(usage: Mapping[str, Any]) -> str:
+    """Returns what an endpoint was asked for in words."""
+    words = f"{count(usage['requests'], 'request')}, {usage['prompt_tokens']:,} tokens in, {usage['new_tokens']:,} out"
+    return words if usage["cost"] is None else f"{words}, cost {usage['cost']:,.2f}"
 
 
 def _choices(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,6 +331,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         report=report,
         status=status_of(report),
         headline=headline(report),
+        usage=usage_words(report["usage"]) if report.get("usage") else "",
         spec=yaml.safe_dump(dict(report["spec"]), sort_keys=False, allow_unicode=True),
         most=MOST_LISTED,
         rejects_folder=REJECTS,
@@ -355,6 +378,8 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
     model = f"{report['model']['name']} @ {str(report['model']['commit'])[:12]}"
     add("model", ", ".join(filter(None, [model, report["dtype"], device])))
+    if report.get("usage"):
+        add("endpoint", usage_words(report["usage"]))
     if report.get("guard"):
         add("precision", report["guard"]["summary"])
     return table

@@ -16,9 +16,11 @@ from hfbatch.data.rendering import RenderedColumn
 from hfbatch.data.source import Source, open_source
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
+from hfbatch.hub.served import served_model
 from hfbatch.predict.prompts import bind_prompt, replaced
 from hfbatch.runtime.checks import check_task, name_task, readable
 from hfbatch.runtime.machine import collector_at_rest
+from hfbatch.spec.engines import HttpEngineSpec
 from hfbatch.spec.job import JobSpec
 from hfbatch.tasks.base import InputColumn, Task
 
@@ -55,7 +57,7 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
         source = open_source(spec.input, types)
         notes += source.notes
     with gather(faults):
-        model = readable(pin(spec.model, graphs=True))
+        model = find_model(spec, notes)
     with gather(faults):
         spec = name_task(spec, model, notes)
         task = check_task(spec, model, source.root_url if source else "", faults, notes)
@@ -71,6 +73,13 @@ def bind(spec: JobSpec, types: Mapping[str, Any] | None, faults: list[str]) -> B
     schema = _output_schema(spec, source, task, inputs, keep, faults)
     read = _read_plan(spec, source, wanted, rendered)
     return Bound(spec, model, task, source, inputs, keep, schema, read, notes)
+
+
+def find_model(spec: JobSpec, notes: list[str]) -> Model:
+    """Returns the model of a spec, with the files that the plan reads. :raises SpecError: if it cannot be used."""
+    if isinstance(spec.engine, HttpEngineSpec):
+        return served_model(spec.model, spec.engine, notes)
+    return readable(pin(spec.model, graphs=True))
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             "bytes": stored,
             "dtype": plan.choice.dtype if plan.choice else plan.spec.model.dtype,
         },
+        "endpoint": getattr(plan.spec.engine, "url", None),
         "input": {
             "path": plan.spec.input.path,
             "format": plan.source.format,
@@ -63,7 +64,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 def sample_lengths(plan: Plan) -> dict[str, float] | None:
     """Returns token lengths of a sample, and the expected padding; None if no rows are left or they cannot be read."""
-    if not plan.todo:
+    if not plan.todo or plan.spec.engine.name == "http":  # the endpoint counts the tokens
         return None
     try:
         rows = read_split(plan.todo[0], plan.read)
@@ -98,7 +99,9 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         if model["parameters"]
         else model["file"] or (f"a graph, {decimal(model['bytes'])}" if model["bytes"] else "not fetched yet")
     )
-    add(table, "model", f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})")
+    served = f"{model['name']}, served by {plan['endpoint']}"
+    here = f"{model['name']} @ {model['commit'][:12]} ({weights}, dtype {model['dtype']})"
+    add(table, "model", served if plan["endpoint"] else here)
     files = count(source["files"], f"{source['format']} file")
     add(table, "input", f"{source['path']} ({files}, {decimal(source['bytes'])})")
     add(

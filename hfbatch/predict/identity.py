@@ -23,7 +23,13 @@ from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
-NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds", "threads"}
+NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds", "threads"} | {
+    "token_env",
+    "requests_per_minute",
+    "texts_per_request",
+    "timeout",
+    "prices",
+}
 """What the engine's section of a spec says of checks, trials and places, which change no results; nor do threads, by more than
 rounding: those of `auto` are of the machine, and like `workers.cpus`, they belong to no job."""
 
@@ -112,7 +118,12 @@ def earlier(
 
 def _pin(job: Mapping[str, Any], spec: JobSpec, differing: Mapping[str, str]) -> str:
     """Returns how to continue with the model of an earlier run; empty if it is not a model of the Hub, or not what differs."""
-    if "model.commit" not in differing or spec.model.revision or Path(spec.model.name).exists():
+    if (
+        "model.commit" not in differing
+        or spec.model.revision
+        or spec.engine.name == "http"
+        or Path(spec.model.name).exists()
+    ):
         return ""
     return f"The model has a new commit: set model.revision={job['model']['commit']} to continue with the earlier one. "
 

@@ -106,10 +106,14 @@ class Plan:
 
     @property
     def workers(self) -> WorkersSpec:
-        """The workers of the spec; none takes a GPU that the engine cannot use."""
+        """The workers of the spec; none takes what the engine cannot use."""
         spec = self.spec.workers
-        idle = spec.gpus == "auto" and not kind_of(self.spec.engine.name).gpus
-        return spec.model_copy(update={"gpus": 0}) if idle else spec
+        kind = kind_of(self.spec.engine.name)
+        changed: dict[str, Any] = {"gpus": 0} if spec.gpus == "auto" and not kind.gpus else {}
+        if not kind.local:  # one has many requests under way, and keeps to one rate
+            changed |= {"count": 1} if spec.count == "auto" else {}
+            changed |= {"cpus": 1} if spec.cpus == "auto" else {}
+        return spec.model_copy(update=changed)
 
     @property
     def threads(self) -> int | str:

@@ -24,7 +24,7 @@ from hfbatch.spec.engines import EngineSpec
 from hfbatch.spec.faults import faults_of
 from hfbatch.spec.job import JobSpec
 from hfbatch.spec.prompts import RENDERING
-from hfbatch.tasks import named, task_class
+from hfbatch.tasks import endpoint_task, named, task_class
 from hfbatch.tasks.base import Task
 from hfbatch.tasks.completing import CompletingTask
 from hfbatch.tasks.label_maps import label_faults, label_notes
@@ -46,7 +46,13 @@ def name_task(spec: JobSpec, model: Model | None, notes: list[str]) -> JobSpec:
     Files that params name are read here.
     """
     name = spec.task
-    if name == "auto":
+    if not kind_of(spec.engine.name).local:
+        if name == "auto":
+            raise SpecError(
+                "task auto reads the model's files, which an endpoint has; name the task, such as text-generation"
+            )
+        name = endpoint_task(name)
+    elif name == "auto":
         if model is None:
             raise SpecError([])  # the error in the model is reported already
         with model_faults(spec.model.name):
@@ -78,7 +84,8 @@ def check_task(
         return None
     with model_faults(spec.model.name):
         task = RunnerConfig.of(spec, model, root).build_task()
-        faults += misfits(task) or label_faults(task) or task.check()
+        known = Capability.ANSWER not in task.asks  # of the model of an endpoint, only the name is
+        faults += (known and (misfits(task) or label_faults(task))) or task.check()
         faults += engine_faults(spec.engine, spec.model.dtype, task, spec.workers.gpus)
         faults += _thread_faults(spec)
         if not faults and "text" in task.takes:
@@ -135,7 +142,7 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         )
     if not kind.gpus and gpus not in ("auto", 0):
         faults.append(f"engine {name} computes on CPUs; leave workers.gpus out, or use engine torch")
-    if faults:
+    if faults or not kind.local:
         return faults
     if getattr(spec, "device_map", None):
         faults += _spread_faults(task)

@@ -72,9 +72,21 @@ def _codes(array: pa.Array) -> np.ndarray | None:
         )
     elif _plain(kind):
         array = array.view(f"int{kind.bit_width}")
-    elif not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_boolean(kind)):
+    elif not (_text(kind) or pa.types.is_boolean(kind)):
         return None
     return pc.dictionary_encode(array).indices.to_numpy().astype(np.int64)
+
+
+def _text(kind: pa.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    )
 
 
 def _plain(kind: pa.DataType) -> bool:

@@ -53,6 +53,8 @@ class Prediction:
     batches: int = 0
     repeated: int = 0
     """Rows that got the result of an identical row."""
+    usage: dict[str, int] = field(default_factory=dict)
+    """What the engine has counted besides, see `RowEngine.take_usage`."""
 
 
 class Predictor:

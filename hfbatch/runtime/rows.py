@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.engines.base import Completion, DeviceLostError, RowEngine
+from hfbatch.engines.base import DeviceLostError, RowEngine
+from hfbatch.errors import WorkerError
 from hfbatch.runtime.batching import by_length, to_arrow
 from hfbatch.runtime.isolate import isolate
 from hfbatch.runtime.predictor import BatchStats, Prediction, finite_rows
@@ -40,15 +41,19 @@ class RowPredictor:
         self._on_batch = on_batch or (lambda stats: None)
 
     def predict(self, features: pa.Table) -> Prediction:
-        """Runs every row once. :raises DeviceLostError: if the process must be replaced."""
+        """Runs every row once. :raises DeviceLostError: if the process must be replaced.
+
+        :raises WorkerError: if the engine could not answer any row.
+        """
         asking = cast(CompletingTask, self.task)
         requests, lengths = asking.requests(features), self.task.lengths(features)
-        done: dict[int, Completion] = {}
+        done: dict[int, Any] = {}
+        failed: dict[int, Exception] = {}
         result = Prediction(pa.table({}), np.empty(0, np.int64))
 
         def run(rows: np.ndarray) -> None:
             """Continues the rows that have no result yet."""
-            left = [row for row in rows.tolist() if row not in done]
+            left = [row for row in rows.tolist() if row not in done and row not in failed]
             begun = time.perf_counter()
             try:
                 for place, made in self.engine.complete(
@@ -56,8 +61,11 @@ class RowPredictor:
                     asking.decoding,
                     self.rows,
                     self.tokens,
-                    asking.params.log_probs,
+                    getattr(asking.params, "log_probs", False),
                 ):
+                    if isinstance(made, Exception):
+                        failed[left[place]] = made
+                        continue
                     done[left[place]] = made
                     now = time.perf_counter()
                     length = int(lengths[left[place]])
@@ -69,9 +77,12 @@ class RowPredictor:
                 raise
             result.batches += bool(left)
 
-        _, result.failures = isolate(run, by_length(lengths), fatal=(DeviceLostError,))
+        _, result.failures = isolate(run, by_length(lengths), fatal=(DeviceLostError, WorkerError))
+        result.failures += failed.items()
+        result.usage = self.engine.take_usage()
         result.kept = np.array(sorted(done), np.int64)
-        result.tokens = result.padded_tokens = int(lengths[result.kept].sum())
+        counted = result.usage.get("prompt_tokens", int(lengths[result.kept].sum()))
+        result.tokens = result.padded_tokens = counted
         if not done:
             return result
         kept = result.kept.tolist()

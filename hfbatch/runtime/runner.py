@@ -18,8 +18,8 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from hfbatch.engines import ENGINES
-from hfbatch.engines.base import BatchEngine, Engine, EngineConfig, RowEngine
+from hfbatch.engines import ENGINES, kind_of
+from hfbatch.engines.base import REMOTE, BatchEngine, Engine, EngineConfig, RowEngine
 from hfbatch.engines.compilers import missing_to_compile
 from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.precision import fastest_dtype, native_dtype
@@ -94,6 +94,8 @@ class Runner:
         :raises WorkerError: for a choice of another machine that this one cannot honour.
         """
         spec = self.config.engine
+        if not kind_of(spec.name).local:
+            return Variant(spec.name, REMOTE)
         name = choice.engine if choice else "torch" if spec.name == "auto" else spec.name
         quantization = choice.quantization if choice else spec.quantization
         compiled = choice.compiled if choice else getattr(spec, "compile", False) is True
@@ -209,6 +211,8 @@ class Runner:
     @property
     def guarded(self) -> bool:
         """Whether the loaded variant is to be compared with float32, or reported as one that cannot be."""
+        if not ENGINES[self._variant.engine].local:
+            return False
         lowered = self._variant.lowered or is_quantised(self.task) or bool(self.task.model.graphs)
         return lowered and self.config.engine.guard.mode != "skip"
 

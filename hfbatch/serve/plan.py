@@ -127,6 +127,10 @@ def _token(endpoint: EndpointSpec, faults: list[str]) -> str | None:
 def _engine_faults(spec: ServeSpec) -> list[str]:
     """Returns errors for what is decided by the rows of a job, which an endpoint does not have."""
     faults = []
+    if spec.engine.name == "http":
+        faults.append(
+            "engine http sends the rows of jobs to an endpoint; clients can ask that endpoint itself"
+        )
     if spec.engine.name == "auto":
         faults.append(
             "engine auto compares engines on the rows of a job; name the engine of an endpoint: "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from hfbatch.spec.section import Auto, Section
 from hfbatch.spec.shorthand import shorthand
@@ -95,6 +96,55 @@ class OnnxEngineSpec(_EngineSpec):
     """int8: weights of linear layers as 8-bit integers for each channel, activations quantised for each batch."""
 
 
+class Prices(Section):
+    """What the tokens of an endpoint cost, in any currency, for each million."""
+
+    input: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Of tokens of prompts."""
+    output: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Of new tokens."""
+
+
+class HttpEngineSpec(_EngineSpec):
+    """An endpoint with the API of OpenAI, for text-generation and embedding: `model` is the name of a model that it serves.
+
+    `batch.size` is then the number of concurrent requests.
+    """
+
+    name: Literal["http"]
+    """Name of the engine."""
+    url: str
+    """URL of the API, such as http://localhost:8000/v1."""
+    token_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable with the bearer token, on every node."""
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Maximum rate of requests of a worker; null: no limit but that which the endpoint answers with."""
+    texts_per_request: int = Field(default=16, ge=1)
+    """Maximum number of texts in a request for embeddings."""
+    timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
+    """Seconds that a request may take."""
+    prices: Prices = Prices()
+    """What tokens cost, for the report."""
+
+    @property
+    def quantization(self) -> str:
+        """What this side knows of the weights."""
+        return "none"
+
+    @field_validator("url")
+    @classmethod
+    def _is_plain(cls, url: str) -> str:
+        """The URL without /v1."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                "must begin with http:// or https:// and a host, such as http://localhost:8000/v1"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or query; name the token's variable in token_env")
+        return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
 class AutoEngineSpec(_EngineSpec):
     """The fastest installed engine and precision whose results agree with float32 on rows of the job.
 
@@ -125,7 +175,12 @@ def _torch_by_default(value: Any) -> Any:
 
 
 EngineSpec = Annotated[
-    TorchEngineSpec | ContinuousEngineSpec | OpenVINOEngineSpec | OnnxEngineSpec | AutoEngineSpec,
+    TorchEngineSpec
+    | ContinuousEngineSpec
+    | OpenVINOEngineSpec
+    | OnnxEngineSpec
+    | HttpEngineSpec
+    | AutoEngineSpec,
     Field(discriminator="name"),
     shorthand("name"),
     BeforeValidator(_torch_by_default),

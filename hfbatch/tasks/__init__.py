@@ -5,6 +5,7 @@ A new task is one new file in the folder of its kind: `some_task.py` for `some-t
 """
 
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -16,12 +17,14 @@ from hfbatch.tasks.base import Task
 
 KINDS = ("text", "generation", "vision", "audio", "multimodal")
 """Subpackages that hold tasks."""
+ENDPOINT = "endpoint"
+"""The subpackage that holds those for engine http: `endpoint-embedding` stands for task embedding there."""
 
 
-def _modules() -> dict[str, str]:
+def _modules(kinds: Iterable[str]) -> dict[str, str]:
     """Maps task names to modules. Reads the source files, because importing all of them takes seconds."""
     found = {}
-    for kind in KINDS:
+    for kind in kinds:
         for path in (Path(__file__).parent / kind).glob("*.py"):
             name = path.stem.replace("_", "-")
             if re.search(
@@ -31,9 +34,11 @@ def _modules() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-_MODULES = _modules()
+_MODULES = _modules(KINDS)
 TASKS = tuple(_MODULES)
-"""Names of all tasks."""
+"""Names of all tasks whose models run here."""
+_MODULES |= _modules([ENDPOINT])
+ENDPOINT_TASKS = tuple(name for name in _MODULES if name not in TASKS)
 
 
 @cache
@@ -52,12 +57,23 @@ def named(name: str) -> tuple[type[Task], dict[str, Any]]:
 
     :raises SpecError: for an unknown name.
     """
-    for known in [name] if name in TASKS else TASKS:
+    for known in [name] if name in _MODULES else TASKS:
         params = _load(known).params_of(name)
         if params is not None:
             return _load(known), params
     alike = "".join(f"; did you mean {known!r}?" for known in get_close_matches(name, TASKS, 1))
     raise SpecError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}{alike}")
+
+
+def endpoint_task(name: str) -> str:
+    """Returns the task that engine http runs in place of another one. :raises SpecError: if there is none."""
+    name = name if name in ENDPOINT_TASKS else f"{ENDPOINT}-{named(name)[0].name}"
+    if name in ENDPOINT_TASKS:
+        return name
+    able = ", ".join(one.removeprefix(f"{ENDPOINT}-") for one in ENDPOINT_TASKS)
+    raise SpecError(
+        f"engine http: endpoints answer {able}, not {name.removeprefix(f'{ENDPOINT}-')}; run that task with engine torch"
+    )
 
 
 def _load(name: str) -> type[Task]:

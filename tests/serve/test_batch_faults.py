@@ -60,7 +60,7 @@ def server() -> Iterator[Fixed]:
 
 @pytest.fixture
 def fixed(server: Fixed, monkeypatch: pytest.MonkeyPatch) -> Fixed:
-    monkeypatch.setattr("hfbatch.serve.batch_run.MOST_TRIES", 1)
+    monkeypatch.setattr("hfbatch.engines.sending.MOST_TRIES", 1)
     server.status, server.body, server.headers, server.paths = 200, OK, {}, []
     return server
 
@@ -115,8 +115,8 @@ def test_answers_that_json_does_not_have_are_written_as_json(
 def test_a_pause_that_is_no_number_is_not_slept(
     fixed: Fixed, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfbatch.serve.batch_run.MOST_TRIES", 2)
-    monkeypatch.setattr("hfbatch.serve.batch_run.LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("hfbatch.engines.sending.MOST_TRIES", 2)
+    monkeypatch.setattr("hfbatch.engines.sending.LONGEST_PAUSE_S", 0.01)
     for pause in ("nan", "-1", "1e999", "Wed, 21 Oct 2015 07:28:00 GMT"):
         fixed.status, fixed.headers = 429, {"Retry-After": pause}
         assert run(source, tmp_path / "out.jsonl", fixed.url, "--overwrite").exit_code == 3

@@ -128,7 +128,7 @@ def test_a_killed_run_is_resumed_and_asks_for_the_rest_only(
 def test_an_endpoint_that_is_not_there_is_an_error_that_names_the_rerun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfbatch.serve.batch_run.MOST_TRIES", 2)
+    monkeypatch.setattr("hfbatch.engines.sending.MOST_TRIES", 2)
     source = write(tmp_path / "in.jsonl", [{"prompt": "a"}], "/v1/completions")
     flags = ["-i", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", "http://127.0.0.1:1"]
     done = call("run-batch", *flags)

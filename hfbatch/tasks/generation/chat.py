@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGES_WANTED = "list<struct<role: string, content: string>>"
+"""The type of a column of chats, for errors and help."""
 RESERVED = frozenset(
     (
         *("conversation", "tools", "add_generation_prompt", "continue_final_message", "chat_template"),

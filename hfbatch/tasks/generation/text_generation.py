@@ -19,6 +19,7 @@ from hfbatch.engines.base import Capability, Completion, Request
 from hfbatch.tasks.base import Batch, Example, Features, InputColumn
 from hfbatch.tasks.generation.chat import (
     MESSAGE,
+    MESSAGES_WANTED,
     ChatParams,
     answered,
     chat_faults,
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 
 PIPELINE_DEFAULTS = {"do_sample": True, "temperature": 0.7, "top_k": 50}
 """Defaults of the transformers pipeline for options that neither the user nor the model sets."""
-MESSAGES_WANTED = "list<struct<role: string, content: string>>"
 TOOLS_WANTED = "JSON or list<struct>, the functions of each chat; read where mapped"
 LEFT_OUT = (*NOT_FOLLOWED, *NOT_FOLLOWED_BEHIND_PROMPT)
 

@@ -1,0 +1,191 @@
+"""The engine for models that somebody serves: an endpoint with the API of OpenAI answers the requests of the rows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from itertools import groupby
+from typing import Any, cast
+
+from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine
+from hfbatch.engines.sending import Sender, connected
+from hfbatch.errors import HfbatchError, WorkerError, redact_text
+from hfbatch.spec.engines import HttpEngineSpec
+
+FATAL = frozenset((404, 405))
+"""States of HTTP that show that the endpoint has no such model or path, besides those that `sending` raises for."""
+FULL = frozenset((429, 503))
+"""States of HTTP of an endpoint without room, after all attempts."""
+MOST_SHOWN = 300
+"""Maximum of characters of an endpoint's message."""
+KEPT_HINT = "committed results are kept, and the same command continues"
+Answers = list[tuple[int, Any]]
+"""Positions of requests, each with its answer or its error."""
+
+
+class EndpointError(HfbatchError):
+    """The endpoint refuses a request, or its answer holds no result; the row becomes a reject."""
+
+
+class HttpEngine(RowEngine):
+    """Sends calls to an endpoint. Loads nothing; the token is read from the environment of the worker.
+
+    :raises WorkerError: if the token is not in the environment.
+    """
+
+    name = "http"
+    rows = 32
+    model = None
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._spec = cast(HttpEngineSpec, config.options)
+        variable = self._spec.token_env
+        self._token = os.environ.get(variable, "") if variable else None
+        if variable and not self._token:
+            raise WorkerError(
+                f"engine.token_env: the environment variable {variable} is not set on a worker; set it on every node, for "
+                "`ray job submit` in env_vars of --runtime-env-json"
+            )
+        self.device, self.dtype = self._spec.url, REMOTE
+        self._usage: Counter[str] = Counter()
+
+    @classmethod
+    def option_faults(cls, model: Any, generation: Any, begin_with: str | None) -> list[str]:
+        """Returns no errors: the task has checked its options, and the endpoint checks the others."""
+        return []
+
+    def take_usage(self) -> dict[str, int]:
+        """Returns requests, prompt tokens and new tokens since the last call."""
+        taken, self._usage = dict(self._usage), Counter()
+        return taken
+
+    def complete(
+        self,
+        requests: Sequence[Call],
+        generation: None,
+        rows: int,
+        tokens: int | None = None,
+        log_probs: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields each answer as it comes. :param rows: maximum of concurrent requests.
+
+        :raises WorkerError: if the endpoint cannot be reached, has no room, or would refuse all requests.
+        """
+        groups = iter(_groups(requests, self._spec.texts_per_request))
+        with asyncio.Runner() as loop:
+            async_ends = AsyncExitStack()
+            session = loop.run(
+                async_ends.enter_async_context(connected(rows, self._token, self._spec.timeout))
+            )
+            token = self._spec.token_env
+            hint = (
+                f"check the token in {token}"
+                if token
+                else "name the variable with its token in engine.token_env"
+            )
+            sender = Sender(session, self._spec.url, hint, KEPT_HINT, self._spec.requests_per_minute)
+            waiting: set[asyncio.Task[Answers]] = set()
+            try:
+                while True:
+                    for group in groups:
+                        waiting.add(loop.get_loop().create_task(self._answers(sender, requests, group)))
+                        if len(waiting) >= rows:
+                            break
+                    if not waiting:
+                        return
+                    done, waiting = loop.run(_first_of(waiting))
+                    for task in done:
+                        yield from task.result()
+            finally:
+                self._usage["requests"] += sender.sent
+                loop.run(_cancelled(waiting))
+                loop.run(async_ends.aclose())
+
+    async def _answers(self, sender: Sender, calls: Sequence[Call], group: list[int]) -> Answers:
+        """Sends calls as one request, or each alone if the endpoint refuses them together."""
+        first = calls[group[0]]
+        joined = {} if first.text is None else {"input": [calls[place].text for place in group]}
+        status, body = await sender.post(first.path, {**first.body, **joined}, first.path)
+        if status in FATAL | FULL:
+            raise WorkerError(
+                f"the endpoint at {self._spec.url} answers {status}{_hint(status)}: {_message(body)}"
+            )
+        if status >= 400 and len(group) > 1:
+            return [answer for place in group for answer in await self._answers(sender, calls, [place])]
+        if status >= 300:
+            return [(group[0], EndpointError(f"the endpoint answers {status}: {_message(body)}"))]
+        self._count(body)
+        return [
+            (place, _read(calls[place], body, index if joined else None)) for index, place in enumerate(group)
+        ]
+
+    def _count(self, body: object) -> None:
+        usage = body.get("usage") if isinstance(body, dict) else None
+        for name, known_as in (("prompt_tokens", "prompt_tokens"), ("completion_tokens", "new_tokens")):
+            number = usage.get(name) if isinstance(usage, dict) else None
+            if isinstance(number, int):
+                self._usage[known_as] += number
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Never: nothing is computed here."""
+        return False
+
+    def release_memory(self) -> None:
+        """Does nothing."""
+
+
+def _groups(calls: Sequence[Call], most: int) -> Iterator[list[int]]:
+    """Yields positions of calls that share a request: of those with texts at most so many, of the others each alone."""
+    for alone, places in groupby(range(len(calls)), lambda place: calls[place].text is None):
+        step, row = 1 if alone else most, list(places)
+        yield from (row[start : start + step] for start in range(0, len(row), step))
+
+
+async def _first_of(
+    waiting: set[asyncio.Task[Answers]],
+) -> tuple[set[asyncio.Task[Answers]], set[asyncio.Task[Answers]]]:
+    return await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancelled(tasks: set[asyncio.Task[Answers]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _read(call: Call, body: object, index: int | None) -> Any:
+    """Returns what a call makes of its answer, or the error. :param index: of its item in `data`, where calls share a body."""
+    try:
+        return call.read(body if index is None else _item(body, index))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        return EndpointError(f"the endpoint's answer holds no result: {_shown(error)}")
+
+
+def _item(body: object, index: int) -> object:
+    """Returns the item of `data` for one of the inputs; items state their index, and may come in any order."""
+    data = body.get("data") if isinstance(body, dict) else None
+    found = [one for one in data or () if isinstance(one, Mapping) and one.get("index", 0) == index]
+    if len(found) != 1:
+        raise ValueError(f"data has {len(found)} items with index {index}")
+    return found[0]
+
+
+def _message(body: object) -> str:
+    """Returns the message of an error's body, which has several forms."""
+    error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
+    return _shown(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _shown(value: object) -> str:
+    text = redact_text(" ".join(str(value).split()))
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+
+
+def _hint(status: int) -> str:
+    """Returns what to do about a status that ends the job."""
+    if status in FULL:
+        return f" to every attempt; lower batch.size or set engine.requests_per_minute; {KEPT_HINT}"
+    return "; check engine.url and model.name"

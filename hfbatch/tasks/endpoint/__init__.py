@@ -1,0 +1,1 @@
+"""Tasks whose rows an endpoint answers, and their base class."""

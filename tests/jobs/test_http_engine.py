@@ -1,0 +1,405 @@
+"""Engine http: the rows of a job are answered by an endpoint, exactly once in the output, and every fault is named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from hfbatch import JobSpec
+from hfbatch.errors import SpecError, WorkerError
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.engines import HttpEngineSpec
+from tests.jobs.here import job_here
+from tests.jobs.tools import call, make_spec, read_output, read_rejects, write_shards
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "stars": {"type": "integer", "minimum": 1},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+    },
+    "required": ["stars", "tags"],
+}
+
+
+class Endpoint:
+    """An endpoint with the API of OpenAI. `answer` may be replaced; it gets a text, the body and how often the text came."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.models: Any = {"data": [{"id": "some-model"}]}
+        self.answer: Callable[[str, dict[str, Any], int], Any] = lambda text, body, times: text.upper()
+        self.under_way = self.most_under_way = 0
+        routes = [
+            Route(path, self.post, methods=["POST"])
+            for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
+        ]
+        app = Starlette(routes=[*routes, Route("/v1/models", self.list_models)])
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=self._server.run, args=([listening],), daemon=True).start()
+
+    async def list_models(self, request: Request) -> Response:
+        return self.models if isinstance(self.models, Response) else JSONResponse(self.models)
+
+    async def post(self, request: Request) -> Response:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        await asyncio.sleep(0.005)
+        self.under_way -= 1
+        if "input" in body:
+            return self._embed(body)
+        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        self.seen[text] += 1
+        made = self.answer(text, body, self.seen[text])
+        if not isinstance(made, str):
+            return made
+        choice = {"message": {"role": "assistant", "content": made}} if "messages" in body else {"text": made}
+        usage = {"prompt_tokens": len(text), "completion_tokens": len(made)}
+        return JSONResponse({"choices": [{**choice, "finish_reason": "stop"}], "usage": usage})
+
+    def _embed(self, body: dict[str, Any]) -> Response:
+        texts = body["input"]
+        self.seen.update(texts)
+        refused = [made for text in texts if not isinstance(made := self.answer(text, body, 1), str)]
+        if refused:
+            return refused[0]
+        items = [{"index": k, "embedding": [len(text), 0.5, -1]} for k, text in enumerate(texts)]
+        usage = {"prompt_tokens": sum(map(len, texts))}
+        return JSONResponse({"data": items[::-1], "usage": usage})
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setattr("hfbatch.engines.sending.LONGEST_PAUSE_S", 0.01)
+    made = Endpoint()
+    yield made
+    made.stop()
+
+
+def spec_of(
+    endpoint: Endpoint, folder: Path, texts: list[Any], task: str = "text-generation", **sections: Any
+) -> JobSpec:
+    """A job over texts, in three shards; params are those of greedy text generation."""
+    if not (folder / "in").exists():
+        write_shards(folder / "in", texts)
+    greedy = {"do_sample": False, "return_full_text": False} if task == "text-generation" else {}
+    engine = {"name": "http", "url": f"{endpoint.url}/v1", **sections.pop("engine", {})}
+    params = {**greedy, **sections.pop("params", {})}
+    sections = {"rejects": {"max_fraction": 1.0}, "model": {"dtype": "auto"}, **sections}
+    sections["input"] = {"split_rows": max(len(texts) // 3, 1), **sections.get("input", {})}
+    return make_spec(
+        task, "some-model", folder / "in", folder / "out", engine=engine, params=params, **sections
+    )
+
+
+def error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message}}, status)
+
+
+def test_each_row_has_its_answer_and_what_it_took_is_reported(endpoint: Endpoint, tmp_path: Path) -> None:
+    texts = [f"text {k}" for k in range(30)]
+    spec = spec_of(
+        endpoint,
+        tmp_path,
+        texts,
+        params={"details": True},
+        engine={"prices": {"input": 1000, "output": 2000}},
+    )
+    done = job_here(spec)
+    out = read_output(tmp_path / "out")
+    assert out["generated_text"].to_pylist() == [text.upper() for text in texts]
+    assert out["finish_reason"].unique().to_pylist() == ["stop"]
+    assert out["prompt_tokens"].to_pylist() == out["new_tokens"].to_pylist() == [len(text) for text in texts]
+    tokens = sum(map(len, texts))
+    usage = {"requests": 30, "prompt_tokens": tokens, "new_tokens": tokens, "cost": tokens * 3000 / 1e6}
+    assert done.report["usage"] == pytest.approx(usage)
+    assert set(endpoint.seen.values()) == {1}
+    assert 2 <= endpoint.most_under_way <= 8  # batch.size
+    first = endpoint.bodies[0]
+    assert {key: value for key, value in first.items() if key != "prompt"} == {
+        "model": "some-model",
+        "temperature": 0.0,
+    }
+
+
+def test_what_is_committed_is_not_asked_for_again(endpoint: Endpoint, tmp_path: Path) -> None:
+    spec = spec_of(endpoint, tmp_path, [f"text {k}" for k in range(30)])
+    job_here(spec)
+    first = read_output(tmp_path / "out")
+    gone = sorted((tmp_path / "out").glob("part-*.parquet"))[1]
+    rows = pq.read_metadata(gone).num_rows
+    gone.unlink()
+    slower = spec.engine.model_copy(update={"requests_per_minute": 6e4, "timeout": 30.0})  # of no result
+    job_here(spec.model_copy(update={"engine": slower}))
+    assert read_output(tmp_path / "out").equals(first)
+    assert sum(endpoint.seen.values()) == 30 + rows
+
+
+def test_chats_are_sent_as_messages_and_come_back_with_the_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+    chats = [
+        [{"role": "system", "content": "be brief"}, {"role": "user", "content": f"say {k}"}] for k in range(5)
+    ]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": range(5), "messages": chats}), tmp_path / "in/chats.parquet")
+    params = {
+        "return_full_text": None,
+        "temperature": 0.5,
+        "do_sample": None,
+        "stop": ["."],
+        "body": {"top_k": 3},
+    }
+    job_here(spec_of(endpoint, tmp_path, [], params=params))
+    wanted = [[*chat, {"role": "assistant", "content": chat[1]["content"].upper()}] for chat in chats]
+    assert read_output(tmp_path / "out")["generated_text"].to_pylist() == wanted
+    assert [body["messages"] in chats for body in endpoint.bodies] == [True] * 5
+    assert len({body["seed"] for body in endpoint.bodies}) == 5
+    assert all(
+        (body["temperature"], body["stop"], body["top_k"]) == (0.5, ["."], 3) for body in endpoint.bodies
+    )
+
+
+def test_messages_are_rendered_from_columns(endpoint: Endpoint, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Summarise: {{ text }}"}]
+    job_here(spec_of(endpoint, tmp_path, ["one", None, "two"], params={"messages": messages}))
+    assert read_output(tmp_path / "out")["generated_text"].to_pylist() == ["SUMMARISE: ONE", "SUMMARISE: TWO"]
+    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == [1]
+
+
+def test_identical_greedy_rows_are_asked_once_and_sampled_ones_each(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    job_here(spec_of(endpoint, tmp_path / "greedy", ["same"] * 9))
+    assert endpoint.seen["same"] == 3  # one for each split
+    job_here(spec_of(endpoint, tmp_path / "sampled", ["other"] * 9, params={"do_sample": None}))
+    assert endpoint.seen["other"] == 9
+
+
+def test_rows_that_the_endpoint_refuses_are_rejects_with_its_message(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    def answer(text: str, body: dict[str, Any], times: int) -> Any:
+        replies = {
+            "busy": text if times > 2 else Response("full", 429, {"Retry-After": "0"}),
+            "long": error(400, "too many tokens"),
+            "broken": error(500, "cannot"),
+            "odd": JSONResponse({"choices": []}),
+            "tool": JSONResponse({"choices": [{"text": None, "finish_reason": "tool_calls"}]}),
+            "filtered": JSONResponse({"choices": [{"text": "x", "finish_reason": "content_filter"}]}),
+        }
+        return replies.get(text, text)
+
+    endpoint.answer = answer
+    texts = ["fine", "busy", "long", "broken", "odd", "tool", "filtered", "", "good"]
+    job_here(spec_of(endpoint, tmp_path, texts))
+    assert read_output(tmp_path / "out")["generated_text"].to_pylist() == ["fine", "busy", "good"]
+    messages = {reject["id"]: reject for reject in read_rejects(tmp_path / "out")}
+    assert "400: too many tokens" in str(messages[2])
+    assert "500: cannot" in str(messages[3])
+    assert "no choices" in str(messages[4])
+    assert "tool_calls" in str(messages[5])
+    assert "content_filter" in str(messages[6])
+    assert "empty" in str(messages[7])
+    assert (endpoint.seen["busy"], endpoint.seen["broken"], endpoint.seen["long"]) == (3, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "engine.token_env"),
+        (404, "check engine.url and model.name"),
+        (429, "engine.requests_per_minute"),
+    ],
+)
+def test_an_endpoint_that_answers_no_row_ends_the_job_and_commits_nothing(
+    endpoint: Endpoint, tmp_path: Path, status: int, words: str
+) -> None:
+    endpoint.answer = lambda text, body, times: error(status, "no")
+    done = job_here(spec_of(endpoint, tmp_path, [f"text {k}" for k in range(6)]))
+    assert done.exit_code == 1
+    assert words in done.report["failed"][0]["error"]
+    assert not list((tmp_path / "out").glob("part-*"))
+    endpoint.answer = lambda text, body, times: "yes"
+    assert job_here(spec_of(endpoint, tmp_path, [])).exit_code == 0
+
+
+def test_typed_answers_are_checked_against_the_schema(endpoint: Endpoint, tmp_path: Path) -> None:
+    answers = [
+        '{"stars": 3, "tags": ["a"]}',
+        '{"stars": "3", "tags": []}',
+        '{"stars": 3}',
+        '{"stars": 3, "tags": [], "more": 1}',
+        '{"stars": 0, "tags": ["b"]}',
+        '{"stars": 4, "tags": [',
+        '{"tags": ["b", "a"], "stars": 5}',
+    ]
+    endpoint.answer = lambda text, body, times: answers[int(text)]
+    texts = [str(k) for k in range(len(answers))]
+    job_here(spec_of(endpoint, tmp_path, texts, params={"constraint": {"json_schema": SCHEMA}}))
+    out = read_output(tmp_path / "out")
+    assert out["id"].to_pylist() == [0, 6]
+    assert out["parsed"].to_pylist() == [{"stars": 3, "tags": ["a"]}, {"stars": 5, "tags": ["b", "a"]}]
+    assert out.schema.field("parsed").type == pa.struct(
+        [("stars", pa.int64()), ("tags", pa.list_(pa.string()))]
+    )
+    assert all(
+        "does not satisfy params.constraint" in str(reject) for reject in read_rejects(tmp_path / "out")
+    )
+    sent = endpoint.bodies[0]["response_format"]["json_schema"]
+    assert (sent["schema"]["additionalProperties"], sent["strict"]) == (False, True)
+
+
+def test_embeddings_share_requests_and_bad_texts_fail_alone(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.answer = lambda text, body, times: error(400, "bad") if text == "bad" else text
+    texts = ["a", "bb", "bad", "dddd", "", "ffffff"]
+    spec = spec_of(
+        endpoint, tmp_path, texts, "embedding", engine={"texts_per_request": 3}, input={"split_rows": 6}
+    )
+    done = job_here(spec)
+    out = read_output(tmp_path / "out")
+    assert out["embedding"].to_pylist() == [[len(text), 0.5, -1] for text in ("a", "bb", "dddd", "ffffff")]
+    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == [2, 4]
+    assert max(len(body["input"]) for body in endpoint.bodies) == 2  # of the rows of a shard
+    assert done.report["usage"]["prompt_tokens"] == 1 + 2 + 4 + 6
+    assert done.report["histogram"]["name"] == "norm"
+
+
+@pytest.mark.parametrize("vector", [[], None, ["a"], [1.0, math.nan], [[1.0]], [1e39], [1.0, 2.0]])
+def test_vectors_that_are_none_are_rejects(endpoint: Endpoint, tmp_path: Path, vector: Any) -> None:
+    body = json.dumps({"data": [{"index": 0, "embedding": vector}]})
+    endpoint.answer = lambda text, _, times: Response(body, media_type="application/json")
+    spec = spec_of(endpoint, tmp_path, ["a"], "embedding", params={"dimensions": 3})
+    runner = Runner(make_plan(spec).runner)
+    done = runner.run({"text": pa.array(["a"])})
+    assert [reject.error for reject in done.rejects] == ["EndpointError"]
+
+
+def test_the_token_is_sent_and_kept_out_of_the_output(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-token")
+    job_here(spec_of(endpoint, tmp_path, ["a", "b"], engine={"token_env": "SOME_TOKEN"}))
+    assert {headers["authorization"] for headers in endpoint.headers} == {"Bearer very-secret-token"}
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or b"very-secret" not in path.read_bytes()
+    monkeypatch.delenv("SOME_TOKEN")
+    with pytest.raises(SpecError, match="SOME_TOKEN is not set"):
+        make_plan(spec_of(endpoint, tmp_path, [], engine={"token_env": "SOME_TOKEN"}))
+
+
+def test_the_rate_of_requests_is_kept(endpoint: Endpoint, tmp_path: Path) -> None:
+    moments: list[float] = []
+
+    def answer(text: str, body: dict[str, Any], times: int) -> str:
+        moments.append(asyncio.get_running_loop().time())
+        return text
+
+    endpoint.answer = answer
+    texts = [f"text {k}" for k in range(12)]
+    job_here(
+        spec_of(endpoint, tmp_path, texts, engine={"requests_per_minute": 1200}, input={"split_rows": 12})
+    )
+    assert len(moments) == 12
+    assert moments[-1] - moments[0] >= 9 * 0.05 * 0.9  # three splits, each of four requests, at 20 a second
+
+
+def faults_with(endpoint: Endpoint, folder: Path, task: str = "text-generation", **sections: Any) -> str:
+    with pytest.raises(SpecError) as found:
+        make_plan(spec_of(endpoint, folder, ["a"], task, **sections))
+    return str(found.value)
+
+
+def test_the_plan_names_what_an_endpoint_cannot_do(endpoint: Endpoint, tmp_path: Path) -> None:
+    for sections, words in (
+        ({"task": "fill-mask"}, "endpoints answer embedding, text-generation, not fill-mask"),
+        ({"task": "auto"}, "name the task"),
+        ({"model": {"dtype": "float32"}}, "model.dtype: the endpoint loads the model"),
+        ({"model": {"revision": "main", "dtype": "auto"}}, "model.revision: the endpoint loads the model"),
+        ({"tokenizer": {"add_tokens": ["x"]}}, "tokenizer: the endpoint has the tokenizer"),
+        ({"batch": {"max_length": 8}}, "batch.max_length"),
+        ({"params": {"constraint": {"choices": ["a", "b"]}}}, "takes a json_schema"),
+        ({"params": {"body": {"model": "other"}}}, "params.body cannot set model"),
+        ({"params": {"temperature": 0.5}}, "leave one of them out"),
+        ({"params": {"num_beams": 4}}, "num_beams"),
+        ({"engine": {"guard": "required"}}, "engine.guard required"),
+        ({"workers": {"gpus": 1}}, "workers.gpus"),
+    ):
+        assert words in faults_with(endpoint, tmp_path, **sections), sections
+
+
+def test_the_plan_asks_the_endpoint_for_its_models(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.models = {"data": [{"id": "some-modal"}, {"id": "z"}]}
+    assert "does not list 'some-model'; it lists 'some-modal', 'z'" in faults_with(endpoint, tmp_path)
+    endpoint.models = Response("no", 401)
+    assert "answers 401; name the variable" in faults_with(endpoint, tmp_path)
+    endpoint.models = RedirectResponse("https://elsewhere.example/v1/models")
+    assert "redirects requests to https://elsewhere.example" in faults_with(endpoint, tmp_path)
+    endpoint.models = Response("what?", 404)
+    assert any(
+        "does not list its models" in note for note in make_plan(spec_of(endpoint, tmp_path, [])).notes
+    )
+    endpoint.url = "http://127.0.0.1:1"
+    assert "no endpoint answers at http://127.0.0.1:1" in faults_with(endpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a/v1?key=secret", "http:///v1"]
+)
+def test_urls_that_are_none_are_refused_without_their_secrets(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as found:
+        make_spec("text-generation", "m", tmp_path, tmp_path / "out", engine={"name": "http", "url": url})
+    assert "engine" in str(found.value)
+    assert "secret@" not in str(found.value)
+    assert HttpEngineSpec(name="http", url="https://a.example/base/v1/").url == "https://a.example/base"
+
+
+def test_an_endpoint_that_stops_in_the_middle_ends_the_job(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfbatch.engines.sending.MOST_TRIES", 2)
+    runner = Runner(make_plan(spec_of(endpoint, tmp_path, ["a"])).runner)
+    runner.load()
+    endpoint.stop()
+    endpoint.answer = lambda text, body, times: Response("gone", 200)
+    with pytest.raises(WorkerError, match="does not answer request"):
+        runner.run({"text": pa.array(["a", "b"])})
+
+
+def test_a_preview_asks_for_its_rows_alone(endpoint: Endpoint, tmp_path: Path) -> None:
+    spec = spec_of(endpoint, tmp_path, [f"text {k}" for k in range(9)])
+    path = tmp_path / "job.yaml"
+    path.write_text(spec.to_yaml(), encoding="utf8")
+    done = call("preview", str(path), "--rows", "2", "--json")
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["output"]["generated_text"] for row in rows] == ["TEXT 0", "TEXT 1"]
+    assert sum(endpoint.seen.values()) == 2
+    np.testing.assert_array_equal([*endpoint.seen], ["text 0", "text 1"])
