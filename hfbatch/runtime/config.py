@@ -38,6 +38,8 @@ class RuntimeChoice:
     """Whether identical rows of a split run once; false for jobs that began before there was a choice."""
     fitted: dict[str, Any] | None = None
     """What the task took from rows of the job, see `Task.fit`; None if it needs nothing."""
+    share_prefixes: bool = False
+    """Whether tokens that all prompts of a batch begin with are read once; false for jobs that began before there was a choice."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class RunnerConfig:
                 self.tokenizer,
                 RowFiles(self.root, self.files),
                 self.choice.fitted if self.choice else None,
+                self.choice.share_prefixes if self.choice else self.batch.share_prefixes,
             )
         )
         _ = task.config  # imports torch while the collector is at rest

@@ -173,6 +173,7 @@ class Runner:
             self._variant.compiled,
             self.config.batch.dedupe,
             self._fit(features, size),
+            self.config.batch.share_prefixes,
         )
 
     def _fit(self, features: pa.Table, size: int) -> dict[str, Any] | None:
@@ -369,7 +370,7 @@ class Runner:
         one = self._variant
         return RuntimeChoice(
             size, engine.dtype, engine.device, engine.name, one.quantization, compiled=one.compiled,
-            dedupe=self.config.batch.dedupe,
+            dedupe=self.config.batch.dedupe, share_prefixes=self.config.batch.share_prefixes,
         )  # fmt: skip
 
     @property

@@ -156,6 +156,8 @@ class BatchSpec(Section):
     CPU encodes; else no limit."""
     dedupe: bool = True
     """Run rows of a split with identical features once; rows that are sampled have seeds of their own and are never identical."""
+    share_prefixes: bool = True
+    """For text-generation in torch: run the tokens that all prompts of a batch begin with, such as a system prompt, once."""
     continuous: bool | None = None
     """The same as `engine: continuous` if true; kept for older specs."""
 

@@ -115,6 +115,8 @@ class TaskConfig:
     """Opens the files that rows refer to."""
     fitted: Mapping[str, Any] | None = None
     """What `Task.fit` has returned; None before that, and for tasks that fit nothing."""
+    share_prefixes: bool = False
+    """Whether tokens that all prompts of a batch begin with are read once, where the model allows it."""
 
 
 class Task(ABC):

@@ -70,7 +70,9 @@ def predicted(spec: JobSpec, texts: list[str]) -> tuple[list[Any], Any]:
     features = runner.task.preprocess(columns, places).table.append_column(POSITION, places["row"])
     choice = runner.propose(features, len(texts), columns)
     size = 32 if spec.batch.size == "auto" else spec.batch.size
-    assert choice == RuntimeChoice(size, "float32", choice.device, spec.engine.name, dedupe=True)
+    assert choice == RuntimeChoice(
+        size, "float32", choice.device, spec.engine.name, dedupe=True, share_prefixes=True
+    )
     runner.apply(choice)
     result = runner.predict(features)
     _, arrays, _ = runner.postprocess(result.outputs, columns)

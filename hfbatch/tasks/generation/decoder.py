@@ -12,6 +12,7 @@ import torch
 
 from hfbatch.engines.log_probs import log_probs_of
 from hfbatch.tasks.base import FINITE
+from hfbatch.tasks.generation.prefix import PREFIX, read_prefix
 from hfbatch.tasks.generation.sampling import GumbelNoise, splitmix64, warpers
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ class Decoder:
         """Continues each row until an eos token, a stop string or the maximum number of tokens.
 
         :param batch: inputs of `generate`: `input_ids` and `attention_mask`, int64 [batch, width], padded on
-            the left for decoder-only models; when sampling, also `seed`, int64 [batch].
+            the left for decoder-only models; when sampling, also `seed`, int64 [batch]; see also `prefix.share`.
         :param limit: stops after this many new tokens in any case.
         :param on_tokens: called after each step with the new token of each text, also of those that have ended.
         :returns: see `join_texts`; with a constraint also `complete`, bool [batch, count], which texts satisfy it.
         """
         inputs = dict(batch)
-        seeds = inputs.pop("seed", None)
+        seeds, shared = inputs.pop("seed", None), inputs.pop(PREFIX, 0)
         if seeds is not None:
             # Each text is a separate row: generate rejects num_return_sequences when it does not sample itself.
             inputs = {name: tensor.repeat_interleave(self.count, dim=0) for name, tensor in inputs.items()}
@@ -75,6 +76,8 @@ class Decoder:
             config.no_repeat_ngram_size = None
         # generate fills unset options from the model's config, which would restore options that are not followed.
         model.generation_config = config
+        if shared:
+            inputs |= read_prefix(model, inputs["input_ids"], int(shared))
         made = model.generate(
             **inputs,
             generation_config=config,
@@ -313,7 +316,9 @@ def log_probs(
     count = lengths.shape[1]
     for text, length in enumerate(lengths.flatten().tolist()):
         row = text // count
-        inputs = {name: tensor[row : row + 1] for name, tensor in batch.items() if name != "seed"}
+        inputs = {
+            name: tensor[row : row + 1] for name, tensor in batch.items() if name not in ("seed", PREFIX)
+        }
         if "attention_mask" in inputs:
             real = inputs.pop("attention_mask")[0].bool()
             inputs["input_ids"] = inputs["input_ids"][:, real]

@@ -45,6 +45,7 @@ from hfbatch.tasks.generation.generation_config import (
     resolve,
 )
 from hfbatch.tasks.generation.json_values import Column, parser_of
+from hfbatch.tasks.generation.prefix import can_share, share
 from hfbatch.tasks.generation.text_generation_base import EXTRA_OUTPUTS, GeneratingTask
 from hfbatch.tasks.positions import embedding_rows, has_embedding
 from hfbatch.tasks.tokens import (
@@ -309,7 +310,10 @@ class TextGeneration(GeneratingTask):
         return list_lengths(features["input_ids"])
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
-        """Returns `input_ids` and `attention_mask` int64 [batch, width], padded on the left; `seed` int64 [batch]."""
+        """Returns `input_ids` and `attention_mask` int64 [batch, width], padded on the left; `seed` int64 [batch].
+
+        Padding follows tokens that all rows share, see `prefix.share`.
+        """
         pad = self.decoding.pad_token_id
         pad = padding_id(self.tokenizer, self.config, self.vocabulary) if pad is None else pad
         batch = collate_text(
@@ -317,7 +321,12 @@ class TextGeneration(GeneratingTask):
         )
         if "seed" in features.column_names:
             batch["seed"] = features["seed"].to_numpy()[rows]
-        return batch
+        return share(batch) if self.shares else batch
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether tokens that all prompts of a batch begin with are read once."""
+        return self.settings.share_prefixes and can_share(self.config, self.decoding)
 
     def requests(self, features: pa.Table) -> list[Request]:
         """Returns the prompt of each row, for a row engine."""
