@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GenerationConfig,
+    LlamaConfig,
     MistralConfig,
     MptConfig,
     PretrainedConfig,
@@ -90,6 +91,10 @@ OTHERS: dict[str, PretrainedConfig] = {
     "a window": MistralConfig(**TOKENS, sliding_window=8),
     "a window in some layers": Gemma2Config(**TOKENS),
     "a window that is on": Qwen2Config(**TOKENS, use_sliding_window=True, sliding_window=8),
+    "positions that depend on the length": LlamaConfig(
+        **TOKENS, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "code of its own": LlamaConfig(**TOKENS, auto_map={"AutoModelForCausalLM": "code.Model"}),
     "distances in the padded text": MptConfig(vocab_size=200),
 }
 

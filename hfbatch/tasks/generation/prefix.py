@@ -31,6 +31,8 @@ READ_POSITIONS = frozenset(
 )
 """Model types whose positions come from `position_ids` or the attention mask, so that padding between tokens has no effect."""
 FULL = "full_attention"
+FIXED = frozenset(("default", "linear", "llama3", "yarn"))
+"""Kinds of rotary positions that do not depend on how long the text is."""
 PREFIX = "prefix"
 """The number of tokens that all rows of a batch begin with, an int; absent if they are not shared."""
 
@@ -38,13 +40,17 @@ PREFIX = "prefix"
 def can_share(config: PretrainedConfig, decoding: GenerationConfig) -> bool:
     """Whether a model may read the beginning of its prompts once, so that the texts stay the same up to rounding.
 
-    Sliding windows would count the padding between prefix and rest. Beams move rows; n-grams and stop strings are looked for
-    across the end of the prefix.
+    Sliding windows would count the padding between prefix and rest, and some rotary positions depend on the length of the whole
+    text. Beams move rows; n-grams and stop strings are looked for across the end of the prefix.
     """
+    if config.model_type not in READ_POSITIONS or getattr(config, "auto_map", None):  # code of its own
+        return False
     kinds = {*(getattr(config, "layer_types", None) or [FULL])}
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    plain = (decoding.num_beams or 1) == 1 and not decoding.no_repeat_ngram_size and not decoding.stop_strings
-    return config.model_type in READ_POSITIONS and kinds == {FULL} and not window and plain
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kinds != {FULL} or window or rotary not in FIXED:
+        return False
+    return (decoding.num_beams or 1) == 1 and not decoding.no_repeat_ngram_size and not decoding.stop_strings
 
 
 def share(batch: dict[str, Any]) -> dict[str, Any]:
