@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Self
 
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]*")
+# The scheme is bounded, so that a long text without spaces takes no time that grows with its square.
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s'\"<>]*")
 _USER = re.compile(r"((?:https?|s3[an]?)://)[^/@?\s]*@", re.IGNORECASE)
 # abfs://container@account is an address, not a secret. A password may hold a slash that is not encoded.
 _PASSWORD = re.compile(r"(://)[^/@?:\s]*:(?!:)(?:[^/\s]*|(?!\d+(?:[/?#]|$))\S*)@")

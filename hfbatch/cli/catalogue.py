@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hfbatch.console.display import add, say, show
 from hfbatch.console.display import table as headed
-from hfbatch.tasks import TASKS, task_class
+from hfbatch.tasks import ENDPOINT_TASKS, TASKS, task_class
 from hfbatch.tasks.base import InputColumn, Params
 from hfbatch.train.recipes import RECIPES, recipe_class
 
@@ -27,7 +27,15 @@ def list_tasks() -> list[dict[str, Any]]:
 def describe_task(name: str) -> dict[str, Any]:
     """The description of one task. :raises SpecError: for an unknown name."""
     cls = task_class(name)
-    example = {"task": cls.name, "model": "org/model-or-folder", "input": "in/", "output": "out/"}
+    example: dict[str, Any] = {
+        "task": cls.name,
+        "model": "org/model-or-folder",
+        "input": "in/",
+        "output": "out/",
+    }
+    if cls.name in ENDPOINT_TASKS:
+        served = {"name": "http", "url": "http://localhost:8000/v1"}
+        example |= {"model": "name-that-the-endpoint-lists", "engine": served}
     return {
         "name": cls.name,
         "summary": cls.summary,

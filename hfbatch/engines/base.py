@@ -182,6 +182,15 @@ class Call:
     """The `input`, where the API takes a list of them: calls with the same body may share a request."""
 
 
+def token_count(usage: object, name: str) -> int | None:
+    """Returns a number of tokens that an answer of an endpoint states; None if it states none that can be.
+
+    :param usage: the answer's `usage`.
+    """
+    number = usage.get(name) if isinstance(usage, dict) else None
+    return number if type(number) is int and 0 <= number < 2**31 else None
+
+
 class RowEngine(Engine):
     """Continues prompts, or has an endpoint answer requests; decides itself which of them run concurrently."""
 

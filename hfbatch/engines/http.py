@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import groupby
 from typing import Any, cast
 
-from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine
+from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine, token_count
 from hfbatch.engines.sending import Sender, connected
 from hfbatch.errors import HfbatchError, WorkerError, redact_text
+from hfbatch.hub.served import read_token
 from hfbatch.spec.engines import HttpEngineSpec
 
 FATAL = frozenset((404, 405))
@@ -21,6 +21,8 @@ FULL = frozenset((429, 503))
 """States of HTTP of an endpoint without room, after all attempts."""
 MOST_SHOWN = 300
 """Maximum of characters of an endpoint's message."""
+MOST_READ = 10_000
+"""Maximum of characters of an endpoint's message that are searched for secrets."""
 KEPT_HINT = "committed results are kept, and the same command continues"
 Answers = list[tuple[int, Any]]
 """Positions of requests, each with its answer or its error."""
@@ -33,7 +35,7 @@ class EndpointError(HfbatchError):
 class HttpEngine(RowEngine):
     """Sends calls to an endpoint. Loads nothing; the token is read from the environment of the worker.
 
-    :raises WorkerError: if the token is not in the environment.
+    :raises WorkerError: if the environment holds no token that can be sent.
     """
 
     name = "http"
@@ -42,13 +44,13 @@ class HttpEngine(RowEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         self._spec = cast(HttpEngineSpec, config.options)
-        variable = self._spec.token_env
-        self._token = os.environ.get(variable, "") if variable else None
-        if variable and not self._token:
+        try:
+            self._token = read_token(self._spec)
+        except ValueError as error:
             raise WorkerError(
-                f"engine.token_env: the environment variable {variable} is not set on a worker; set it on every node, for "
-                "`ray job submit` in env_vars of --runtime-env-json"
-            )
+                f"engine.token_env: {error} on a worker; set it on every node, for `ray job submit` in env_vars of "
+                "--runtime-env-json"
+            ) from None
         self.device, self.dtype = self._spec.url, REMOTE
         self._usage: Counter[str] = Counter()
 
@@ -87,6 +89,7 @@ class HttpEngine(RowEngine):
                 else "name the variable with its token in engine.token_env"
             )
             sender = Sender(session, self._spec.url, hint, KEPT_HINT, self._spec.requests_per_minute)
+            done: set[asyncio.Task[Answers]] = set()
             waiting: set[asyncio.Task[Answers]] = set()
             try:
                 while True:
@@ -101,7 +104,8 @@ class HttpEngine(RowEngine):
                         yield from task.result()
             finally:
                 self._usage["requests"] += sender.sent
-                loop.run(_cancelled(waiting))
+                # Several of `done` may have failed: the first is raised, and the others have to be asked for their errors.
+                loop.run(_cancelled(waiting | done))
                 loop.run(async_ends.aclose())
 
     async def _answers(self, sender: Sender, calls: Sequence[Call], group: list[int]) -> Answers:
@@ -111,23 +115,38 @@ class HttpEngine(RowEngine):
         status, body = await sender.post(first.path, {**first.body, **joined}, first.path)
         if status in FATAL | FULL:
             raise WorkerError(
-                f"the endpoint at {self._spec.url} answers {status}{_hint(status)}: {_message(body)}"
+                f"the endpoint at {self._spec.url} answers {status}{_hint(status)}: {self._shown(_message(body))}"
             )
         if status >= 400 and len(group) > 1:
             return [answer for place in group for answer in await self._answers(sender, calls, [place])]
         if status >= 300:
-            return [(group[0], EndpointError(f"the endpoint answers {status}: {_message(body)}"))]
+            return [
+                (group[0], EndpointError(f"the endpoint answers {status}: {self._shown(_message(body))}"))
+            ]
         self._count(body)
+        if not joined:
+            return [(group[0], self._read(first, body))]
         return [
-            (place, _read(calls[place], body, index if joined else None)) for index, place in enumerate(group)
+            (place, self._read(calls[place], body, (index, len(group)))) for index, place in enumerate(group)
         ]
+
+    def _read(self, call: Call, body: object, place: tuple[int, int] | None = None) -> Any:
+        """Returns what a call makes of its answer, or the error. :param place: see `_item`, where calls may share a body."""
+        try:
+            return call.read(_item(body, *place) if place else body)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            return EndpointError(f"the endpoint's answer holds no result: {self._shown(error)}")
+
+    def _shown(self, value: object) -> str:
+        """Returns a message of the endpoint as one line, cut and without the token, which it may repeat."""
+        text = str(value)[:MOST_READ]
+        text = redact_text(" ".join((text.replace(self._token, "***") if self._token else text).split()))
+        return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
 
     def _count(self, body: object) -> None:
         usage = body.get("usage") if isinstance(body, dict) else None
         for name, known_as in (("prompt_tokens", "prompt_tokens"), ("completion_tokens", "new_tokens")):
-            number = usage.get(name) if isinstance(usage, dict) else None
-            if isinstance(number, int):
-                self._usage[known_as] += number
+            self._usage[known_as] += token_count(usage, name) or 0
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Never: nothing is computed here."""
@@ -156,32 +175,24 @@ async def _cancelled(tasks: set[asyncio.Task[Answers]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _read(call: Call, body: object, index: int | None) -> Any:
-    """Returns what a call makes of its answer, or the error. :param index: of its item in `data`, where calls share a body."""
-    try:
-        return call.read(body if index is None else _item(body, index))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        return EndpointError(f"the endpoint's answer holds no result: {_shown(error)}")
+def _item(body: object, index: int, inputs: int) -> object:
+    """Returns the item of `data` for one of the inputs; items state their index, and may come in any order.
 
-
-def _item(body: object, index: int) -> object:
-    """Returns the item of `data` for one of the inputs; items state their index, and may come in any order."""
+    The item of a single input may leave it out: of several, it would be a guess which one it is for.
+    """
     data = body.get("data") if isinstance(body, dict) else None
-    found = [one for one in data or () if isinstance(one, Mapping) and one.get("index", 0) == index]
+    items = [one for one in data if isinstance(one, Mapping)] if isinstance(data, list) else []
+    unstated = 0 if inputs == 1 else None
+    found = [one for one in items if type(its := one.get("index", unstated)) is int and its == index]
     if len(found) != 1:
         raise ValueError(f"data has {len(found)} items with index {index}")
     return found[0]
 
 
-def _message(body: object) -> str:
+def _message(body: object) -> object:
     """Returns the message of an error's body, which has several forms."""
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
-    return _shown(error.get("message", error) if isinstance(error, dict) else error)
-
-
-def _shown(value: object) -> str:
-    text = redact_text(" ".join(str(value).split()))
-    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+    return error.get("message", error) if isinstance(error, dict) else error
 
 
 def _hint(status: int) -> str:

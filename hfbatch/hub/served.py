@@ -16,6 +16,20 @@ MOST_SHOWN = 5
 REFUSED = (401, 403)
 
 
+def read_token(engine: HttpEngineSpec) -> str | None:
+    """Returns the bearer token from the environment, without spaces around it; None if the spec names no variable.
+
+    :raises ValueError: if the variable is not set, or holds what no header can.
+    """
+    if engine.token_env is None:
+        return None
+    token = os.environ.get(engine.token_env, "").strip()
+    if not token or not token.isprintable():
+        fault = "holds a line break or another control character" if token else "is not set"
+        raise ValueError(f"the environment variable {engine.token_env} {fault}")
+    return token
+
+
 def served_model(spec: ModelSpec, engine: HttpEngineSpec, notes: list[str]) -> Model:
     """Asks the endpoint for its models; returns the one of the spec, without files and without a commit.
 
@@ -28,9 +42,11 @@ def served_model(spec: ModelSpec, engine: HttpEngineSpec, notes: list[str]) -> M
         for name in ("file", "revision", "dtype", "trust_remote_code")
         if getattr(spec, name) != getattr(defaults, name)
     ]
-    token = os.environ.get(engine.token_env, "") if engine.token_env else None
-    if token == "":
-        faults.append(f"engine.token_env: the environment variable {engine.token_env} is not set")
+    token = None
+    try:
+        token = read_token(engine)
+    except ValueError as error:
+        faults.append(f"engine.token_env: {error}; set it to the token")
     if faults:
         raise SpecError(faults)
     known = asyncio.run(_listed(engine, token, notes))
@@ -74,7 +90,7 @@ async def _listed(engine: HttpEngineSpec, token: str | None, notes: list[str]) -
         raise SpecError(
             f"engine.url: no endpoint answers at {engine.url}: {one_line(error)}; start it, or correct the URL"
         ) from error
-    except ValueError:
+    except (ValueError, LookupError, RecursionError):  # no JSON, or in an encoding that does not exist
         body = None
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):

@@ -14,7 +14,7 @@ import pytest
 
 from hfbatch.data.filesystem import absolute, join, open_filesystem, redact
 from hfbatch.data.reader import read_split
-from hfbatch.errors import SpecError, SplitError, WorkerError
+from hfbatch.errors import SpecError, SplitError, WorkerError, redact_text
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.manifest import Manifest
 from hfbatch.output.rejects import reject_schema
@@ -58,6 +58,11 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch, tmp_path):
 )
 def test_secrets_are_not_shown(path, shown):
     assert redact(path) == shown
+
+
+def test_a_long_text_without_spaces_is_searched_for_secrets_in_no_time():
+    text = "z" * 200_000  # took minutes while each letter could begin the scheme of a URL
+    assert redact_text(f"{text} https://me:secret@a {text}") == f"{text} https://a {text}"
 
 
 def test_a_location_shows_its_secret_only_where_it_is_asked_for():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import gc
 import json
 import math
 import socket
@@ -23,10 +25,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from hfbatch import JobSpec
+from hfbatch.cli.catalogue import describe_task
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.engines import HttpEngineSpec
+from hfbatch.tasks import ENDPOINT_TASKS
 from tests.jobs.here import job_here
 from tests.jobs.tools import call, make_spec, read_output, read_rejects, write_shards
 
@@ -47,6 +51,8 @@ class Endpoint:
         self.seen: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.others: list[str] = []
+        """Paths that are none of the API."""
         self.models: Any = {"data": [{"id": "some-model"}]}
         self.answer: Callable[[str, dict[str, Any], int], Any] = lambda text, body, times: text.upper()
         self.under_way = self.most_under_way = 0
@@ -54,7 +60,8 @@ class Endpoint:
             Route(path, self.post, methods=["POST"])
             for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
         ]
-        app = Starlette(routes=[*routes, Route("/v1/models", self.list_models)])
+        others = Route("/{path:path}", self.get_other)
+        app = Starlette(routes=[*routes, Route("/v1/models", self.list_models), others])
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
@@ -64,6 +71,10 @@ class Endpoint:
 
     async def list_models(self, request: Request) -> Response:
         return self.models if isinstance(self.models, Response) else JSONResponse(self.models)
+
+    async def get_other(self, request: Request) -> Response:
+        self.others.append(request.url.path)
+        return JSONResponse({})
 
     async def post(self, request: Request) -> Response:
         self.under_way += 1
@@ -215,11 +226,12 @@ def test_rows_that_the_endpoint_refuses_are_rejects_with_its_message(
             "odd": JSONResponse({"choices": []}),
             "tool": JSONResponse({"choices": [{"text": None, "finish_reason": "tool_calls"}]}),
             "filtered": JSONResponse({"choices": [{"text": "x", "finish_reason": "content_filter"}]}),
+            "half": Response(r'{"choices": [{"text": "\ud83d"}]}', media_type="application/json"),
         }
         return replies.get(text, text)
 
     endpoint.answer = answer
-    texts = ["fine", "busy", "long", "broken", "odd", "tool", "filtered", "", "good"]
+    texts = ["fine", "busy", "long", "broken", "odd", "tool", "filtered", "", "half", "good"]
     job_here(spec_of(endpoint, tmp_path, texts))
     assert read_output(tmp_path / "out")["generated_text"].to_pylist() == ["fine", "busy", "good"]
     messages = {reject["id"]: reject for reject in read_rejects(tmp_path / "out")}
@@ -229,6 +241,7 @@ def test_rows_that_the_endpoint_refuses_are_rejects_with_its_message(
     assert "tool_calls" in str(messages[5])
     assert "content_filter" in str(messages[6])
     assert "empty" in str(messages[7])
+    assert "surrogates" in str(messages[8])
     assert (endpoint.seen["busy"], endpoint.seen["broken"], endpoint.seen["long"]) == (3, 8, 1)
 
 
@@ -278,6 +291,31 @@ def test_typed_answers_are_checked_against_the_schema(endpoint: Endpoint, tmp_pa
     assert (sent["schema"]["additionalProperties"], sent["strict"]) == (False, True)
 
 
+@pytest.mark.parametrize("name", ["URL/s.json", "file:///etc/hostname", "s.json", "#/$defs/b", "#b"])
+def test_what_a_schema_refers_to_is_in_it_and_never_fetched(
+    endpoint: Endpoint, tmp_path: Path, name: str
+) -> None:
+    name = name.replace("URL", endpoint.url)
+    schema = {"type": "object", "properties": {"stars": {"anyOf": [{"$ref": name}]}}}
+    faults = faults_with(endpoint, tmp_path, params={"constraint": {"json_schema": schema}})
+    assert f"params.constraint.json_schema refers to {name!r}" in faults
+    assert endpoint.others == []
+
+
+def test_answers_are_checked_by_what_a_schema_holds(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.answer = lambda text, body, times: text
+    texts = ['{"a": {"n": 1}}', '{"a": {"n": "x"}}', '{"a": {"n": NaN}}']
+    schema = {
+        "$id": f"{endpoint.url}/s",
+        "properties": {"a": {"$ref": "#/$defs/b"}},
+        "$defs": {"b": {"properties": {"n": {"type": "number"}}}},
+    }
+    job_here(spec_of(endpoint, tmp_path, texts, params={"constraint": {"json_schema": schema}}))
+    assert read_output(tmp_path / "out")["id"].to_pylist() == [0]
+    assert [one["hfbatch_error"] for one in read_rejects(tmp_path / "out")] == ["UnusableText"] * 2
+    assert endpoint.others == []
+
+
 def test_embeddings_share_requests_and_bad_texts_fail_alone(endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.answer = lambda text, body, times: error(400, "bad") if text == "bad" else text
     texts = ["a", "bb", "bad", "dddd", "", "ffffff"]
@@ -303,14 +341,74 @@ def test_vectors_that_are_none_are_rejects(endpoint: Endpoint, tmp_path: Path, v
     assert [reject.error for reject in done.rejects] == ["EndpointError"]
 
 
+@pytest.mark.parametrize("vector", [["1.5"], [True], [10**400], [None]])
+def test_what_is_no_number_is_not_made_one(endpoint: Endpoint, tmp_path: Path, vector: list[Any]) -> None:
+    endpoint.answer = lambda text, _, times: JSONResponse({"data": [{"embedding": vector}]})
+    job_here(spec_of(endpoint, tmp_path, ["a"], "embedding"))
+    assert [reject["hfbatch_error"] for reject in read_rejects(tmp_path / "out")] == ["EndpointError"]
+
+
+@pytest.mark.parametrize("indexes", [[], [False], [0, 0], ["0"], [None]])
+def test_a_vector_is_of_the_text_that_its_index_states(
+    endpoint: Endpoint, tmp_path: Path, indexes: list[Any]
+) -> None:
+    unstated: list[dict[str, Any]] = [{"embedding": [9.0]}]
+    items = [{"index": index, "embedding": [9.0]} for index in indexes] or unstated
+    endpoint.answer = lambda text, _, times: JSONResponse({"data": items})
+    runner = Runner(make_plan(spec_of(endpoint, tmp_path, ["a"], "embedding")).runner)
+    done = runner.run({"text": pa.array(["a", "b"])})
+    assert [reject.error for reject in done.rejects] == ["EndpointError"] * 2
+    alone = runner.run({"text": pa.array(["c"])})
+    assert len(alone.rejects) == (indexes != [])
+
+
+@pytest.mark.parametrize("number", [-5, 2**62, 10**30, True, 1.5, "3", None])
+def test_counts_that_cannot_be_are_none(endpoint: Endpoint, tmp_path: Path, number: Any) -> None:
+    body = {
+        "choices": [{"text": "x"}],
+        "usage": {"prompt_tokens": number, "completion_tokens": number},
+    }
+    endpoint.answer = lambda text, _, times: JSONResponse(body)
+    done = job_here(spec_of(endpoint, tmp_path, ["a", "b"], params={"details": True}))
+    assert done.report["usage"] == {"requests": 2, "prompt_tokens": 0, "new_tokens": 0, "cost": None}
+    assert read_output(tmp_path / "out")["new_tokens"].to_pylist() == [None, None]
+
+
+def test_requests_that_fail_together_are_one_error(
+    endpoint: Endpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.answer = lambda text, body, times: Response("no", 401)
+    runner = Runner(make_plan(spec_of(endpoint, tmp_path, ["a"])).runner)
+    with pytest.raises(WorkerError, match="answers 401"):
+        runner.run({"text": pa.array([str(k) for k in range(40)])})
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err
+
+
 def test_the_token_is_sent_and_kept_out_of_the_output(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOME_TOKEN", "very-secret-token")
-    job_here(spec_of(endpoint, tmp_path, ["a", "b"], engine={"token_env": "SOME_TOKEN"}))
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-token\n")
+
+    def answer(text: str, body: dict[str, Any], times: int) -> Any:
+        repeated = endpoint.headers[-1]["authorization"]
+        odd = {"content": None, "refusal": repeated}
+        answers = {
+            "b": error(400, f"wrong key {repeated}"),
+            "c": JSONResponse({"choices": [{"message": odd}]}),
+        }
+        return answers.get(text, text)
+
+    endpoint.answer = answer
+    job_here(spec_of(endpoint, tmp_path, ["a", "b", "c"], engine={"token_env": "SOME_TOKEN"}))
+    assert len(read_rejects(tmp_path / "out")) == 2
     assert {headers["authorization"] for headers in endpoint.headers} == {"Bearer very-secret-token"}
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or b"very-secret" not in path.read_bytes()
+    monkeypatch.setenv("SOME_TOKEN", "very-secret\r\ntoken")
+    assert "SOME_TOKEN holds a line break" in faults_with(
+        endpoint, tmp_path, engine={"token_env": "SOME_TOKEN"}
+    )
     monkeypatch.delenv("SOME_TOKEN")
     with pytest.raises(SpecError, match="SOME_TOKEN is not set"):
         make_plan(spec_of(endpoint, tmp_path, [], engine={"token_env": "SOME_TOKEN"}))
@@ -348,6 +446,8 @@ def test_the_plan_names_what_an_endpoint_cannot_do(endpoint: Endpoint, tmp_path:
         ({"batch": {"max_length": 8}}, "batch.max_length"),
         ({"params": {"constraint": {"choices": ["a", "b"]}}}, "takes a json_schema"),
         ({"params": {"body": {"model": "other"}}}, "params.body cannot set model"),
+        ({"params": {"body": {"until": datetime.date(2026, 1, 31)}}}, "params.body is not JSON"),
+        ({"params": {"body": {"bias": math.nan}}}, "params.body is not JSON"),
         ({"params": {"temperature": 0.5}}, "leave one of them out"),
         ({"params": {"num_beams": 4}}, "num_beams"),
         ({"engine": {"guard": "required"}}, "engine.guard required"),
@@ -363,12 +463,21 @@ def test_the_plan_asks_the_endpoint_for_its_models(endpoint: Endpoint, tmp_path:
     assert "answers 401; name the variable" in faults_with(endpoint, tmp_path)
     endpoint.models = RedirectResponse("https://elsewhere.example/v1/models")
     assert "redirects requests to https://elsewhere.example" in faults_with(endpoint, tmp_path)
-    endpoint.models = Response("what?", 404)
-    assert any(
-        "does not list its models" in note for note in make_plan(spec_of(endpoint, tmp_path, [])).notes
-    )
+    for unlisted in (
+        Response("what?", 404),
+        Response("[" * 100_000),
+        Response("{}", media_type="text/a; charset=hex"),
+    ):
+        endpoint.models = unlisted
+        notes = make_plan(spec_of(endpoint, tmp_path, [])).notes
+        assert any("does not list its models" in note for note in notes)
     endpoint.url = "http://127.0.0.1:1"
     assert "no endpoint answers at http://127.0.0.1:1" in faults_with(endpoint, tmp_path)
+
+
+@pytest.mark.parametrize("task", ENDPOINT_TASKS)
+def test_the_example_of_a_task_names_the_engine(task: str) -> None:
+    assert JobSpec.build(describe_task(task)["example"]).engine.name == "http"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -61,6 +62,10 @@ class EndpointTask(Task):
             faults.append("batch.max_length: the endpoint has the tokenizer, and its own limit; leave it out")
         if taken := sorted(self.sets & {*self.params.body}):
             faults.append(f"params.body cannot set {', '.join(taken)}, which the task sets; leave it out")
+        try:
+            json.dumps(self.params.body, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:  # YAML reads 2026-01-31 as a date, and .nan
+            faults.append(f"params.body is not JSON: {error}; put the value in quotes, or leave it out")
         return faults
 
     @abstractmethod

@@ -60,11 +60,11 @@ class EndpointEmbedding(EndpointTask):
     def _read(self, item: Any) -> np.ndarray:
         """Returns the vector of an item, float32. :raises ValueError: if it holds none that is finite and of the size."""
         given = item.get("embedding") if isinstance(item, Mapping) else None
-        if not isinstance(given, list) or not given:
+        if not isinstance(given, list) or not given or not {*map(type, given)} <= {int, float}:
             raise ValueError("embedding is not a list of numbers")
         with np.errstate(over="ignore"):  # beyond float32: not finite
             vector = np.array(given, np.float32)
-        if vector.ndim != 1 or not np.isfinite(vector).all():
+        if not np.isfinite(vector).all():
             raise ValueError("embedding is not a list of finite numbers")
         if self.params.dimensions not in (None, len(vector)):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,8 +12,11 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
-from hfbatch.engines.base import Call
+from hfbatch.engines.base import Call, token_count
 from hfbatch.tasks.base import Example, Features, Histogram, InputColumn
 from hfbatch.tasks.endpoint.base import EndpointParams, EndpointTask
 from hfbatch.tasks.generation.chat import MESSAGE, MESSAGES_WANTED, check_messages, is_chat, plain
@@ -110,6 +113,13 @@ class EndpointTextGeneration(EndpointTask):
             jsonschema.Draft202012Validator.check_schema(self.schema)
         except jsonschema.SchemaError as error:
             faults.append(f"params.constraint.json_schema is no JSON Schema: {error.message}")
+        else:
+            root = DRAFT202012.create_resource(self.schema)
+            faults += [
+                f"params.constraint.json_schema refers to {name!r}, which it does not hold, and nothing is fetched; put that "
+                "schema into $defs"
+                for name in _unknown(root, Registry().resolver_with_root(root))
+            ]
         if "response_format" in params.body:
             faults.append(
                 "params.body sets response_format, and so does params.constraint; leave one of them out"
@@ -131,6 +141,11 @@ class EndpointTextGeneration(EndpointTask):
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of answers, with objects closed."""
         return self.params.constraint.closed_schema if self.params.constraint else {}
+
+    @cached_property
+    def validator(self) -> jsonschema.Draft202012Validator:
+        """Checks values against the schema. The registry is empty, since the default one fetches what a schema refers to."""
+        return jsonschema.Draft202012Validator(self.schema, registry=Registry())
 
     @cached_property
     def parser(self) -> Column | None:
@@ -219,8 +234,8 @@ class EndpointTextGeneration(EndpointTask):
     def outputs_of(self, requests: Sequence[Call], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns `text` and `finish_reason` as lists of UTF-8, `prompt_tokens` and `new_tokens` int32 [rows]."""
         return {
-            "text": [answer["text"].encode() for answer in answers],
-            "finish_reason": [answer["finish_reason"].encode() for answer in answers],
+            "text": [answer["text"] for answer in answers],
+            "finish_reason": [answer["finish_reason"] for answer in answers],
             "prompt_tokens": np.array([answer["prompt_tokens"] for answer in answers], np.int32),
             "new_tokens": np.array([answer["new_tokens"] for answer in answers], np.int32),
         }
@@ -259,7 +274,7 @@ class EndpointTextGeneration(EndpointTask):
     def _valid(self, text: str, reason: str) -> str:
         """Returns a text that satisfies the schema. :raises UnusableText: for another one."""
         try:
-            jsonschema.validate(json.loads(text), self.schema, jsonschema.Draft202012Validator)
+            self.validator.validate(json.loads(text, parse_constant=_refuse))
         except (ValueError, RecursionError, jsonschema.ValidationError) as error:
             fault = error.message if isinstance(error, jsonschema.ValidationError) else str(error)
             cut = "; is params.max_new_tokens enough?" if reason == "length" else ""
@@ -277,10 +292,29 @@ def _known(counts: pa.Array) -> pa.Array:
     return pa.array(counts.to_numpy(), pa.int32(), mask=counts.to_numpy() == UNKNOWN)
 
 
-def read_text(body: Any) -> dict[str, Any]:
-    """Reads the first choice of an answer: text, finish_reason, prompt_tokens, new_tokens.
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
-    :raises ValueError: if it holds no text, for example a refusal or calls of tools.
+
+def _unknown(schema: Resource[Any], resolver: Any) -> Iterator[str]:
+    """Yields the references of a schema, and of those in it, that lead to nothing.
+
+    :param resolver: of referencing, for the schema.
+    """
+    if isinstance(schema.contents, Mapping):
+        for key in {"$ref", "$dynamicRef"} & schema.contents.keys():
+            try:
+                resolver.lookup(schema.contents[key])
+            except (Unresolvable, ValueError, TypeError):  # the others for a path through a list or a scalar
+                yield schema.contents[key]
+    for inner in schema.subresources():
+        yield from _unknown(inner, resolver.in_subresource(inner))
+
+
+def read_text(body: Any) -> dict[str, Any]:
+    """Reads the first choice of an answer: text and finish_reason as UTF-8, prompt_tokens, new_tokens.
+
+    :raises ValueError: if it holds no text, for example a refusal or calls of tools, or one with half of a surrogate pair.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -294,10 +328,9 @@ def read_text(body: Any) -> dict[str, Any]:
         raise ValueError(
             refusal if isinstance(refusal, str) else f"it has no text; finish_reason is {reason!r}"
         )
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     counts = {"prompt_tokens": "prompt_tokens", "completion_tokens": "new_tokens"}
     known = {
-        known_as: number if isinstance(number := usage.get(name), int) and 0 <= number < 2**31 else UNKNOWN
+        known_as: UNKNOWN if (number := token_count(body.get("usage"), name)) is None else number
         for name, known_as in counts.items()
     }
-    return {"text": text, "finish_reason": reason, **known}
+    return {"text": text.encode(), "finish_reason": reason.encode(), **known}
