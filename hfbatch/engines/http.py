@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
 from itertools import groupby
 from typing import Any, cast
 
 from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine, token_count
-from hfbatch.engines.sending import Sender, connected
+from hfbatch.engines.sending import Sender, UnansweredError, as_answered, sender_of
 from hfbatch.errors import HfbatchError, WorkerError, redact_text
 from hfbatch.hub.served import read_token
 from hfbatch.spec.engines import HttpEngineSpec
@@ -53,6 +51,7 @@ class HttpEngine(RowEngine):
             ) from None
         self.device, self.dtype = self._spec.url, REMOTE
         self._usage: Counter[str] = Counter()
+        self._answers = False  # whether the endpoint has ever given a result
 
     @classmethod
     def option_faults(cls, model: Any, generation: Any, begin_with: str | None) -> list[str]:
@@ -76,53 +75,41 @@ class HttpEngine(RowEngine):
 
         :raises WorkerError: if the endpoint cannot be reached, has no room, or would refuse all requests.
         """
-        groups = iter(_groups(requests, self._spec.texts_per_request))
-        with asyncio.Runner() as loop:
-            async_ends = AsyncExitStack()
-            session = loop.run(
-                async_ends.enter_async_context(connected(rows, self._token, self._spec.timeout))
-            )
-            token = self._spec.token_env
-            hint = (
-                f"check the token in {token}"
-                if token
-                else "name the variable with its token in engine.token_env"
-            )
-            sender = Sender(session, self._spec.url, hint, KEPT_HINT, self._spec.requests_per_minute)
-            done: set[asyncio.Task[Answers]] = set()
-            waiting: set[asyncio.Task[Answers]] = set()
+        groups = _groups(requests, self._spec.texts_per_request)
+        spec, name = self._spec, self._spec.token_env
+        hint = (
+            f"check the token in {name}" if name else "name the variable with its token in engine.token_env"
+        )
+        with sender_of(
+            spec.url, rows, self._token, spec.timeout, hint, KEPT_HINT, spec.requests_per_minute
+        ) as (loop, sender):
+            jobs = (self._ask(sender, requests, group) for group in groups)
             try:
-                while True:
-                    for group in groups:
-                        waiting.add(loop.get_loop().create_task(self._answers(sender, requests, group)))
-                        if len(waiting) >= rows:
-                            break
-                    if not waiting:
-                        return
-                    done, waiting = loop.run(_first_of(waiting))
-                    for task in done:
-                        yield from task.result()
+                for answers in as_answered(loop, jobs, rows):
+                    yield from answers
             finally:
                 self._usage["requests"] += sender.sent
-                # Several of `done` may have failed: the first is raised, and the others have to be asked for their errors.
-                loop.run(_cancelled(waiting | done))
-                loop.run(async_ends.aclose())
 
-    async def _answers(self, sender: Sender, calls: Sequence[Call], group: list[int]) -> Answers:
+    async def _ask(self, sender: Sender, calls: Sequence[Call], group: list[int]) -> Answers:
         """Sends calls as one request, or each alone if the endpoint refuses them together."""
         first = calls[group[0]]
         joined = {} if first.text is None else {"input": [calls[place].text for place in group]}
-        status, body = await sender.post(first.path, {**first.body, **joined}, first.path)
+        try:
+            status, body = await sender.post(first.path, {**first.body, **joined}, first.path)
+        except UnansweredError as error:
+            if not self._answers or not await sender.is_there():
+                raise
+            status, body = 0, str(error)  # the fault is that of the rows, since others are answered
         if status in FATAL | FULL:
             raise WorkerError(
                 f"the endpoint at {self._spec.url} answers {status}{_hint(status)}: {self._shown(_message(body))}"
             )
-        if status >= 400 and len(group) > 1:
-            return [answer for place in group for answer in await self._answers(sender, calls, [place])]
-        if status >= 300:
-            return [
-                (group[0], EndpointError(f"the endpoint answers {status}: {self._shown(_message(body))}"))
-            ]
+        if (status >= 400 or not status) and len(group) > 1:
+            return [answer for place in group for answer in await self._ask(sender, calls, [place])]
+        if status >= 300 or not status:
+            said = f"the endpoint answers {status}: {self._shown(_message(body))}" if status else str(body)
+            return [(group[0], EndpointError(said))]
+        self._answers = True
         self._count(body)
         if not joined:
             return [(group[0], self._read(first, body))]
@@ -161,18 +148,6 @@ def _groups(calls: Sequence[Call], most: int) -> Iterator[list[int]]:
     for alone, places in groupby(range(len(calls)), lambda place: calls[place].text is None):
         step, row = 1 if alone else most, list(places)
         yield from (row[start : start + step] for start in range(0, len(row), step))
-
-
-async def _first_of(
-    waiting: set[asyncio.Task[Answers]],
-) -> tuple[set[asyncio.Task[Answers]], set[asyncio.Task[Answers]]]:
-    return await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _cancelled(tasks: set[asyncio.Task[Answers]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _item(body: object, index: int, inputs: int) -> object:

@@ -6,8 +6,10 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from itertools import islice
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -19,6 +21,13 @@ REFUSED = frozenset((401, 403))
 """States of HTTP that all requests would get."""
 MOST_TRIES = 8
 LONGEST_PAUSE_S = 60.0
+
+
+T = TypeVar("T")
+
+
+class UnansweredError(WorkerError):
+    """No attempt to send a request was answered in full."""
 
 
 class Sender:
@@ -49,7 +58,8 @@ class Sender:
         """Sends a request until it is answered; returns the status and the body.
 
         :param name: of the request, for errors.
-        :raises WorkerError: if no attempt reaches the endpoint, or if no request would be answered.
+        :raises UnansweredError: if no attempt is answered in full.
+        :raises WorkerError: if no request would be answered.
         """
         for attempt in range(MOST_TRIES):
             last = attempt == MOST_TRIES - 1
@@ -64,7 +74,7 @@ class Sender:
                     pause = _asked(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError) as error:
                 if last:
-                    raise WorkerError(
+                    raise UnansweredError(
                         f"the endpoint at {self._url} does not answer request {name!r}: {one_line(error)}; "
                         f"{self._kept_hint}"
                     ) from error
@@ -72,6 +82,14 @@ class Sender:
             # Full jitter on exponential backoff, so that requests which failed together do not return together.
             await asyncio.sleep(max(pause, random.uniform(0, min(2.0**attempt, LONGEST_PAUSE_S))))  # noqa: S311 - no secret
         raise AssertionError("every attempt returns, raises or pauses")
+
+    async def is_there(self) -> bool:
+        """Whether the endpoint answers anything at all."""
+        try:
+            async with self._session.get(f"{self._url}/v1/models", allow_redirects=False):
+                return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def _turn(self) -> None:
         """Waits until the rate allows one more request."""
@@ -109,6 +127,63 @@ async def connected(
         connector=aiohttp.TCPConnector(limit=concurrent),
     ) as session:
         yield session
+
+
+@contextmanager
+def sender_of(
+    url: str,
+    concurrent: int,
+    token: str | None,
+    seconds: float,
+    refused_hint: str,
+    kept_hint: str,
+    per_minute: float | None = None,
+) -> Iterator[tuple[asyncio.Runner, Sender]]:
+    """An event loop and a sender for code that has none; see `connected` and `Sender`."""
+    with asyncio.Runner() as loop:
+        ends = AsyncExitStack()
+        session = loop.run(ends.enter_async_context(connected(concurrent, token, seconds)))
+        try:
+            yield loop, Sender(session, url, refused_hint, kept_hint, per_minute)
+        finally:
+            loop.run(ends.aclose())
+
+
+def as_answered(
+    loop: asyncio.Runner,
+    jobs: Iterable[Coroutine[Any, Any, T]],
+    most: int,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[T]:
+    """Runs jobs, at most so many together, and yields their results in the order in which they end.
+
+    :param check: called each second; what it raises ends all jobs.
+    """
+    left = iter(jobs)
+    done: set[asyncio.Task[T]] = set()
+    waiting: set[asyncio.Task[T]] = set()
+    try:
+        while True:
+            waiting |= {loop.get_loop().create_task(job) for job in islice(left, max(most - len(waiting), 0))}
+            if not waiting:
+                return
+            done, waiting = loop.run(_first_of(waiting))
+            check()
+            for task in done:
+                yield task.result()
+    finally:
+        # Several of `done` may have failed: the first is raised, and the others have to be asked for their errors.
+        loop.run(_cancelled(waiting | done))
+
+
+async def _first_of(waiting: set[asyncio.Task[T]]) -> tuple[set[asyncio.Task[T]], set[asyncio.Task[T]]]:
+    return await asyncio.wait(waiting, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancelled(tasks: set[asyncio.Task[T]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _body(response: aiohttp.ClientResponse) -> object:

@@ -245,6 +245,20 @@ def test_rows_that_the_endpoint_refuses_are_rejects_with_its_message(
     assert (endpoint.seen["busy"], endpoint.seen["broken"], endpoint.seen["long"]) == (3, 8, 1)
 
 
+def test_a_row_that_is_never_answered_in_full_is_a_reject_if_others_are(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    page = Response("<html>", media_type="text/html")
+    endpoint.answer = lambda text, body, times: page if text == "bad" else text
+    done = job_here(spec_of(endpoint, tmp_path, ["a", "bad", "b"], input={"split_rows": 3}))
+    assert done.exit_code == 0, done.report["failed"]
+    assert read_output(tmp_path / "out")["generated_text"].to_pylist() == ["a", "b"]
+    assert "which is not JSON" in str(read_rejects(tmp_path / "out"))
+    endpoint.answer = lambda text, body, times: page
+    done = job_here(spec_of(endpoint, tmp_path / "all", ["a", "b"], input={"split_rows": 3}))
+    assert (done.exit_code, "which is not JSON" in done.report["failed"][0]["error"]) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [
