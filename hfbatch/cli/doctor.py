@@ -158,6 +158,8 @@ def check_engines() -> Iterator[Check]:
             yield Check(
                 f"engine {name}", "warn", f"lacks {', '.join(lacking)}", f"pip install 'hfbatch[{name}]'"
             )
+        elif kind.apart:
+            yield Check(f"engine {name}", "ok", f"{', '.join(able)}; runs in {kind.apart}", "")
         else:
             rest = [one for one in kind.quantizations if kind.missing(one)]
             fix = "pip install 'hfbatch[quantization]'" if rest else ""

@@ -34,6 +34,7 @@ def list_engines() -> list[dict[str, Any]]:
             "dtypes": list(kind.dtypes),
             "gpus": kind.gpus,
             "missing": kind.missing(),
+            "apart": kind.apart or None,
             "install": f"pip install 'hfbatch[{name}]'" if kind.missing() else None,
             "quantizations": {one: kind.missing(one) for one in kind.quantizations},
             "compile": missing_to_compile() if kind.compiles else None,
@@ -53,7 +54,7 @@ def render_engines(engines: list[dict[str, Any]], console: Console) -> None:
             engine["summary"],
             ", ".join(engine["dtypes"]),
             "GPU, CPU" if engine["gpus"] else "CPU",
-            engine["install"] or "installed",
+            engine["install"] or (f"runs in {engine['apart']}" if engine["apart"] else "installed"),
         )
     show(console, table)
     for engine in engines:

@@ -33,6 +33,8 @@ class EngineKind:
     """Whether it can use a GPU."""
     exports: bool = False
     """Whether it runs a graph that is exported from the model."""
+    apart: str = ""
+    """What it runs in instead of this Python environment, and which field of the spec names that."""
     local: bool = True
     """Whether it loads the model's files, into memory of the worker."""
     compiles: bool = False
@@ -92,12 +94,19 @@ ENGINES = {
         exports=True,
         quantizations={"int8": ("onnx",)},
     ),
+    "vllm": EngineKind(
+        "hfbatch.engines.vllm:VLLMEngine",
+        frozenset({Capability.COMPLETE}),
+        rows=True,
+        apart="a Python environment with vLLM (engine.python)",
+    ),
     "http": EngineKind(
         "hfbatch.engines.http:HttpEngine",
         frozenset({Capability.ANSWER}),
         rows=True,
         dtypes=(REMOTE,),
         gpus=False,
+        apart="an endpoint (engine.url)",
         local=False,
     ),
 }

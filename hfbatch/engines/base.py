@@ -154,6 +154,8 @@ class Request:
     """Token ids, at least one."""
     max_new_tokens: int | None = None
     """Maximum of new tokens, if it differs from that of the generation config."""
+    seed: int | None = None
+    """Seed of the row, if its tokens are sampled."""
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from hfbatch.spec.job import JobSpec
 from hfbatch.tasks import task_class
 from hfbatch.tasks.base import Task
 
-NOT_IN_RESULTS = {"guard", "device_map", "memory", "seconds", "threads"} | {
-    "token_env",
-    "requests_per_minute",
-    "texts_per_request",
-    "timeout",
-    "prices",
-}
-"""What the engine's section of a spec says of checks, trials and places, which change no results; nor do threads, by more than
+NOT_IN_RESULTS = frozenset(
+    (
+        *("guard", "device_map", "memory", "seconds", "threads", "python", "timeout", "start_timeout"),
+        *("token_env", "requests_per_minute", "texts_per_request", "prices"),
+    )
+)
+"""What the engine's section of a spec says of checks, trials, places and requests, which change no results; nor do threads, by more than
 rounding: those of `auto` are of the machine, and like `workers.cpus`, they belong to no job."""
 
 
@@ -136,7 +135,7 @@ def _compared(choice: RuntimeChoice) -> bool:
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:
     """Returns the part of the identity that the engine is; other options change no result."""
-    return spec.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_RESULTS)
+    return spec.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_IN_RESULTS})
 
 
 def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:

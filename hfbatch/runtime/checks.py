@@ -134,7 +134,7 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         ]
     faults = _missing_packages(spec, kind) + limit_faults(task, spec.guard) + _guard_faults(spec, task)
     quantised = getattr(task.config, "quantization_config", None)
-    if isinstance(quantised, dict) and not task.model.trust_remote_code:
+    if isinstance(quantised, dict) and not task.model.trust_remote_code and not kind.apart:
         faults += settings_faults(task.model.name, quantised)
     if dtype not in ("auto", *kind.dtypes):
         faults.append(
@@ -154,6 +154,12 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         engine: type[RowEngine] = kind.load()
         asking = cast(CompletingTask, task)
         faults += engine.option_faults(task.config, asking.decoding, task.params.begin_with)
+        if getattr(task, "count", 1) > 1:
+            faults.append(
+                f"engine {name} gives one text for each prompt; leave params.num_return_sequences out, or use engine torch"
+            )
+        if kind.apart and task.vocabulary is not None:
+            faults.append(f"tokenizer: engine {name} adds no tokens to a model; leave the added tokens out")
     return faults
 
 

