@@ -83,8 +83,12 @@ def quantize(
     """
     with faults_shown(as_json):
         from hfbatch.cli.engines import render_quantized
+        from hfbatch.errors import SpecError
         from hfbatch.predict.quantize import quantize as run
+        from hfbatch.predict.quantize import unwritable
 
+        if faults := unwritable(engine):
+            raise SpecError(faults)
         section = {"name": engine, "quantization": to}
         values = {"task": task, "model": model, "input": rows, "output": out, "engine": section}
         found = run(job_spec(values, column, None, param, set_, None, None))

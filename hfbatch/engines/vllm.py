@@ -18,7 +18,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hfbatch.engines.base import Completion, DeviceLostError, EngineConfig, Request, RowEngine
@@ -48,6 +47,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 WATCH = "import os, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), 9)"
 """The program that ends the server's processes when its standard input ends."""
 LAST_LINES = 5
+MOST_LOG = 8192
+"""Bytes at the end of the server's messages that are read."""
 ROOM_S = 86_400.0
 """Time limit of a request: `timeout` of the spec counts from the last answer, since requests wait for each other."""
 
@@ -70,7 +71,7 @@ class VLLMEngine(RowEngine):
         self._spec, self.dtype = cast(VLLMEngineSpec, config.options), config.dtype
         self._key, self._port = secrets.token_urlsafe(32), free_port()
         self._url = f"http://127.0.0.1:{self._port}"
-        self._log = Path(tempfile.mkdtemp(prefix="hfbatch-vllm-")) / "server.log"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
         self._server = self._start(config)
         # Its own processes would outlive it; the pipe ends with this process, however that ends.
         self._watch = subprocess.Popen(
@@ -177,6 +178,7 @@ class VLLMEngine(RowEngine):
             "VLLM_API_KEY": self._key,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            "PYTHONSAFEPATH": "1",
             "HF_HUB_OFFLINE": "1",
             **(
                 {}
@@ -185,16 +187,15 @@ class VLLMEngine(RowEngine):
             ),
         }
         try:
-            with self._log.open("wb") as log:
-                return subprocess.Popen(
-                    [self._spec.python, "-m", SERVER, *flags],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    cwd=self._log.parent,
-                    start_new_session=True,
-                )
+            return subprocess.Popen(
+                [self._spec.python, "-m", SERVER, *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd="/",  # Python looks for modules here first, and nobody else may write to it
+                start_new_session=True,
+            )
         except OSError as error:
             raise WorkerError(
                 f"engine.python {self._spec.python!r} does not start: {error.strerror}; name the Python of an environment with "
@@ -228,7 +229,10 @@ class VLLMEngine(RowEngine):
 
     def _said(self) -> str:
         """Returns the last lines of the server's messages."""
-        lines = self._log.read_text(encoding="utf8", errors="replace").splitlines()
+        file = self._log.fileno()
+        size = os.fstat(file).st_size
+        # Not by read: the server's next message would follow where that ends.
+        lines = os.pread(file, MOST_LOG, max(size - MOST_LOG, 0)).decode(errors="replace").splitlines()
         return (
             " / ".join(line.strip() for line in lines[-LAST_LINES:] if line.strip())[-1000:] or "no message"
         )
@@ -252,7 +256,7 @@ class VLLMEngine(RowEngine):
 def _device() -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"  # its name would take memory of the GPU
 
 
 def _flag(name: str, value: object) -> list[str]:

@@ -121,12 +121,21 @@ def quantize(spec: JobSpec) -> Quantized:
     return Quantized(str(out), name, quantization, size, stored, asdict(verdict) if verdict else None)
 
 
+def unwritable(engine: str) -> list[str]:
+    """Returns an error for an engine, by name, that writes no models."""
+    able = [name for name, kind in ENGINES.items() if kind.exports or name == "torch"]
+    return (
+        []
+        if engine in able
+        else [f"engine {engine} writes no model of its own; use engine {' or '.join(able)}"]
+    )
+
+
 def _engine_faults(spec: JobSpec) -> list[str]:
     """Returns errors for an engine whose model cannot be written, or which would write the model that is there."""
     engine = spec.engine
-    able = [name for name, kind in ENGINES.items() if kind.exports or name == "torch"]
-    if engine.name not in able:
-        return [f"engine {engine.name} writes no model of its own; use engine {' or '.join(able)}"]
+    if faults := unwritable(engine.name):
+        return faults
     if engine.name == "torch":
         none = engine.quantization == "none"
         return ["engine.quantization none names no quantisation; give one, such as int8"] if none else []

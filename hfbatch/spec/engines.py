@@ -136,6 +136,13 @@ class VLLMEngineSpec(_EngineSpec):
         """What the engine quantises itself; vLLM loads quantised checkpoints as they are."""
         return "none"
 
+    @field_validator("python")
+    @classmethod
+    def _is_absolute(cls, path: str) -> str:
+        if not path.startswith("/"):
+            raise ValueError("must be an absolute path, such as /opt/vllm/bin/python")
+        return path
+
     @field_validator("arguments")
     @classmethod
     def _are_left(cls, given: dict[str, Any]) -> dict[str, Any]:

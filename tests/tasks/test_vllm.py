@@ -224,6 +224,8 @@ def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> 
         with pytest.raises(SpecError, match="engine vllm") as found:
             make_plan(spec_of(**sections))
         assert words in str(found.value), sections
+    with pytest.raises(SpecError, match="must be an absolute path"):
+        spec_of(engine={"python": "vllm/bin/python"})
     for name in ("api_key", "trust_remote_code", "host"):
         with pytest.raises(SpecError, match=f"must not set {name}"):
             spec_of(engine={"arguments": {name: "x"}})
