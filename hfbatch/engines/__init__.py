@@ -96,7 +96,7 @@ ENGINES = {
     ),
     "vllm": EngineKind(
         "hfbatch.engines.vllm:VLLMEngine",
-        frozenset({Capability.COMPLETE}),
+        frozenset({Capability.COMPLETE, Capability.CONSTRAINED}),
         rows=True,
         apart="a Python environment with vLLM (engine.python)",
     ),

@@ -7,7 +7,7 @@ split as requests and returns each result as soon as it is done.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +41,7 @@ class Capability(Enum):
     COMPLETE = "continuations of prompts"
     """Nothing but new tokens, and their log-probabilities, for prompts of token ids."""
     CONSTRAINED = "a mask of the tokens that params.constraint allows"
-    """A logits processor for every token, besides COMPLETE."""
+    """Texts that satisfy a constraint, besides COMPLETE: by a logits processor, or by means of the engine."""
     ANSWER = "the answers of an endpoint"
     """Answers to requests of the OpenAI API; nothing is known of the model but its name."""
     MODULE = "the PyTorch module of the model"
@@ -156,6 +156,8 @@ class Request:
     """Maximum of new tokens, if it differs from that of the generation config."""
     seed: int | None = None
     """Seed of the row, if its tokens are sampled."""
+    constraint: Mapping[str, Any] | None = None
+    """What the text must be: a value for one of `json`, `regex` and `choice`."""
 
 
 @dataclass(frozen=True)

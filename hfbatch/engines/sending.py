@@ -21,6 +21,8 @@ REFUSED = frozenset((401, 403))
 """States of HTTP that all requests would get."""
 MOST_TRIES = 8
 LONGEST_PAUSE_S = 60.0
+MOST_BYTES = 256 << 20
+"""Largest answer: 2,048 vectors of 4,096 numbers, as text."""
 
 
 T = TypeVar("T")
@@ -191,7 +193,11 @@ async def _body(response: aiohttp.ClientResponse) -> object:
 
     :raises aiohttp.ClientPayloadError: if it is not JSON, though the request has succeeded.
     """
-    data = await response.read()
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > MOST_BYTES:
+            raise aiohttp.ClientPayloadError(f"its answer is larger than {MOST_BYTES >> 20} MiB")
     try:
         return json.loads(data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:

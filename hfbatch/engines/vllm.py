@@ -150,6 +150,8 @@ class VLLMEngine(RowEngine):
             body["max_tokens"] = request.max_new_tokens
         if request.seed is not None:
             body["seed"] = request.seed
+        if request.constraint is not None:
+            body["structured_outputs"] = request.constraint
         status, answer = await sender.post(PATH, body, f"{PATH} of row {place}")
         if status != 200:
             return place, RefusedError(f"vLLM answers {status}: {json.dumps(answer)[:300]}")
@@ -170,6 +172,7 @@ class VLLMEngine(RowEngine):
             "dtype": config.dtype,
             "generation_config": "vllm",
             "enforce_eager": not gpus,
+            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             "trust_remote_code": config.trust_remote_code,
             **self._spec.arguments,
         }

@@ -376,7 +376,8 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     if report["padding"] is not None:
         add("padding", f"{percent(report['padding'])} of {compact(report['padded_tokens'])} tokens")
     device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
-    model = f"{report['model']['name']} @ {str(report['model']['commit'])[:12]}"
+    name, commit = report["model"]["name"], str(report["model"]["commit"])
+    model = name if commit == name else f"{name} @ {commit[:12]}"  # that of an endpoint has no commit
     add("model", ", ".join(filter(None, [model, report["dtype"], device])))
     if report.get("usage"):
         add("endpoint", usage_words(report["usage"]))

@@ -59,7 +59,9 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     """Prints the result of `read_status`."""
     table = facts()
     add(table, "state", _state(status))
-    add(table, "task", f"{status['task']} with {status['model']['name']} @ {status['model']['commit'][:12]}")
+    name, commit = status["model"]["name"], status["model"]["commit"]
+    model = name if commit == name else f"{name} @ {commit[:12]}"  # that of an endpoint has no commit
+    add(table, "task", f"{status['task']} with {model}")
     if status["running"]:
         add(table, "running", holder_line(status["running"]))
     of = f" of {status['splits']:,}" if status["splits"] else ""

@@ -144,6 +144,27 @@ def test_sampled_rows_have_their_own_seeds(start: Callable[..., Runner], tmp_pat
     assert all((body["temperature"], body["top_k"]) == (0.7, 5) for body in sent)
 
 
+def test_constraints_are_sent_and_texts_that_are_cut_off_are_rejects(
+    start: Callable[..., Runner], tmp_path: Path
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    runner = start(params={"constraint": {"json_schema": schema}})
+    runner.apply(runner.default_choice())
+    features = ids_of(runner, 60, 61)
+    long = pa.array([[1, 60], list(range(20, 40))], pa.list_(pa.int32()))
+    made = runner.predict(features.set_column(0, "input_ids", long))
+    assert made.outputs["complete"].to_pylist() == [[True], [False]]
+    _, _, rejects = runner.postprocess(made.outputs, {"text": pa.array(["", ""])})
+    assert {reject.position for reject in rejects} >= {1}
+    assert "IncompleteText" in {reject.error for reject in rejects}
+    sent = bodies(tmp_path)[0]["structured_outputs"]["json"]
+    assert sent["x-guidance"]["key_separator"] == ": "  # as in torch
+    assert {name: value for name, value in sent.items() if name != "x-guidance"} == {
+        **schema,
+        "additionalProperties": False,
+    }
+
+
 def test_a_row_that_is_refused_is_a_reject_and_the_others_are_not(start: Callable[..., Runner]) -> None:
     runner = start()
     runner.apply(runner.default_choice())
@@ -217,7 +238,6 @@ def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> 
         ({"params": {"num_beams": 2}}, "engine vllm does not support num_beams=2"),
         ({"params": {"begin_with": "Yes"}}, "begin_with='Yes'"),
         ({"params": {"do_sample": True, "num_return_sequences": 2}}, "one text for each prompt"),
-        ({"params": {"constraint": {"regex": "a+"}}}, "cannot run task text-generation, which needs a mask"),
         ({"tokenizer": {"add_tokens": ["xyz"]}}, "engine vllm adds no tokens"),
         ({"task": "fill-mask"}, "engine vllm cannot run task fill-mask"),
     ):

@@ -90,6 +90,16 @@ class ConstraintSpec(Section):
         """The JSON Schema, with objects closed; empty for another form."""
         return closed(json.loads(self.json_schema or "{}"))
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """The constraint by the names of vLLM: `json`, `regex` or `choice`."""
+        if self.regex is not None:
+            return {"regex": self.regex}
+        if self.choices is not None:
+            return {"choice": list(self.choices)}
+        schema = self.closed_schema
+        return {"json": {**schema, "x-guidance": {**STYLE, **schema.get("x-guidance", {})}}}
+
     def grammar(self) -> str:
         """Returns the grammar of llguidance."""
         from llguidance import LLMatcher, regex_to_lark

@@ -6,9 +6,8 @@ noise that depends on the row's position, see `sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from hfbatch.tasks.generation.chat import (
     option_faults,
     render,
 )
+from hfbatch.tasks.generation.completions import as_outputs
 from hfbatch.tasks.generation.constraint import (
     ConstraintSpec,
     Grammar,
@@ -331,31 +331,17 @@ class TextGeneration(GeneratingTask):
     def requests(self, features: pa.Table) -> list[Request]:
         """Returns the prompt of each row, for a row engine."""
         seeds = features["seed"].to_pylist() if "seed" in features.column_names else [None] * len(features)
+        form = self.params.constraint.form if self.params.constraint else None
         prompts = features["input_ids"].to_pylist()
-        return [Request(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return [
+            Request(prompt, seed=seed, constraint=form) for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
 
     def outputs_of(
         self, requests: Sequence[Request], completions: Sequence[Completion]
     ) -> dict[str, np.ndarray]:
-        """Returns the results of a row engine as `forward` returns those of a batch, see `decoder.Decoder.join_texts`."""
-        lengths = np.array([len(made.tokens) for made in completions], np.int64)
-        inside = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
-
-        def padded(values: Iterable[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:
-            found = np.zeros(inside.shape, dtype)
-            found[inside] = np.fromiter(chain.from_iterable(values), dtype)
-            return found
-
-        packed = {"tokens": padded((made.tokens for made in completions), np.int32)}
-        if self.params.log_probs:
-            packed["log_probs"] = padded((made.log_probs or () for made in completions), np.float32)
-        return {
-            **packed,
-            "lengths": lengths[:, None],
-            "length": lengths,
-            "stopped": np.array([[made.stopped] for made in completions], bool),
-            "prompt": np.array([len(request.prompt) for request in requests], np.int64),
-        }
+        """Returns the results of a row engine as `forward` returns those of a batch."""
+        return as_outputs(requests, completions, self.params.log_probs, self.params.constraint is not None)
 
     def postprocess(self, outputs: pa.Table, columns: Mapping[str, pa.Array]) -> list[pa.Array]:
         """Returns `generated_text`, after its prompt unless return_full_text is false, and the extra columns.
