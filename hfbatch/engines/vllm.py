@@ -227,7 +227,8 @@ class VLLMEngine(RowEngine):
     def _get(self, path: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self._key}"}
         request = urllib.request.Request(self._url + path, headers=headers)  # noqa: S310 - this machine
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310 - this machine
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(request, timeout=30) as response:
             return json.loads(response.read() or b"{}")
 
     def _said(self) -> str:

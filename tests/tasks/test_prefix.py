@@ -104,7 +104,10 @@ def test_models_that_would_count_the_padding_share_nothing(name: str) -> None:
     assert not can_share(OTHERS[name], GREEDY)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 2}, {"no_repeat_ngram_size": 2}, {"stop_strings": ["."]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 2}, {"no_repeat_ngram_size": 2}, {"stop_strings": ["."]}, {"bad_words_ids": [[3, 4]]}],
+)
 def test_options_that_look_at_the_prompt_share_nothing(options: dict[str, Any]) -> None:
     config = AutoConfig.for_model("llama", **TOKENS)
     assert can_share(config, GREEDY)

@@ -33,6 +33,8 @@ READ_POSITIONS = frozenset(
 FULL = "full_attention"
 FIXED = frozenset(("default", "linear", "llama3", "yarn"))
 """Kinds of rotary positions that do not depend on how long the text is."""
+LOOK_BACK = ("no_repeat_ngram_size", "stop_strings", "bad_words_ids", "sequence_bias")
+"""Options that look for several tokens, maybe across the end of the shared ones."""
 PREFIX = "prefix"
 """The number of tokens that all rows of a batch begin with, an int; absent if they are not shared."""
 
@@ -41,7 +43,7 @@ def can_share(config: PretrainedConfig, decoding: GenerationConfig) -> bool:
     """Whether a model may read the beginning of its prompts once, so that the texts stay the same up to rounding.
 
     Sliding windows would count the padding between prefix and rest, and some rotary positions depend on the length of the whole
-    text. Beams move rows; n-grams and stop strings are looked for across the end of the prefix.
+    text. Beams move rows.
     """
     if config.model_type not in READ_POSITIONS or getattr(config, "auto_map", None):  # code of its own
         return False
@@ -50,7 +52,7 @@ def can_share(config: PretrainedConfig, decoding: GenerationConfig) -> bool:
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kinds != {FULL} or window or rotary not in FIXED:
         return False
-    return (decoding.num_beams or 1) == 1 and not decoding.no_repeat_ngram_size and not decoding.stop_strings
+    return (decoding.num_beams or 1) == 1 and not any(getattr(decoding, name) for name in LOOK_BACK)
 
 
 def share(batch: dict[str, Any]) -> dict[str, Any]:
