@@ -41,7 +41,7 @@ LOWERED = [
     Variant(name, dtype, quantization)
     for name, kind in ENGINES.items()
     for dtype, quantization in [("bfloat16", "none"), *(("float32", one) for one in kind.quantizations)]
-    if dtype in kind.dtypes
+    if dtype in kind.dtypes and not kind.apart
 ]
 UNDECIDED = {
     "automatic-speech-recognition", "decision", "document-question-answering", "fill-mask", "image-to-text", "mask-generation",

@@ -119,7 +119,7 @@ def test_a_job_gives_the_answers_of_transformers(tmp_path: Path, name: str) -> N
     model, bad, expected = set_up(name, tmp_path)
     case, good = CASES[name], list(expected)
     task = make(task_class(name), model, **case.params)
-    for engine in {name for name, kind in ENGINES.items() if kind.local} - EXPORTED:
+    for engine in {name for name, kind in ENGINES.items() if not kind.apart} - EXPORTED:
         if not engine_faults(engine_spec(engine), "float32", task):
             check_job(name, tmp_path, model, bad, expected, job_here, workers=1, size=8, engine=engine)
     columns = {

@@ -282,12 +282,14 @@ def test_engines_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch
     assert {*listed} == {*ENGINES}
     assert listed["onnx"] | {"summary": ""} == {
         "name": "onnx", "summary": "", "dtypes": ["float32"], "gpus": False, "missing": [], "install": None,
-        "quantizations": {"int8": []}, "compile": None,
+        "quantizations": {"int8": []}, "compile": None, "apart": None,
     }  # fmt: skip
+    assert "engine.python" in listed["vllm"]["apart"]
     monkeypatch.setattr("hfbatch.engines.find_spec", lambda name: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     shown = CliRunner().invoke(app, ["engines"], env={"COLUMNS": "200"}).stdout
     assert "hfbatch[onnx]" in shown
+    assert "runs in an endpoint (engine.url)" in " ".join(shown.split())
     assert "engine.compile of torch: needs the C++ compiler no-such-compiler" in shown
 
 
