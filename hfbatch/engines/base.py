@@ -195,6 +195,27 @@ def token_count(usage: object, name: str) -> int | None:
     return number if type(number) is int and 0 <= number < 2**31 else None
 
 
+def unsupported_options(
+    engine: str, generation: GenerationConfig, names: Sequence[str], begin_with: str | None
+) -> list[str]:
+    """Returns an error for options that are set and that a row engine does not support.
+
+    :param names: of the options in a GenerationConfig.
+    :param begin_with: text that every continuation begins with.
+    """
+    asked = {name: getattr(generation, name, None) for name in names}
+    asked = {name: value for name, value in asked.items() if value not in (None, 0, 1, False)}
+    if begin_with:
+        asked["begin_with"] = begin_with
+    if not asked:
+        return []
+    shown = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    return [
+        f"engine {engine} does not support {shown} (of params or the model's generation_config); "
+        "set the option to null, 1 or 0, or use engine torch"
+    ]
+
+
 class RowEngine(Engine):
     """Continues prompts, or has an endpoint answer requests; decides itself which of them run concurrently."""
 

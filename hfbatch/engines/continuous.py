@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from hfbatch.engines.base import Completion, EngineConfig, Request, RowEngine
+from hfbatch.engines.base import Completion, EngineConfig, Request, RowEngine, unsupported_options
 from hfbatch.errors import HfbatchError, NonFiniteOutput
 
 if TYPE_CHECKING:
@@ -71,16 +71,7 @@ class ContinuousEngine(RowEngine):
                 "engine continuous samples from a random state shared by all rows, so a rerun would not reproduce "
                 "them; set params.do_sample=false or use engine torch"
             )
-        asked = {name: getattr(generation, name) for name in NOT_DONE}
-        asked = {name: value for name, value in asked.items() if value not in (None, 0, 1, False)}
-        if begin_with:
-            asked["begin_with"] = begin_with
-        if asked:
-            shown = ", ".join(f"{name}={value!r}" for name, value in asked.items())
-            faults.append(
-                f"engine continuous does not support {shown} (of params or the model's generation_config); "
-                "set the option to null, 1 or 0, or use engine torch"
-            )
+        faults += unsupported_options(cls.name, generation, NOT_DONE, begin_with)
         kinds = {*(getattr(model.get_text_config(), "layer_types", None) or ())} - {*ATTENTIONS}
         if kinds:
             faults.append(

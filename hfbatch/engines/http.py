@@ -10,7 +10,7 @@ from typing import Any, cast
 from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine, token_count
 from hfbatch.engines.sending import Sender, UnansweredError, as_answered, sender_of
 from hfbatch.errors import HfbatchError, WorkerError, redact_text
-from hfbatch.hub.served import read_token
+from hfbatch.hub.served import read_token, token_hint
 from hfbatch.spec.engines import HttpEngineSpec
 
 FATAL = frozenset((404, 405))
@@ -76,10 +76,7 @@ class HttpEngine(RowEngine):
         :raises WorkerError: if the endpoint cannot be reached, has no room, or would refuse all requests.
         """
         groups = _groups(requests, self._spec.texts_per_request)
-        spec, name = self._spec, self._spec.token_env
-        hint = (
-            f"check the token in {name}" if name else "name the variable with its token in engine.token_env"
-        )
+        spec, hint = self._spec, token_hint(self._spec)
         with sender_of(
             spec.url, rows, self._token, spec.timeout, hint, KEPT_HINT, spec.requests_per_minute
         ) as (loop, sender):

@@ -20,7 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from hfbatch.engines.base import Completion, DeviceLostError, EngineConfig, Request, RowEngine
+from hfbatch.engines.base import (
+    Completion,
+    DeviceLostError,
+    EngineConfig,
+    Request,
+    RowEngine,
+    unsupported_options,
+)
 from hfbatch.engines.ports import free_port
 from hfbatch.engines.sending import Sender, UnansweredError, as_answered, sender_of
 from hfbatch.errors import HfbatchError, NonFiniteOutput, WorkerError
@@ -92,17 +99,7 @@ class VLLMEngine(RowEngine):
         cls, model: PretrainedConfig, generation: GenerationConfig, begin_with: str | None
     ) -> list[str]:
         """Returns errors for options that vLLM does not have."""
-        asked = {name: getattr(generation, name, None) for name in NOT_DONE}
-        asked = {name: value for name, value in asked.items() if value not in (None, 0, 1, False)}
-        if begin_with:
-            asked["begin_with"] = begin_with
-        if not asked:
-            return []
-        shown = ", ".join(f"{name}={value!r}" for name, value in asked.items())
-        return [
-            f"engine vllm does not support {shown} (of params or the model's generation_config); set the option to null, 1 or "
-            "0, or use engine torch"
-        ]
+        return unsupported_options(cls.name, generation, NOT_DONE, begin_with)
 
     def complete(
         self,
@@ -288,7 +285,7 @@ def _options(generation: GenerationConfig) -> dict[str, Any]:
         "temperature": 0.0,
     }
     if generation.do_sample:
-        options |= {"temperature": 1.0} | {name: getattr(generation, name) for name in SAMPLING}
+        options |= {name: getattr(generation, name) for name in SAMPLING}
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -30,6 +30,12 @@ def read_token(engine: HttpEngineSpec) -> str | None:
     return token
 
 
+def token_hint(engine: HttpEngineSpec) -> str:
+    """Returns what to do about an endpoint that refuses the token, or asks for one."""
+    name = engine.token_env
+    return f"check the token in {name}" if name else "name the variable with its token in engine.token_env"
+
+
 def served_model(spec: ModelSpec, engine: HttpEngineSpec, notes: list[str]) -> Model:
     """Asks the endpoint for its models; returns the one of the spec, without files and without a commit.
 
@@ -74,12 +80,9 @@ async def _listed(engine: HttpEngineSpec, token: str | None, notes: list[str]) -
             session.get(f"{engine.url}/v1/models", allow_redirects=False) as response,
         ):
             if response.status in REFUSED:
-                hint = (
-                    f"check the token in {engine.token_env}"
-                    if token
-                    else "name the variable with its token in engine.token_env"
+                raise SpecError(
+                    f"engine.url: the endpoint at {engine.url} answers {response.status}; {token_hint(engine)}"
                 )
-                raise SpecError(f"engine.url: the endpoint at {engine.url} answers {response.status}; {hint}")
             if 300 <= response.status < 400:
                 to = response.headers.get("Location", "another place")
                 raise SpecError(

@@ -18,6 +18,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def model_words(model: Mapping[str, Any]) -> str:
+    """Returns the name of a model, with the beginning of its commit unless an endpoint serves it."""
+    name, commit = model["name"], str(model["commit"])
+    return name if commit == name else f"{name} @ {commit[:12]}"
+
+
 def percent(share: float | None) -> str:
     """Formats a share: `4.2%`, `5%`, `< 0.1%`, `–` for None; 100% only if exact."""
     if share is None:

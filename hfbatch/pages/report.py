@@ -48,7 +48,7 @@ from hfbatch.errors import HfbatchError
 from hfbatch.output.layout import REJECTS, REPORT, REPORT_PAGE
 from hfbatch.output.manifest import LENGTH_EDGES, Manifest, unplanned_columns
 from hfbatch.pages import charts
-from hfbatch.pages.page import count, percent, rate, render_page, seconds_in_words
+from hfbatch.pages.page import count, model_words, percent, rate, render_page, seconds_in_words
 
 PHASES = {
     "plan": "plan: check everything, make the splits",
@@ -376,9 +376,7 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     if report["padding"] is not None:
         add("padding", f"{percent(report['padding'])} of {compact(report['padded_tokens'])} tokens")
     device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
-    name, commit = report["model"]["name"], str(report["model"]["commit"])
-    model = name if commit == name else f"{name} @ {commit[:12]}"  # that of an endpoint has no commit
-    add("model", ", ".join(filter(None, [model, report["dtype"], device])))
+    add("model", ", ".join(filter(None, [model_words(report["model"]), report["dtype"], device])))
     if report.get("usage"):
         add("endpoint", usage_words(report["usage"]))
     if report.get("guard"):

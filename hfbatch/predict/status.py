@@ -14,6 +14,7 @@ from hfbatch.output.layout import REPORT
 from hfbatch.output.ledger import Ledger
 from hfbatch.output.lock import describe_holder
 from hfbatch.output.sinks.parquet import ParquetSink
+from hfbatch.pages.page import model_words
 
 
 def is_training(out: str) -> bool:
@@ -59,9 +60,7 @@ def render_status(status: dict[str, Any], console: Console) -> None:
     """Prints the result of `read_status`."""
     table = facts()
     add(table, "state", _state(status))
-    name, commit = status["model"]["name"], status["model"]["commit"]
-    model = name if commit == name else f"{name} @ {commit[:12]}"  # that of an endpoint has no commit
-    add(table, "task", f"{status['task']} with {model}")
+    add(table, "task", f"{status['task']} with {model_words(status['model'])}")
     if status["running"]:
         add(table, "running", holder_line(status["running"]))
     of = f" of {status['splits']:,}" if status["splits"] else ""

@@ -41,8 +41,9 @@ class RowPredictor:
         self._on_batch = on_batch or (lambda stats: None)
 
     def predict(self, features: pa.Table) -> Prediction:
-        """Runs every row once. :raises DeviceLostError: if the process must be replaced.
+        """Runs every row once.
 
+        :raises DeviceLostError: if the process must be replaced.
         :raises WorkerError: if the engine could not answer any row.
         """
         asking = cast(CompletingTask, self.task)

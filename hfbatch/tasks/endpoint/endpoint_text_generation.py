@@ -17,12 +17,12 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from hfbatch.engines.base import Call, token_count
-from hfbatch.tasks.base import Example, Features, Histogram, InputColumn
+from hfbatch.tasks.base import Example, Features, InputColumn
 from hfbatch.tasks.endpoint.base import EndpointParams, EndpointTask
 from hfbatch.tasks.generation.chat import MESSAGE, MESSAGES_WANTED, check_messages, is_chat, plain
 from hfbatch.tasks.generation.constraint import ConstraintSpec, with_schema
 from hfbatch.tasks.generation.json_values import Column, parser_of
-from hfbatch.tasks.generation.text_generation_base import DETAILS
+from hfbatch.tasks.generation.text_generation_base import DETAILS, GeneratingTask
 from hfbatch.tasks.tokens import text_column
 
 CHATS = "/v1/chat/completions"
@@ -84,7 +84,7 @@ class EndpointTextGeneration(EndpointTask):
     sets = frozenset(
         ("model", "messages", "prompt", "max_tokens", "temperature", "top_p", "stop", "seed", "stream", "n")
     )
-    histogram = Histogram("new_tokens", tuple(float(2**k) for k in range(16)))
+    histogram = GeneratingTask.histogram
     EXAMPLE = Example({"text": ["Every large cluster"]}, {"max_new_tokens": 8, "do_sample": False})
 
     @classmethod
