@@ -186,6 +186,10 @@ class Call:
     """The `input`, where the API takes a list of them: calls with the same body may share a request."""
 
 
+CACHED = "cached_tokens"
+"""Tokens of prompts that were not computed again, since another prompt begins with them."""
+
+
 def token_count(usage: object, name: str) -> int | None:
     """Returns a number of tokens that an answer of an endpoint states; None if it states none that can be.
 
@@ -193,6 +197,12 @@ def token_count(usage: object, name: str) -> int | None:
     """
     number = usage.get(name) if isinstance(usage, dict) else None
     return number if type(number) is int and 0 <= number < 2**31 else None
+
+
+def cached_count(usage: object) -> int:
+    """Returns how many tokens of the prompt an answer states to have come from a cache; 0 if it does not say."""
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    return token_count(details, CACHED) or 0
 
 
 def unsupported_options(

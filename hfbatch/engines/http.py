@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
-from hfbatch.engines.base import REMOTE, Call, EngineConfig, RowEngine, token_count
+from hfbatch.engines.base import CACHED, REMOTE, Call, EngineConfig, RowEngine, cached_count, token_count
 from hfbatch.engines.sending import Sender, UnansweredError, as_answered, sender_of
 from hfbatch.errors import HfbatchError, WorkerError, redact_text
 from hfbatch.hub.served import read_token, token_hint
@@ -131,6 +131,8 @@ class HttpEngine(RowEngine):
         usage = body.get("usage") if isinstance(body, dict) else None
         for name, known_as in (("prompt_tokens", "prompt_tokens"), ("completion_tokens", "new_tokens")):
             self._usage[known_as] += token_count(usage, name) or 0
+        if cached := cached_count(usage):
+            self._usage[CACHED] += cached
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Never: nothing is computed here."""

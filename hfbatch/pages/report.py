@@ -23,6 +23,7 @@ Keys of report.json:
   `differences` (rows by 1 less their agreement, with `edges`); None if nothing is lowered
 - `usage`: `requests`, `prompt_tokens` and `new_tokens` that an endpoint was asked for and counted, and `cost` by the prices
   in the spec (None without prices); {} for other engines. Requests of splits that failed are not in it
+- `cached_tokens`: tokens of prompts that were not computed again, since other prompts begin with them
 - `trials`: `variant`, `rows_per_s` and `note` of each that `engine: auto` tried; None if it tried nothing
 - `timeline`: cumulative `rows` and `tokens` at `seconds` since the command began, for each commit
 - `lengths`: `edges` and `counts` of tokens per row; `histogram`: those of the task's number, and its `name`
@@ -113,6 +114,7 @@ def build_report(
         "seconds": seconds,
         "rates": _rates(ran, seconds),
         "stages": _stages(done),
+        "cached_tokens": sum(manifest.usage.get("cached_tokens", 0) for manifest in done),
         "usage": _usage(done, job["spec"].get("engine", {})),
         "left_out": list(job.get("left_out", ())),
         "rejects": _rejects(job, done, rows),
@@ -143,7 +145,7 @@ def _usage(done: Iterable[Manifest], engine: Mapping[str, Any]) -> dict[str, Any
     counts: Counter[str] = Counter()
     for manifest in done:
         counts.update(manifest.usage)
-    if not counts:
+    if "requests" not in counts:
         return {}
     names, prices = ("requests", "prompt_tokens", "new_tokens"), engine.get("prices") or {}
     known = {name: counts[name] for name in names}
@@ -375,6 +377,8 @@ def summary_lines(report: Mapping[str, Any]) -> Table:
     )
     if report["padding"] is not None:
         add("padding", f"{percent(report['padding'])} of {compact(report['padded_tokens'])} tokens")
+    if report.get("cached_tokens"):
+        add("cached", f"{compact(report['cached_tokens'])} tokens that several prompts begin with")
     device = ", ".join(report["devices"][:3]) + (" …" if len(report["devices"]) > 3 else "")
     add("model", ", ".join(filter(None, [model_words(report["model"]), report["dtype"], device])))
     if report.get("usage"):

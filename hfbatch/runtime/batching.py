@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 
-def by_length(lengths: np.ndarray) -> np.ndarray:
+def by_length(lengths: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Returns row positions from longest to shortest, ties in input order: int64 [rows].
 
     Longest first, so that a batch that does not fit into memory fails at the start.
+
+    :param groups: int64 [rows]; rows of a group follow each other, the group with the longest row first.
     """
-    return np.argsort(-lengths, kind="stable")
+    if groups is None:
+        return np.argsort(-lengths, kind="stable")
+    longest = np.zeros(int(groups.max(initial=0)) + 1, np.int64)
+    np.maximum.at(longest, groups, lengths)
+    return np.lexsort((-lengths, groups, -longest[groups]))
 
 
 def alignment(longest: int, multiple: int) -> int:
@@ -54,6 +61,22 @@ def cut(
         bounds.append((start, min(start + rows, len(lengths))))
         start += rows
     return bounds
+
+
+def cut_groups(groups: np.ndarray | None, lengths: np.ndarray, *options: Any) -> list[tuple[int, int]]:
+    """Splits rows sorted by `by_length` into batches, each of rows of one group; see `cut`.
+
+    :param groups: of the sorted rows.
+    """
+    if groups is None:
+        return cut(lengths, *options)
+    ends = [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    starts = [0, *ends[:-1]]
+    return [
+        (first + start, first + stop)
+        for first, last in zip(starts, ends, strict=True)
+        for start, stop in cut(lengths[first:last], *options)
+    ]
 
 
 def to_arrow(outputs: Mapping[str, np.ndarray], ragged: Mapping[str, str]) -> pa.Table:

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from hfbatch.data.finite import non_finite
-from hfbatch.engines.base import BatchEngine, DeviceLostError, Forward
+from hfbatch.engines.base import CACHED, BatchEngine, DeviceLostError, Forward
 from hfbatch.errors import NonFiniteOutput, WorkerError
-from hfbatch.runtime.batching import alignment, by_length, cut, to_arrow
+from hfbatch.runtime.batching import alignment, by_length, cut_groups, to_arrow
 from hfbatch.runtime.isolate import isolate
 from hfbatch.runtime.windows import Windows, carry, fold, unfold
 from hfbatch.tasks.base import FINITE, Batch, Task
+from hfbatch.tasks.generation.prefix import PREFIX
 
 Follow = Callable[[np.ndarray, list[int]], None]
 """Takes positions of rows, int64 [batch], and the token that each text of theirs has got in a step, in this order."""
@@ -54,7 +55,7 @@ class Prediction:
     repeated: int = 0
     """Rows that got the result of an identical row."""
     usage: dict[str, int] = field(default_factory=dict)
-    """What the engine has counted besides, see `RowEngine.take_usage`."""
+    """What is counted besides: CACHED, and what `RowEngine.take_usage` returns."""
 
 
 class Predictor:
@@ -87,7 +88,9 @@ class Predictor:
         :raises WorkerError: if the engine cannot run the model.
         """
         windows = unfold(self.task, features)
-        order = by_length(windows.lengths)
+        size = min(self.size, max(-(-len(windows.table) // self.engine.parallel), 1)) if spread else self.size
+        groups = self.task.batch_groups(windows.table, size)
+        order = by_length(windows.lengths, groups)
         result = Prediction(pa.table({}), np.empty(0, np.int64))
         done: list[tuple[np.ndarray, pa.Table]] = []
         again: list[np.ndarray] = []
@@ -100,8 +103,9 @@ class Predictor:
                 done.append((rows, to_arrow(self.engine.collect(handle), self.task.ragged)))
                 self._count(rows, batch, windows, begun, result)
 
-        size = min(self.size, max(-(-len(order) // self.engine.parallel), 1)) if spread else self.size
-        bounds = cut(windows.lengths[order], size, self.tokens, self.multiple, not self.task.pads)
+        sorted_groups = None if groups is None else groups[order]
+        options = size, self.tokens, self.multiple, not self.task.pads
+        bounds = cut_groups(sorted_groups, windows.lengths[order], *options)
         self.engine.expect(max(len(bounds), 1))
         for start, stop in bounds:
             rows = order[start:stop]
@@ -185,6 +189,8 @@ class Predictor:
         result.tokens += tokens
         result.padded_tokens += padded
         result.batches += 1
+        if shared := int(batch.get(PREFIX, 0)) * (len(rows) - 1):
+            result.usage[CACHED] = result.usage.get(CACHED, 0) + shared
         self._on_batch(BatchStats(windows.rows_begun(rows), tokens, padded, time.perf_counter() - begun))
 
 

@@ -48,6 +48,7 @@ class RowPredictor:
         """
         asking = cast(CompletingTask, self.task)
         requests, lengths = asking.requests(features), self.task.lengths(features)
+        order = by_length(lengths, self.task.batch_groups(features, self.rows, caches=True))
         done: dict[int, Any] = {}
         failed: dict[int, Exception] = {}
         result = Prediction(pa.table({}), np.empty(0, np.int64))
@@ -78,7 +79,7 @@ class RowPredictor:
                 raise
             result.batches += bool(left)
 
-        _, result.failures = isolate(run, by_length(lengths), fatal=(DeviceLostError, WorkerError))
+        _, result.failures = isolate(run, order, fatal=(DeviceLostError, WorkerError))
         result.failures += failed.items()
         result.usage = self.engine.take_usage()
         result.kept = np.array(sorted(done), np.int64)

@@ -343,6 +343,13 @@ class Task(ABC):
         :param features: rows, or single windows.
         """
 
+    def batch_groups(self, features: pa.Table, size: int, caches: bool = False) -> np.ndarray | None:
+        """Returns a group of each row, int64 [rows]; batches of at most `size` rows hold rows of one. None: no groups.
+
+        :param caches: whether the engine runs rows one by one and keeps the beginnings of prompts itself.
+        """
+        return None
+
     @abstractmethod
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Gathers rows, or single windows, into padded arrays.

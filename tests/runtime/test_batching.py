@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfbatch.runtime.batching import by_length, cut, padded_width, to_arrow
+from hfbatch.runtime.batching import by_length, cut, cut_groups, padded_width, to_arrow
 from hfbatch.runtime.isolate import isolate
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=200).map(lambda found: np.array(found, np.int64))
@@ -44,6 +44,21 @@ def test_rows_of_one_length_stay_among_themselves(lengths: np.ndarray, size: int
     assert all(stop - start <= size and len(set(ordered[start:stop])) == 1 for start, stop in bounds)
     most = sum(-(-count // size) for count in np.unique(lengths, return_counts=True)[1])
     assert len(bounds) == most
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 5))
+def test_batches_hold_rows_of_one_group(lengths: np.ndarray, size: int, kinds: int) -> None:
+    groups = np.arange(len(lengths)) * 7 % kinds
+    order = by_length(lengths, groups)
+    batches = [
+        order[start:stop] for start, stop in cut_groups(groups[order], lengths[order], size, None, 8, False)
+    ]
+    assert sorted(row for rows in batches for row in rows.tolist()) == list(range(len(lengths)))
+    assert not len(lengths) or lengths[order[0]] == lengths.max()
+    for rows in batches:
+        assert len(rows) <= size
+        assert len({*groups[rows].tolist()}) == 1
+        assert (np.diff(lengths[rows]) <= 0).all()
 
 
 @given(LENGTHS)

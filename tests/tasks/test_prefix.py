@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -22,8 +25,19 @@ from transformers import (
     Qwen2Config,
 )
 
+from hfbatch.engines.base import EngineConfig, Request, RowEngine
+from hfbatch.engines.torch import TorchEngine
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.rows import RowPredictor
 from hfbatch.tasks.generation.decoder import Decoder
-from hfbatch.tasks.generation.prefix import PREFIX, READ_POSITIONS, SHORTEST, can_share, share
+from hfbatch.tasks.generation.prefix import (
+    PREFIX,
+    READ_POSITIONS,
+    SHORTEST,
+    can_share,
+    group_prompts,
+    share,
+)
 from hfbatch.tasks.generation.text_generation import TextGeneration
 from tests.models.text import tiny_llama
 from tests.tasks.drive import features_of, make, run
@@ -164,3 +178,70 @@ def test_a_task_gives_what_it_gives_without_sharing(tmp_path: Path, options: dic
         else:
             assert found[name].equals(want[name])
     assert len({*map(str, found["generated_text"].to_pylist())}) > 3
+
+
+@given(
+    kinds=st.lists(st.sampled_from([0, 31, 33, 70, 200]), min_size=1, max_size=4),
+    rows=st.integers(0, 40),
+    size=st.integers(1, 6),
+)
+def test_groups_fill_whole_batches_of_prompts_that_begin_alike(
+    kinds: list[int], rows: int, size: int
+) -> None:
+    prompts = [prompts_of(kinds[k % len(kinds)], [k % 5], k % len(kinds))[0] for k in range(rows)]
+    groups = group_prompts(pa.array(prompts, pa.list_(pa.int32())), size)
+    for group in range(1, int(groups.max(initial=0)) + 1):
+        alike = [prompts[row] for row in np.flatnonzero(groups == group)]
+        assert len(alike) > 0
+        assert len(alike) % size == 0
+        assert len({tuple(prompt[:SHORTEST]) for prompt in alike}) == 1
+    left = [prompts[row] for row in np.flatnonzero(groups == 0)]
+    for begin in {tuple(prompt[:SHORTEST]) for prompt in left if len(prompt) > SHORTEST}:
+        alike = [prompt for prompt in left if len(prompt) > SHORTEST and tuple(prompt[:SHORTEST]) == begin]
+        assert len(alike) < max(size, 2)
+
+
+def test_prompts_with_the_same_beginning_meet_in_batches(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path, max_position_embeddings=256)
+    begins = [f"{name} is a helpful assistant that answers with one word. " for name in ("Ann", "Bob")]
+    columns = {"text": [begins[k % 2] + str(k) for k in range(8)]}
+    task = make(TextGeneration, folder, max_new_tokens=4, do_sample=False)
+    engine = TorchEngine(EngineConfig(folder, task.auto_class, "float32"))
+    features = features_of(task, columns).table
+    plain = Predictor(task, engine, 4).predict(features)
+    found = Predictor(task.changed(share_prefixes=True), engine, 4).predict(features)
+    assert found.outputs["tokens"].equals(plain.outputs["tokens"])
+    assert not plain.usage
+    shared = found.usage["cached_tokens"]
+    assert shared % 6 == 0  # three rows of each batch
+    assert shared // 6 >= SHORTEST
+
+
+def test_a_row_engine_gets_prompts_with_the_same_beginning_one_after_another(tmp_path: Path) -> None:
+    task = make(TextGeneration, tiny_llama(tmp_path), do_sample=False).changed(share_prefixes=True)
+    columns = {"text": [f"{'abc'[k % 3] * 80} {k}" for k in range(12)]}
+    features = features_of(task, columns).table
+    asked: list[int] = []
+
+    class Stops(RowEngine):
+        """Notes the order of its requests."""
+
+        name, model = "stops", None
+
+        def complete(self, requests: Sequence[Request], *_: Any) -> Iterator[Any]:
+            asked.extend(request.prompt[10] for request in requests)
+            return ((place, ValueError("no")) for place in range(len(requests)))
+
+        @classmethod
+        def option_faults(cls, *_: Any) -> list[str]:
+            return []
+
+        def is_out_of_memory(self, error: Exception) -> bool:
+            return False
+
+        def release_memory(self) -> None:
+            """Nothing to release."""
+
+    RowPredictor(task, Stops(), 2).predict(features)
+    assert len(asked) == 12
+    assert sum(a != b for a, b in pairwise(asked)) == 2

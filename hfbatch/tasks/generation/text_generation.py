@@ -45,7 +45,7 @@ from hfbatch.tasks.generation.generation_config import (
     resolve,
 )
 from hfbatch.tasks.generation.json_values import Column, parser_of
-from hfbatch.tasks.generation.prefix import can_share, share
+from hfbatch.tasks.generation.prefix import can_share, group_prompts, share
 from hfbatch.tasks.generation.text_generation_base import EXTRA_OUTPUTS, GeneratingTask
 from hfbatch.tasks.positions import embedding_rows, has_embedding
 from hfbatch.tasks.tokens import (
@@ -308,6 +308,11 @@ class TextGeneration(GeneratingTask):
     def lengths(self, features: pa.Table) -> np.ndarray:
         """Returns the number of tokens in each prompt."""
         return list_lengths(features["input_ids"])
+
+    def batch_groups(self, features: pa.Table, size: int, caches: bool = False) -> np.ndarray | None:
+        """Returns which prompts begin alike, unless nothing is shared."""
+        wanted = self.settings.share_prefixes if caches else self.shares
+        return group_prompts(flatten(features["input_ids"]), size) if wanted else None
 
     def collate(self, features: pa.Table, rows: np.ndarray, multiple: int) -> Batch:
         """Returns `input_ids` and `attention_mask` int64 [batch, width], padded on the left; `seed` int64 [batch].
