@@ -92,7 +92,7 @@ def test_an_engine_is_a_name_or_a_section_and_has_an_alias() -> None:
         ({"engine": {"quantization": "int9"}}, "engine.quantization: Input should be 'none', 'int8'"),
         (
             {"engine": {"name": "torch", "nam": 1}},
-            "unknown key 'engine.nam' (known here: threads, guard, name, quantization, compile, device_map, memory); did you mean 'engine.name'",
+            "unknown key 'engine.nam' (known here: threads, guard, name, quantization, compile, packing, device_map, memory); did you mean 'engine.name'",
         ),
         (
             {"engine": "torch", "batch": {"continuous": True}},

@@ -123,6 +123,8 @@ class BatchEngine(Engine):
     """Number of batches that are computed or copied at the same time; a trial of a batch size runs at least as many."""
     pad_multiple: int = 1
     """Padded lengths are multiples of this; of at most 8 for short batches."""
+    packs: bool = False
+    """Whether it computes the tokens of a batch without padding."""
     batch_sizes: tuple[int, ...] = (16, 32)
     """Batch sizes that `batch.size: auto` tries."""
     batch_tokens: int | None = 4096

@@ -1,4 +1,4 @@
-"""The torch engine: a transformers model in eager mode with SDPA, on a GPU or on the CPU."""
+"""The torch engine: a transformers model with SDPA, on a GPU or on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _OnGpu:
 
 
 class TorchEngine(BatchEngine):
-    """Runs a model loaded with an AutoClass of transformers, as it is or compiled.
+    """Runs a model loaded with an AutoClass of transformers, as it is, compiled or with packed batches.
 
     On the CPU, one batch runs on each thread: threads that share a batch wait for each other after every layer,
     and a thread delayed by the system delays all of them. With fewer batches than threads, or where batches must
@@ -53,6 +53,11 @@ class TorchEngine(BatchEngine):
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
         self.model = load_model(config, getattr(torch, config.dtype), self._torch_device)
+        self.packs = getattr(config.options, "packing", False)
+        if self.packs:
+            from hfbatch.engines.packed import pack_batches
+
+            pack_batches(self.model)
         if self._torch_device.type == "cuda":
             self.depth, self.parallel, self.pad_multiple = 3, 3, 8
             self.batch_sizes, self.batch_tokens = (32, 64, 128, 256, 512, 1024), None

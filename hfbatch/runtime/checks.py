@@ -148,6 +148,8 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         faults += _spread_faults(task)
     if getattr(spec, "compile", False) is True:
         faults += _compile_faults(task)
+    if getattr(spec, "packing", False):
+        faults += _packing_faults(task)
     if spec.quantization != "none":
         faults += _quantization_faults(spec, task)
     if kind.rows:
@@ -235,6 +237,25 @@ def _spread_faults(task: Task) -> list[str]:
             f"engine.device_map: the weights of model {task.model.name!r} are quantised; leave it out"
         )
     return faults
+
+
+def _packing_faults(task: Task) -> list[str]:
+    """Returns an error for tasks and models whose batches cannot be packed."""
+    from hfbatch.engines.packed import PACKED
+
+    shown = f"engine.packing: task {task.name}"
+    if needs := [need.value for need in Capability if need in task.asks - {Capability.FORWARD}]:
+        return [f"{shown} needs {' and '.join(needs)}, which packed batches do not have; leave it out"]
+    kind, own = (
+        task.config.model_type,
+        getattr(task.config, "auto_map", None) and task.model.trust_remote_code,
+    )
+    if kind in PACKED and not own:
+        return []
+    why = "has code of its own" if own else f"is of type {kind!r}"
+    return [
+        f"engine.packing: model {task.model.name!r} {why}, and packed batches are for {', '.join(sorted(PACKED))}; leave it out"
+    ]
 
 
 def _compile_faults(task: Task) -> list[str]:

@@ -185,7 +185,7 @@ class Predictor:
         result: Prediction,
     ) -> None:
         tokens = int(windows.lengths[rows].sum())
-        padded = self.task.padded_size(batch)
+        padded = tokens if self.engine.packs else self.task.padded_size(batch)
         result.tokens += tokens
         result.padded_tokens += padded
         result.batches += 1

@@ -44,6 +44,9 @@ FIT_ROWS = 1024
 """Rows from which a task takes what `Task.fit` returns."""
 PREVIEW_BATCH = 32
 """Batch size of `run` where the spec leaves it open: a trial of sizes would take longer than a few rows."""
+PREVIEW_BATCH_ON_CPU = 8
+"""The same where the cores compute batches at the same time: of 64 texts, batches of 8 took two thirds of the time of 32,
+with less padding and less difference between the first and the last core that ends."""
 
 
 class Runner:
@@ -363,10 +366,12 @@ class Runner:
         return made
 
     def default_choice(self) -> RuntimeChoice:
-        """What a few rows run in: the variant of the spec, in batches of PREVIEW_BATCH rows, without trials."""
+        """What a few rows run in: the variant of the spec, in small batches, without trials."""
         engine = self.engine or self.load()
         size = self.config.batch.size
-        size = PREVIEW_BATCH if size == "auto" else size
+        if size == "auto":
+            small = engine.device.startswith("cpu") and self.task.concurrent
+            size = PREVIEW_BATCH_ON_CPU if small else PREVIEW_BATCH
         one = self._variant
         return RuntimeChoice(
             size, engine.dtype, engine.device, engine.name, one.quantization, compiled=one.compiled,

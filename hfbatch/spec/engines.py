@@ -34,7 +34,7 @@ class _EngineSpec(Section):
 
 
 class TorchEngineSpec(_EngineSpec):
-    """PyTorch: padded batches of rows, for every task."""
+    """PyTorch: batches of rows, padded or packed, for every task."""
 
     name: Literal["torch"]
     """Name of the engine."""
@@ -44,6 +44,9 @@ class TorchEngineSpec(_EngineSpec):
     compile: bool | Auto = "auto"
     """Whether torch.compile compiles the model, for tasks that read nothing but its outputs; auto: no. It takes from half a minute
     to minutes, once on each machine."""
+    packing: bool = False
+    """Whether the rows of a batch run one behind the other as one sequence, without padding; for models of text whose attention
+    can be kept within a row, such as BERT, RoBERTa, ModernBERT and Qwen3."""
     device_map: Auto | None = None
     """auto: for a model larger than a device, spread its layers over the GPUs of a worker, its memory and its disk."""
     memory: dict[
@@ -62,6 +65,10 @@ class TorchEngineSpec(_EngineSpec):
         if self.compile is True and (self.device_map or self.quantization != "none"):
             raise ValueError(
                 "compile is for a model on one device, with weights that are not quantised; leave one of them out"
+            )
+        if self.packing and (self.device_map or self.compile is True):
+            raise ValueError(
+                "packing is for a model on one device that is not compiled; leave one of them out"
             )
         return self
 
