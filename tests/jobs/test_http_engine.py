@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import gc
 import json
 import math
-import socket
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
 
-from hfbatch import JobSpec
-from hfbatch.cli.catalogue import describe_task
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.engines import HttpEngineSpec
-from hfbatch.tasks import ENDPOINT_TASKS
+from tests.jobs.endpoint import Endpoint, error, faults_with, spec_of
 from tests.jobs.here import job_here
-from tests.jobs.tools import call, make_spec, read_output, read_rejects, write_shards
+from tests.jobs.tools import call, read_output, read_rejects
 
 SCHEMA = {
     "type": "object",
@@ -42,103 +30,6 @@ SCHEMA = {
     },
     "required": ["stars", "tags"],
 }
-
-
-class Endpoint:
-    """An endpoint with the API of OpenAI. `answer` may be replaced; it gets a text, the body and how often the text came."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.others: list[str] = []
-        """Paths that are none of the API."""
-        self.models: Any = {"data": [{"id": "some-model"}]}
-        self.answer: Callable[[str, dict[str, Any], int], Any] = lambda text, body, times: text.upper()
-        self.under_way = self.most_under_way = 0
-        routes = [
-            Route(path, self.post, methods=["POST"])
-            for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
-        ]
-        others = Route("/{path:path}", self.get_other)
-        app = Starlette(routes=[*routes, Route("/v1/models", self.list_models), others])
-        listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(128)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        threading.Thread(target=self._server.run, args=([listening],), daemon=True).start()
-
-    async def list_models(self, request: Request) -> Response:
-        return self.models if isinstance(self.models, Response) else JSONResponse(self.models)
-
-    async def get_other(self, request: Request) -> Response:
-        self.others.append(request.url.path)
-        return JSONResponse({})
-
-    async def post(self, request: Request) -> Response:
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
-        body = await request.json()
-        self.bodies.append(body)
-        self.headers.append(dict(request.headers))
-        await asyncio.sleep(0.005)
-        self.under_way -= 1
-        if "input" in body:
-            return self._embed(body)
-        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-        self.seen[text] += 1
-        made = self.answer(text, body, self.seen[text])
-        if not isinstance(made, str):
-            return made
-        choice = {"message": {"role": "assistant", "content": made}} if "messages" in body else {"text": made}
-        usage = {
-            "prompt_tokens": len(text),
-            "completion_tokens": len(made),
-            "prompt_tokens_details": {"cached_tokens": 1},
-        }
-        return JSONResponse({"choices": [{**choice, "finish_reason": "stop"}], "usage": usage})
-
-    def _embed(self, body: dict[str, Any]) -> Response:
-        texts = body["input"]
-        self.seen.update(texts)
-        refused = [made for text in texts if not isinstance(made := self.answer(text, body, 1), str)]
-        if refused:
-            return refused[0]
-        items = [{"index": k, "embedding": [len(text), 0.5, -1]} for k, text in enumerate(texts)]
-        usage = {"prompt_tokens": sum(map(len, texts))}
-        return JSONResponse({"data": items[::-1], "usage": usage})
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr("hfbatch.engines.sending.LONGEST_PAUSE_S", 0.01)
-    made = Endpoint()
-    yield made
-    made.stop()
-
-
-def spec_of(
-    endpoint: Endpoint, folder: Path, texts: list[Any], task: str = "text-generation", **sections: Any
-) -> JobSpec:
-    """A job over texts, in three shards; params are those of greedy text generation."""
-    if not (folder / "in").exists():
-        write_shards(folder / "in", texts)
-    greedy = {"do_sample": False, "return_full_text": False} if task == "text-generation" else {}
-    engine = {"name": "http", "url": f"{endpoint.url}/v1", **sections.pop("engine", {})}
-    params = {**greedy, **sections.pop("params", {})}
-    sections = {"rejects": {"max_fraction": 1.0}, "model": {"dtype": "auto"}, **sections}
-    sections["input"] = {"split_rows": max(len(texts) // 3, 1), **sections.get("input", {})}
-    return make_spec(
-        task, "some-model", folder / "in", folder / "out", engine=engine, params=params, **sections
-    )
-
-
-def error(status: int, message: str) -> Response:
-    return JSONResponse({"error": {"message": message}}, status)
 
 
 def test_each_row_has_its_answer_and_what_it_took_is_reported(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -447,67 +338,6 @@ def test_the_rate_of_requests_is_kept(endpoint: Endpoint, tmp_path: Path) -> Non
     )
     assert len(moments) == 12
     assert moments[-1] - moments[0] >= 9 * 0.05 * 0.9  # three splits, each of four requests, at 20 a second
-
-
-def faults_with(endpoint: Endpoint, folder: Path, task: str = "text-generation", **sections: Any) -> str:
-    with pytest.raises(SpecError) as found:
-        make_plan(spec_of(endpoint, folder, ["a"], task, **sections))
-    return str(found.value)
-
-
-def test_the_plan_names_what_an_endpoint_cannot_do(endpoint: Endpoint, tmp_path: Path) -> None:
-    for sections, words in (
-        ({"task": "fill-mask"}, "endpoints answer embedding, text-generation, not fill-mask"),
-        ({"task": "auto"}, "name the task"),
-        ({"model": {"dtype": "float32"}}, "model.dtype: the endpoint loads the model"),
-        ({"model": {"revision": "main", "dtype": "auto"}}, "model.revision: the endpoint loads the model"),
-        ({"tokenizer": {"add_tokens": ["x"]}}, "tokenizer: the endpoint has the tokenizer"),
-        ({"batch": {"max_length": 8}}, "batch.max_length"),
-        ({"params": {"constraint": {"choices": ["a", "b"]}}}, "takes a json_schema"),
-        ({"params": {"body": {"model": "other"}}}, "params.body cannot set model"),
-        ({"params": {"body": {"until": datetime.date(2026, 1, 31)}}}, "params.body is not JSON"),
-        ({"params": {"body": {"bias": math.nan}}}, "params.body is not JSON"),
-        ({"params": {"temperature": 0.5}}, "leave one of them out"),
-        ({"params": {"num_beams": 4}}, "num_beams"),
-        ({"engine": {"guard": "required"}}, "engine.guard required"),
-        ({"workers": {"gpus": 1}}, "workers.gpus"),
-    ):
-        assert words in faults_with(endpoint, tmp_path, **sections), sections
-
-
-def test_the_plan_asks_the_endpoint_for_its_models(endpoint: Endpoint, tmp_path: Path) -> None:
-    endpoint.models = {"data": [{"id": "some-modal"}, {"id": "z"}]}
-    assert "does not list 'some-model'; it lists 'some-modal', 'z'" in faults_with(endpoint, tmp_path)
-    endpoint.models = Response("no", 401)
-    assert "answers 401; name the variable" in faults_with(endpoint, tmp_path)
-    endpoint.models = RedirectResponse("https://elsewhere.example/v1/models")
-    assert "redirects requests to https://elsewhere.example" in faults_with(endpoint, tmp_path)
-    for unlisted in (
-        Response("what?", 404),
-        Response("[" * 100_000),
-        Response("{}", media_type="text/a; charset=hex"),
-    ):
-        endpoint.models = unlisted
-        notes = make_plan(spec_of(endpoint, tmp_path, [])).notes
-        assert any("does not list its models" in note for note in notes)
-    endpoint.url = "http://127.0.0.1:1"
-    assert "no endpoint answers at http://127.0.0.1:1" in faults_with(endpoint, tmp_path)
-
-
-@pytest.mark.parametrize("task", ENDPOINT_TASKS)
-def test_the_example_of_a_task_names_the_engine(task: str) -> None:
-    assert JobSpec.build(describe_task(task)["example"]).engine.name == "http"
-
-
-@pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://a/v1", "http://me:secret@a/v1", "http://a/v1?key=secret", "http:///v1"]
-)
-def test_urls_that_are_none_are_refused_without_their_secrets(url: str, tmp_path: Path) -> None:
-    with pytest.raises(SpecError) as found:
-        make_spec("text-generation", "m", tmp_path, tmp_path / "out", engine={"name": "http", "url": url})
-    assert "engine" in str(found.value)
-    assert "secret@" not in str(found.value)
-    assert HttpEngineSpec(name="http", url="https://a.example/base/v1/").url == "https://a.example/base"
 
 
 def test_an_endpoint_that_stops_in_the_middle_ends_the_job(
