@@ -96,15 +96,13 @@ class Embedding(EmbeddingSettings):
         """
         if "image" in columns:
             return Features(self.pixels.features(decoded(columns["image"], self.files)))
-        texts = columns["text"].to_pylist()
-        if self.prompt:
-            texts = [self.prompt + text for text in texts]
+        texts = self.prompted(columns["text"].to_pylist())
         if self.frame is None:
-            return require_tokens(tokenize(self.tokenizer, self._cased(texts), max_length=self.limit))
+            return require_tokens(tokenize(self.tokenizer, texts, max_length=self.limit))
         if self.each_window:
             whole = Features(with_characters(self.tokenizer, texts, len(self.prompt)))
         else:
-            whole = tokenize(self.tokenizer, self._cased(texts))
+            whole = tokenize(self.tokenizer, texts)
         return Features(slide(require_tokens(whole).table, self.frame))
 
     def lengths(self, features: pa.Table) -> np.ndarray:

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from hfbatch.data.filesystem import one_line
-from hfbatch.tasks.base import Params
-from hfbatch.tasks.positions import position_limit
 from hfbatch.tasks.text.long_texts import Frame, WindowParams
+from hfbatch.tasks.text.prompts import PromptedTask, PromptParams
 from hfbatch.tasks.text.sentence_files import Dense, Normalize, Recipe, read_recipe
-from hfbatch.tasks.tokens import length_faults, length_limit, tokenize
+from hfbatch.tasks.tokens import length_faults, tokenize
 from hfbatch.tasks.vector_precision import Precision, needs_ranges
 from hfbatch.tasks.vision.image_encoder import TextOrImageTask, encode_images
 from hfbatch.tasks.vision.vision import shapes_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
-class EmbeddingParams(Params):
+class EmbeddingParams(PromptParams):
     """Options for pooling the vectors of tokens or patches into one vector."""
 
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] = (
@@ -32,10 +30,6 @@ class EmbeddingParams(Params):
     model's own vector (`pooler_output`)."""
     normalize: bool | Literal["auto"] = "auto"
     """Scale vectors to length 1; auto follows the model's sentence-transformers files."""
-    prompt: str | None = None
-    """Text prepended to each row, such as "query: "."""
-    prompt_name: str | None = None
-    """Name of a prompt in the model's files; default: the model's default prompt, if it has one."""
     truncate_dim: int | None = Field(default=None, ge=1)
     """Number of leading dimensions to keep, for models trained with Matryoshka loss."""
     windows: WindowParams | None = None
@@ -49,11 +43,10 @@ class EmbeddingParams(Params):
     `fitted`. Or two lists: the minima and the maxima."""
 
 
-class EmbeddingSettings(TextOrImageTask):
+class EmbeddingSettings(PromptedTask, TextOrImageTask):
     """Base class of task embedding, with everything that does not depend on rows."""
 
     Params = EmbeddingParams
-    lasting = ("config", "recipe", "tokenizer")
 
     params: EmbeddingParams
 
@@ -75,29 +68,9 @@ class EmbeddingSettings(TextOrImageTask):
         return read_recipe(self.model)
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, which lowercases if the model's files say so."""
-        tokenizer = super().tokenizer
-        if self.recipe.lowercase and tokenizer.is_fast:
-            from tokenizers.normalizers import Lowercase, Sequence
-
-            own = tokenizer.backend_tokenizer.normalizer
-            tokenizer.backend_tokenizer.normalizer = Sequence(
-                [Lowercase(), *([own] if own is not None else [])]
-            )
-        return tokenizer
-
-    @cached_property
     def limit(self) -> int | None:
         """Maximum tokens of a row."""
         return self.max_length or self.own_limit
-
-    @property
-    def own_limit(self) -> int | None:
-        """Maximum tokens by the model's files; those of sentence-transformers may count positions that no token has."""
-        if not self.recipe.max_length:
-            return length_limit(self.tokenizer, self.config)
-        return min(self.recipe.max_length, position_limit(self.config) or self.recipe.max_length)
 
     @cached_property
     def poolings(self) -> tuple[str, ...]:
@@ -112,20 +85,6 @@ class EmbeddingSettings(TextOrImageTask):
         if self.params.normalize is False:
             return tuple(step for step in self.recipe.steps if not isinstance(step, Normalize))
         return self.recipe.steps
-
-    @cached_property
-    def prompt(self) -> str:
-        """Text prepended to each row."""
-        if self.params.prompt is not None:
-            return self.params.prompt
-        name = self.params.prompt_name or self.recipe.default_prompt
-        return self.recipe.prompts.get(name, "") if name else ""
-
-    def _cased(self, texts: list[str]) -> list[str]:
-        """Lowercases texts if the tokenizer should do it but has no normalizer."""
-        if self.recipe.lowercase and not self.tokenizer.is_fast:
-            return [text.lower() for text in texts]
-        return texts
 
     @cached_property
     def prompt_tokens(self) -> int:
@@ -222,15 +181,7 @@ class EmbeddingSettings(TextOrImageTask):
 
     def _param_faults(self, where: str) -> list[str]:
         """Returns errors in prompts, dimensions and ranges."""
-        faults = []
-        params, prompts = self.params, self.recipe.prompts
-        if params.prompt is not None and params.prompt_name is not None:
-            faults.append("params.prompt and params.prompt_name are both set; leave one out")
-        if params.prompt_name is not None and params.prompt_name not in prompts:
-            has = ", ".join(sorted(prompts)) or "no prompts"
-            faults.append(
-                f"params.prompt_name {params.prompt_name!r} is not in {where} (has: {has}); use params.prompt"
-            )
+        faults, params = self.prompt_faults(), self.params
         if params.truncate_dim and self.full_dimension and params.truncate_dim > self.full_dimension:
             faults.append(
                 f"params.truncate_dim {params.truncate_dim} is more than the "
@@ -281,11 +232,7 @@ class EmbeddingSettings(TextOrImageTask):
             normalized = "normalized" if self.params.normalize is True else "not normalized"
             pooling = f"{'+'.join(self.poolings)} pooling" if self.poolings else "the model's own vectors"
             notes.append(f"no sentence-transformers files beside the model: {pooling}, {normalized}")
-        if self.recipe.prompts and not self.prompt and self.params.prompt is None:
-            names = ", ".join(self.recipe.prompts)
-            notes.append(
-                f"the model comes with prompts ({names}) and none is used; set params.prompt_name to use one"
-            )
+        notes += self.prompt_notes()
         if self.shortened and self.params.normalize == "auto":
             notes.append(
                 "truncate_dim reduces normalized vectors to a length below 1; params.normalize: true corrects that"

@@ -1,6 +1,7 @@
-"""Reads the sentence-transformers files of a model, which describe how token vectors become one vector.
+"""Reads the sentence-transformers files of a model: how texts are prepared, and how token vectors become one vector.
 
-Reads JSON only and reports unsupported settings; runs no code of the model and does not import torch.
+Reads JSON only and reports unsupported settings; runs no code of the model and does not import torch. The files of sparse
+encoders are read in `sparse_files`, those of late interaction in `late_files`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from hfbatch.hub.models import Model
 
+STANFORD = "HF_ColBERT"
+"""The architecture that config.json of an original ColBERT checkpoint names."""
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = frozenset(
     (
@@ -68,24 +71,52 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The modules after the transformer, and the preparation of its input."""
+class TextFiles:
+    """What the files of every kind of model say about the preparation of texts."""
 
     found: bool = False
-    """Whether the model has sentence-transformers files."""
-    poolings: tuple[str, ...] = ("mean",)
-    include_prompt: bool = True
-    """Whether pooling includes the prompt's tokens."""
-    steps: tuple[Normalize | Dense, ...] = ()
-    """Modules applied to the pooled vector, in order."""
+    """Whether the model has these files."""
     max_length: int | None = None
     lowercase: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     """Name of the prompt that is used by default."""
-    truncate_dim: int | None = None
     faults: tuple[str, ...] = ()
     """Settings in these files that are not supported."""
+
+
+Files = TypeVar("Files", bound=TextFiles)
+
+
+@dataclass(frozen=True)
+class Recipe(TextFiles):
+    """The modules after the transformer, and the preparation of its input."""
+
+    poolings: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+    """Whether pooling includes the prompt's tokens."""
+    steps: tuple[Normalize | Dense, ...] = ()
+    """Modules applied to the pooled vector, in order."""
+    truncate_dim: int | None = None
+
+
+SPARSE = frozenset(("SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "MLMTransformer"))
+"""Modules of sparse encoders."""
+LATE = ("ColBERT", "MultiVectorEncoder")
+"""Types of models with a vector for each token, in config_sentence_transformers.json."""
+
+
+def task_of_files(model: Model) -> str | None:
+    """Returns the task that the files beside a model are written for; None if there are none."""
+    modules = model.read_json("modules.json")
+    if modules is None:
+        written = (model.read_json("config.json") or {}).get("architectures") or []
+        return "multi-vector-embedding" if STANFORD in written else None
+    kind = (model.read_json("config_sentence_transformers.json") or {}).get("model_type")
+    names = {module_kind(module["type"]) for module in modules}
+    if kind in LATE or "MultiVectorMask" in names:
+        return "multi-vector-embedding"
+    return "sparse-embedding" if kind == "SparseEncoder" or names & SPARSE else "embedding"
 
 
 def read_recipe(model: Model) -> Recipe:
@@ -93,78 +124,93 @@ def read_recipe(model: Model) -> Recipe:
     modules = model.read_json("modules.json")
     if modules is None:
         return Recipe()
-    recipe = _read_general(model, Recipe(found=True))
+    recipe = read_general(model, Recipe(found=True))
+    if (task := task_of_files(model)) not in ("embedding", None):
+        return add_fault(recipe, f"its sentence-transformers files are those of task {task}; use that task")
     for module in modules:
         recipe = _read_module(model, recipe, module["type"], module.get("path", ""))
-    if not any(_kind(module["type"]) == "Pooling" for module in modules):
-        recipe = _fault(
+    if not any(module_kind(module["type"]) == "Pooling" for module in modules):
+        recipe = add_fault(
             recipe, "modules.json has no Pooling module; choose a model that returns one vector per text"
         )
-    return recipe
+    truncate_dim = (model.read_json("config_sentence_transformers.json") or {}).get("truncate_dim")
+    return replace(recipe, truncate_dim=truncate_dim)
 
 
-def _read_general(model: Model, recipe: Recipe) -> Recipe:
+def read_general(model: Model, files: Files) -> Files:
+    """Returns the files with the prompts of config_sentence_transformers.json."""
     config = model.read_json("config_sentence_transformers.json") or {}
     return replace(
-        recipe,
+        files,
         prompts={name: text for name, text in (config.get("prompts") or {}).items() if text},
         default_prompt=config.get("default_prompt_name"),
-        truncate_dim=config.get("truncate_dim"),
     )
 
 
 def _read_module(model: Model, recipe: Recipe, dotted: str, folder: str) -> Recipe:
-    match _kind(dotted):
+    match module_kind(dotted):
         case "Transformer":
-            return _read_transformer(model, recipe, folder)
+            return read_transformer(model, recipe, folder)
         case "Pooling":
             return _read_pooling(model, recipe, folder)
         case "Dense":
-            return _read_dense(model, recipe, folder)
+            dense, faults = read_dense(model, folder)
+            recipe = replace(recipe, faults=(*recipe.faults, *faults))
+            return recipe if dense is None else replace(recipe, steps=(*recipe.steps, dense))
         case "Normalize":
             return replace(recipe, steps=(*recipe.steps, Normalize()))
         case "Dropout":  # no effect at inference
             return recipe
         case _:
-            return _fault(
+            return add_fault(
                 recipe,
                 f"modules.json has a module {dotted!r}, which task embedding cannot apply "
                 "(it applies: Transformer, Pooling, Dense, Normalize); choose another model",
             )
 
 
-def _kind(dotted: str) -> str:
-    """Returns the class name of a module of sentence-transformers, whose dotted path differs by version."""
-    return dotted.rsplit(".", 1)[-1] if dotted.startswith("sentence_transformers.") else ""
+def module_kind(dotted: str) -> str:
+    """Returns the class name of a module of sentence-transformers or PyLate, whose dotted path differs by version."""
+    return dotted.rsplit(".", 1)[-1] if dotted.startswith(("sentence_transformers.", "pylate.")) else ""
 
 
-def _read_json(model: Model, folder: str, name: str) -> dict[str, Any] | None:
+def read_in(model: Model, folder: str, name: str) -> dict[str, Any] | None:
+    """Reads a JSON file in a module's folder; returns None if there is none."""
     return model.read_json(f"{folder}/{name}" if folder else name)
 
 
-def _read_transformer(model: Model, recipe: Recipe, folder: str) -> Recipe:
-    found = (_read_json(model, folder, name) for name in _TRANSFORMER_CONFIGS)
-    config = next((values for values in found if values is not None), {})
-    kind = config.get("transformer_task", "feature-extraction")
-    if kind != "feature-extraction":
-        recipe = _fault(
-            recipe, f"its Transformer module is set to {kind!r}; task embedding needs 'feature-extraction'"
-        )
+def transformer_config(model: Model, folder: str) -> dict[str, Any]:
+    """Returns the config of a Transformer module, whose name differs by version; empty if there is none."""
+    found = (read_in(model, folder, name) for name in _TRANSFORMER_CONFIGS)
+    return next((values for values in found if values is not None), {})
+
+
+def read_transformer(
+    model: Model, files: Files, folder: str, task: str = "embedding", kind: str = "feature-extraction"
+) -> Files:
+    """Returns the files with the length limit and the case of a Transformer module, and its faults.
+
+    :param kind: the `transformer_task` that the task needs.
+    """
+    config = transformer_config(model, folder)
+    found = config.get("transformer_task", kind)
+    if found != kind:
+        files = add_fault(files, f"its Transformer module is set to {found!r}; task {task} needs {kind!r}")
     method = (config.get("modality_config") or {}).get("text", {}).get("method", "forward")
     if method != "forward":
-        recipe = _fault(
-            recipe, f"its Transformer module encodes text with {method!r}; task embedding needs 'forward'"
+        files = add_fault(
+            files, f"its Transformer module encodes text with {method!r}; task {task} needs 'forward'"
         )
     options = (config.get("processing_kwargs") or {}).get("text") or {}
     return replace(
-        recipe,
+        files,
         max_length=options.get("max_length") or config.get("max_seq_length"),
         lowercase=bool(config.get("do_lower_case", False)),
     )
 
 
 def _read_pooling(model: Model, recipe: Recipe, folder: str) -> Recipe:
-    config = _read_json(model, folder, "config.json") or {}
+    config = read_in(model, folder, "config.json") or {}
     modes = (
         config.get("pooling_mode") or [mode for flag, mode in _FLAGS.items() if config.get(flag)] or "mean"
     )
@@ -172,36 +218,38 @@ def _read_pooling(model: Model, recipe: Recipe, folder: str) -> Recipe:
     unknown = [mode for mode in poolings if mode not in POOLINGS]
     if unknown:
         known = ", ".join(POOLINGS)
-        recipe = _fault(
+        recipe = add_fault(
             recipe, f"its pooling {unknown[0]!r} is not supported; set params.pooling to one of {known}"
         )
     return replace(recipe, poolings=poolings, include_prompt=bool(config.get("include_prompt", True)))
 
 
-def _read_dense(model: Model, recipe: Recipe, folder: str) -> Recipe:
-    config = _read_json(model, folder, "config.json")
+def read_dense(
+    model: Model, folder: str, vectors: str = "sentence_embedding"
+) -> tuple[Dense | None, list[str]]:
+    """Reads a Dense module; returns it, unless its config lacks its sizes, and its faults.
+
+    :param vectors: what it has to be applied to, `sentence_embedding` or `token_embeddings`; so is one without names.
+    """
+    config = read_in(model, folder, "config.json")
     if config is None or "in_features" not in config or "out_features" not in config:
-        return _fault(
-            recipe, f"its Dense module has no {folder}/config.json with in_features and out_features"
-        )
+        return None, [f"its Dense module has no {folder}/config.json with in_features and out_features"]
+    faults = []
     dotted = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = dotted.rsplit(".", 1)[-1]
-    ends = [config.get(name) or "sentence_embedding" for name in ("module_input_name", "module_output_name")]
+    first = config.get("module_input_name") or vectors
+    ends = [first, config.get("module_output_name") or first]
     if not dotted.startswith("torch.nn.") or activation not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        recipe = _fault(
-            recipe, f"{folder}/config.json names activation {dotted!r}; supported are torch.nn's {known}"
-        )
-    if ends != ["sentence_embedding"] * 2:
-        recipe = _fault(
-            recipe, f"its Dense module {folder!r} maps {ends[0]!r} to {ends[1]!r}, not the pooled vector"
-        )
+        faults.append(f"{folder}/config.json names activation {dotted!r}; supported are torch.nn's {known}")
+    if ends != [vectors] * 2:
+        what = "the pooled vector" if vectors == "sentence_embedding" else "the vectors of tokens"
+        faults.append(f"its Dense module {folder!r} maps {ends[0]!r} to {ends[1]!r}, not {what}")
     # The weights of a Hub model are not downloaded before the job starts.
     if not getattr(model, "hub", False) and not (Path(model.folder) / folder / "model.safetensors").is_file():
-        recipe = _fault(
-            recipe,
+        faults.append(
             f"its Dense module has no {folder}/model.safetensors; load and save the model with "
-            "sentence-transformers once, which writes that file",
+            "sentence-transformers once, which writes that file"
         )
     dense = Dense(
         folder=folder,
@@ -210,8 +258,9 @@ def _read_dense(model: Model, recipe: Recipe, folder: str) -> Recipe:
         activation=activation,
         residual=bool(config.get("use_residual", False)),
     )
-    return replace(recipe, steps=(*recipe.steps, dense))
+    return dense, faults
 
 
-def _fault(recipe: Recipe, sentence: str) -> Recipe:
-    return replace(recipe, faults=(*recipe.faults, sentence))
+def add_fault(files: Files, sentence: str) -> Files:
+    """Returns the files with one more fault."""
+    return replace(files, faults=(*files.faults, sentence))
