@@ -101,9 +101,15 @@ class Vectors(ColumnAgreement):
         """
         lists = list(rows_of(reference, found, self.column))
         pairs = [(numbers(a), numbers(b)) for a, b in lists]
+        one, other = ([vector for pair in lists for vector in vectors(pair[side])] for side in (0, 1))
+        return self.measured(pairs, one, other)
+
+    def measured(
+        self, pairs: list[tuple[np.ndarray, np.ndarray]], one: list[np.ndarray], other: list[np.ndarray]
+    ) -> Comparison:
+        """Returns the measures. :param one: the vectors of the reference, as many as rows or more; other: those found."""
         cosines = np.array([cosine(a, b) for a, b in pairs])
         measures = {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())}
-        one, other = ([vector for pair in lists for vector in vectors(pair[side])] for side in (0, 1))
         if len({vector.size for vector in (*one, *other)}) == 1 and len(one) == len(other):
             measures["spread_change"] = change_by_spread(np.stack(one), np.stack(other))
         if len(pairs) > 4 * NEIGHBOURS and len({a.size for a, _ in pairs}) == 1:
@@ -111,6 +117,33 @@ class Vectors(ColumnAgreement):
                 *(np.stack(side) for side in zip(*pairs, strict=True))
             )
         return Comparison(np.clip(cosines, 0, 1), measures)
+
+
+class SparseVectors(Vectors):
+    """Sparse vectors, as a column of indices and one of values: the measures of vectors, zeros included.
+
+    :param indices: the column of indices.
+    :param values: the column of values.
+    """
+
+    def __init__(self, indices: str, values: str) -> None:
+        super().__init__(values)
+        self.indices = indices
+
+    def compare(self, reference: Columns, found: Columns) -> Comparison:
+        """Compares the dimensions that any row of either model has; the others are zero in all of them."""
+        every = [np.asarray(one[self.indices].flatten()) for one in (reference, found)]
+        dimensions = np.unique(np.concatenate(every))
+        one, other = (self._dense(columns, dimensions) for columns in (reference, found))
+        return self.measured(list(zip(one, other, strict=True)), one, other)
+
+    def _dense(self, columns: Columns, dimensions: np.ndarray) -> list[np.ndarray]:
+        """Returns each row as float64 [dimensions]. :param dimensions: sorted."""
+        counts = columns[self.indices].value_lengths().to_numpy()
+        dense = np.zeros((len(counts), max(len(dimensions), 1)))
+        places = np.searchsorted(dimensions, np.asarray(columns[self.indices].flatten()))
+        dense[np.repeat(np.arange(len(counts)), counts), places] = np.asarray(columns[self.column].flatten())
+        return list(dense)
 
 
 class Ranking(ColumnAgreement):

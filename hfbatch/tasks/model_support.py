@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hfbatch.errors import SpecError
 from hfbatch.tasks import TASKS, named, task_class
 from hfbatch.tasks.base import Task, TaskConfig
+from hfbatch.tasks.sentence_modules import task_of_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -52,14 +53,16 @@ def tasks_of(model: Model) -> list[str]:
 def infer(model: Model) -> tuple[str, str]:
     """Infers the task of a model; returns its name and the source of the inference.
 
-    Sources in order: sentence-transformers files, the `pipeline_tag` of the model card, a config with
+    Sources in order: sentence-transformers or ColBERT files, the `pipeline_tag` of the model card, a config with
     `task_specific_params` of one task only, the model's class.
 
     :raises SpecError: if no source names a task, or several tasks are equally plausible.
     """
     able = tasks_of(model)
-    if "embedding" in able and model.read_json("modules.json") is not None:
-        return "embedding", "its sentence-transformers files"
+    written = task_of_files(model)
+    if written is not None and written in able:
+        kind = "ColBERT" if model.read_json("modules.json") is None else "sentence-transformers"
+        return written, f"its {kind} files"
     specific = list((model.read_json("config.json") or {}).get("task_specific_params") or {})
     hints = {"the pipeline_tag of its card": model.pipeline_tag()}
     hints["the task_specific_params of its config"] = specific[0] if len(specific) == 1 else None

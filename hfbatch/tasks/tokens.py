@@ -263,3 +263,23 @@ def run_text(model: Any, batch: Mapping[str, torch.Tensor], **options: Any) -> A
         if takes_all or name in known or name == "attention_mask"
     }
     return model(**inputs, **options, **({"use_cache": False} if "use_cache" in known else {}))
+
+
+def compact(kept: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Moves what is kept of each row to its start, in order, so that only that is copied from the device.
+
+    :param kept: bool [batch, width].
+    :param tensors: [batch, width, ...].
+    :returns: the number of kept places, int32 [batch], and each tensor as [batch, largest number, ...], zeros behind them.
+    """
+    import torch
+
+    rows, columns = kept.nonzero(as_tuple=True)
+    count = kept.sum(1)
+    places = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    found = [count.to(torch.int32)]
+    for tensor in tensors:
+        moved = tensor.new_zeros(len(kept), int(count.max()), *tensor.shape[2:])
+        moved[rows, places] = tensor[rows, columns]
+        found.append(moved)
+    return tuple(found)

@@ -7,6 +7,6 @@ CASES = {
 }  # fmt: skip
 EXPORTABLE = {
     "embedding", "feature-extraction", "fill-mask", "image-classification", "image-feature-extraction", "question-answering",
-    "text-classification", "text-ranking", "token-classification", "zero-shot-classification",
+    "sparse-embedding", "text-classification", "text-ranking", "token-classification", "zero-shot-classification",
 }  # fmt: skip
 """Tasks that need no more of a model than its outputs."""

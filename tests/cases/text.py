@@ -8,6 +8,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -114,6 +115,21 @@ def embedding(folder: str) -> Answer:
     return answer
 
 
+def sparse_embedding(folder: str) -> Answer:
+    """The formula of SPLADE, as its model cards write it out."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+
+    def answer(row: Any) -> dict[str, Any]:
+        inputs = tokenizer(row["text"], return_tensors="pt", truncation=True)
+        with torch.inference_mode():
+            vector = torch.log1p(torch.relu(model(**inputs).logits[0])).amax(0)
+        indices = vector.nonzero()[:, 0]
+        return {"indices": indices.tolist(), "values": vector[indices].tolist()}
+
+    return answer
+
+
 def text_generation(folder: str) -> Answer:
     pipe = pipeline("text-generation", folder, device="cpu")
 
@@ -187,6 +203,9 @@ CASES = {
     ),
     "feature-extraction": Case(tiny_bert_encoder, {"text": TEXTS}, feature_extraction),
     "embedding": Case(tiny_bert_encoder, {"text": TEXTS}, embedding),
+    "sparse-embedding": Case(
+        lambda folder: tiny_bert_for(folder, "MaskedLM"), {"text": TEXTS}, sparse_embedding
+    ),
     "text-generation": Case(
         tiny_llama,
         {"text": [text[: 4 + 3 * k] for k, text in enumerate(CORPUS[:24])]},

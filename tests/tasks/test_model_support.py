@@ -58,7 +58,7 @@ TEXT = {"embedding", "feature-extraction"}
     ("kind", "architecture", "able", "unable"),
     [
         ("Bert", "BertModel", TEXT, {"fill-mask", "text-classification", "image-classification"}),
-        ("Bert", "BertForMaskedLM", {"fill-mask", *TEXT}, {"text-classification", "text-generation"}),
+        ("Bert", "BertForMaskedLM", {"fill-mask", "sparse-embedding", *TEXT}, {"text-classification", "text-generation"}),
         ("Bert", "BertForSequenceClassification", {"text-ranking", "zero-shot-classification", *TEXT}, {"fill-mask"}),
         ("Electra", "ElectraForPreTraining", TEXT, {"fill-mask"}),
         ("T5", "T5ForConditionalGeneration", {"summarization", "translation", *TEXT}, {"text-generation"}),

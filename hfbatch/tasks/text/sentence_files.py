@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hfbatch.tasks.sentence_modules import module_kind, task_of_files
+
 if TYPE_CHECKING:
     from hfbatch.hub.models import Model
 
-STANFORD = "HF_ColBERT"
-"""The architecture that config.json of an original ColBERT checkpoint names."""
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = frozenset(
     (
@@ -100,25 +100,6 @@ class Recipe(TextFiles):
     truncate_dim: int | None = None
 
 
-SPARSE = frozenset(("SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "MLMTransformer"))
-"""Modules of sparse encoders."""
-LATE = ("ColBERT", "MultiVectorEncoder")
-"""Types of models with a vector for each token, in config_sentence_transformers.json."""
-
-
-def task_of_files(model: Model) -> str | None:
-    """Returns the task that the files beside a model are written for; None if there are none."""
-    modules = model.read_json("modules.json")
-    if modules is None:
-        written = (model.read_json("config.json") or {}).get("architectures") or []
-        return "multi-vector-embedding" if STANFORD in written else None
-    kind = (model.read_json("config_sentence_transformers.json") or {}).get("model_type")
-    names = {module_kind(module["type"]) for module in modules}
-    if kind in LATE or "MultiVectorMask" in names:
-        return "multi-vector-embedding"
-    return "sparse-embedding" if kind == "SparseEncoder" or names & SPARSE else "embedding"
-
-
 def read_recipe(model: Model) -> Recipe:
     """Reads the sentence-transformers files of a model; without them, returns mean pooling."""
     modules = model.read_json("modules.json")
@@ -169,11 +150,6 @@ def _read_module(model: Model, recipe: Recipe, dotted: str, folder: str) -> Reci
             )
 
 
-def module_kind(dotted: str) -> str:
-    """Returns the class name of a module of sentence-transformers or PyLate, whose dotted path differs by version."""
-    return dotted.rsplit(".", 1)[-1] if dotted.startswith(("sentence_transformers.", "pylate.")) else ""
-
-
 def read_in(model: Model, folder: str, name: str) -> dict[str, Any] | None:
     """Reads a JSON file in a module's folder; returns None if there is none."""
     return model.read_json(f"{folder}/{name}" if folder else name)
@@ -186,14 +162,21 @@ def transformer_config(model: Model, folder: str) -> dict[str, Any]:
 
 
 def read_transformer(
-    model: Model, files: Files, folder: str, task: str = "embedding", kind: str = "feature-extraction"
+    model: Model,
+    files: Files,
+    folder: str,
+    task: str = "embedding",
+    kind: str = "feature-extraction",
+    usual: str = "feature-extraction",
 ) -> Files:
     """Returns the files with the length limit and the case of a Transformer module, and its faults.
 
+    :param task: the name of the task, for errors.
     :param kind: the `transformer_task` that the task needs.
+    :param usual: the one of a module that does not say.
     """
     config = transformer_config(model, folder)
-    found = config.get("transformer_task", kind)
+    found = config.get("transformer_task", usual)
     if found != kind:
         files = add_fault(files, f"its Transformer module is set to {found!r}; task {task} needs {kind!r}")
     method = (config.get("modality_config") or {}).get("text", {}).get("method", "forward")

@@ -1,0 +1,37 @@
+"""Names of the modules in modules.json, and the task that the files beside a model are written for. Reads JSON only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfbatch.hub.models import Model
+
+STANFORD = "HF_ColBERT"
+"""The architecture that config.json of an original ColBERT checkpoint names."""
+SPARSE = frozenset(("SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "MLMTransformer"))
+"""Modules of sparse encoders."""
+LATE = ("ColBERT", "MultiVectorEncoder")
+"""Types of models with a vector for each token, in config_sentence_transformers.json: of PyLate, of sentence-transformers."""
+
+
+def task_of_files(model: Model) -> str | None:
+    """Returns the task that the files beside a model are written for; None if there are none."""
+    modules = model.read_json("modules.json")
+    if modules is None:
+        return "multi-vector-embedding" if is_stanford(model) else None
+    kind = (model.read_json("config_sentence_transformers.json") or {}).get("model_type")
+    names = {module_kind(module["type"]) for module in modules}
+    if kind in LATE or "MultiVectorMask" in names:
+        return "multi-vector-embedding"
+    return "sparse-embedding" if kind == "SparseEncoder" or names & SPARSE else "embedding"
+
+
+def is_stanford(model: Model) -> bool:
+    """Whether a model is an original ColBERT checkpoint, with its projection among the weights."""
+    return STANFORD in ((model.read_json("config.json") or {}).get("architectures") or [])
+
+
+def module_kind(dotted: str) -> str:
+    """Returns the class name of a module of sentence-transformers or PyLate, whose dotted path differs by version."""
+    return dotted.rsplit(".", 1)[-1] if dotted.startswith(("sentence_transformers.", "pylate.")) else ""
