@@ -22,9 +22,20 @@ def task_of_files(model: Model) -> str | None:
         return "multi-vector-embedding" if is_stanford(model) else None
     kind = (model.read_json("config_sentence_transformers.json") or {}).get("model_type")
     names = {module_kind(module["type"]) for module in modules}
-    if kind in LATE or "MultiVectorMask" in names:
+    if kind in LATE or "MultiVectorMask" in names or is_pylate(model):
         return "multi-vector-embedding"
     return "sparse-embedding" if kind == "SparseEncoder" or names & SPARSE else "embedding"
+
+
+def is_pylate(model: Model) -> bool:
+    """Whether the files beside a model are those of PyLate; early versions write no type."""
+    config = model.read_json("config_sentence_transformers.json") or {}
+    types = [module["type"] for module in model.read_json("modules.json") or []]
+    return (
+        config.get("model_type") == "ColBERT"
+        or "query_prefix" in config
+        or any(name.startswith("pylate.") for name in types)
+    )
 
 
 def is_stanford(model: Model) -> bool:

@@ -183,6 +183,21 @@ def lists_of(values: pa.Array, counts: Sequence[int] | np.ndarray) -> pa.ListArr
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
 
 
+def insert_behind_first(lists: pa.ListArray, value: int) -> pa.ListArray:
+    """Inserts a value behind the first one of each list, or into an empty list."""
+    counts = list_lengths(lists)
+    places = np.cumsum(counts) - counts + np.minimum(counts, 1)
+    values = np.insert(lists.flatten().to_numpy(), places, value)
+    return lists_of(pa.array(values, pa.int32()), counts + 1)
+
+
+def lengthen(lists: pa.ListArray, missing: np.ndarray, value: int) -> pa.ListArray:
+    """Appends a value to each list. :param missing: how often, int64 [rows]."""
+    counts = list_lengths(lists)
+    values = np.insert(lists.flatten().to_numpy(), np.repeat(np.cumsum(counts), missing), value)
+    return lists_of(pa.array(values, pa.int32()), counts + missing)
+
+
 def flatten(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
     """Returns a column, of lists or of single values, as one array, without a copy if it has one chunk."""
     if isinstance(column, pa.ChunkedArray):

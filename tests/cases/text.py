@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tests.cases.case import Answer, Case, columns_of
+from tests.models.late import tiny_pylate
 from tests.models.text import (
     CORPUS,
     tiny_bert,
@@ -24,6 +25,7 @@ from tests.models.text import (
     tiny_llama,
     tiny_t5,
 )
+from tests.tasks.test_multi_vector_embedding import by_hand, projections
 from tests.tasks.test_question_answering import best_spans
 
 TEXTS = [*CORPUS[:14], "", "river " * 200, "Numbers, numbers: 10:45!", *CORPUS[40:45]]
@@ -130,6 +132,12 @@ def sparse_embedding(folder: str) -> Answer:
     return answer
 
 
+def multi_vector_embedding(folder: str) -> Answer:
+    """The rules of ColBERT, with the projections of PyLate."""
+    vectors = by_hand(folder, "[D] ", 30, False, False, ".,", projections(folder))
+    return lambda row: {"embeddings": vectors(row["text"]).tolist()}
+
+
 def text_generation(folder: str) -> Answer:
     pipe = pipeline("text-generation", folder, device="cpu")
 
@@ -203,6 +211,7 @@ CASES = {
     ),
     "feature-extraction": Case(tiny_bert_encoder, {"text": TEXTS}, feature_extraction),
     "embedding": Case(tiny_bert_encoder, {"text": TEXTS}, embedding),
+    "multi-vector-embedding": Case(tiny_pylate, {"text": TEXTS}, multi_vector_embedding),
     "sparse-embedding": Case(
         lambda folder: tiny_bert_for(folder, "MaskedLM"), {"text": TEXTS}, sparse_embedding
     ),

@@ -26,6 +26,7 @@ from hfbatch.tasks.base import Features, Task, TaskConfig
 def make(
     kind: type[Task],
     folder: str,
+    /,
     max_length: int | None = None,
     seed: int = 0,
     files: RowFiles = NO_FILES,

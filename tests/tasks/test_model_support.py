@@ -51,7 +51,7 @@ def test_the_class_of_a_model_names_its_task(tmp_path: Path, kind: str, architec
     assert task in tasks_of(model)
 
 
-TEXT = {"embedding", "feature-extraction"}
+TEXT = {"embedding", "feature-extraction", "multi-vector-embedding"}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 from hfbatch.tasks.agreement import Vectors
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, TaskConfig
 from hfbatch.tasks.multimodal.embedding_settings import EmbeddingSettings
+from hfbatch.tasks.text.encoder import ENCODER_OF
 from hfbatch.tasks.text.long_texts import (
     END,
     START,
@@ -20,8 +20,7 @@ from hfbatch.tasks.text.long_texts import (
     slide,
     with_characters,
 )
-from hfbatch.tasks.text.pooling import apply_dense, load_dense, pool
-from hfbatch.tasks.text.sentence_files import Dense
+from hfbatch.tasks.text.pooling import DenseLayers, pool
 from hfbatch.tasks.text.windows import TOKENS
 from hfbatch.tasks.tokens import (
     collate_text,
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 
 
 SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32())])
-ENCODER_OF = ("t5", "mt5", "umt5")
-"""Encoder-decoder models whose encoder alone computes embeddings."""
 
 
 class Embedding(EmbeddingSettings):
@@ -75,7 +72,7 @@ class Embedding(EmbeddingSettings):
             self.auto_class = "AutoModelForTextEncoding"
         if self.params.windows:
             self.windows = TOKENS
-        self._dense_weights: dict[str, dict[str, torch.Tensor]] = {}
+        self._dense = DenseLayers(self.model.folder)
 
     def output_fields(self) -> list[pa.Field]:
         """`embedding`: a vector, or a list of those of all windows, with `spans`."""
@@ -148,21 +145,10 @@ class Embedding(EmbeddingSettings):
         import torch
         from torch.nn.functional import normalize
 
-        for step in self.steps:
-            vectors = (
-                self._apply_dense(step, vectors) if isinstance(step, Dense) else normalize(vectors, dim=-1)
-            )
-        vectors = vectors[:, : self.dimension]
+        vectors = self._dense.apply(self.steps, vectors)[:, : self.dimension]
         if self.params.normalize is True:
             vectors = normalize(vectors, dim=-1)
         return vectors.to(torch.float32).contiguous()
-
-    def _apply_dense(self, dense: Dense, vectors: torch.Tensor) -> torch.Tensor:
-        key = f"{dense.folder}@{vectors.device}"
-        if key not in self._dense_weights:
-            weights = load_dense(Path(self.model.folder), dense)
-            self._dense_weights[key] = {name: tensor.to(vectors.device) for name, tensor in weights.items()}
-        return apply_dense(dense, self._dense_weights[key], vectors)
 
     @property
     def compared(self) -> Embedding:

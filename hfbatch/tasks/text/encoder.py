@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 
+ENCODER_OF = ("t5", "mt5", "umt5")
+"""Encoder-decoder models whose encoder alone computes embeddings."""
+
+
 class EncoderTask(Task):
     """Base class of tasks whose rows are tokens, or windows of tokens."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbatch.tasks.text.sentence_files import Dense
+from hfbatch.hub.weights import weight_files
+from hfbatch.tasks.text.sentence_files import Dense, Normalize
 
 if TYPE_CHECKING:
     import torch
@@ -50,27 +51,61 @@ def _pool_one(hidden: torch.Tensor, kept: torch.Tensor, place: torch.Tensor, poo
     return total / weight.clamp(min=1e-9)
 
 
+class DenseLayers:
+    """The Dense modules of a model, whose weights are loaded when they are first used on a device."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._weights: dict[str, dict[str, torch.Tensor]] = {}
+
+    def apply(self, steps: Sequence[Normalize | Dense], vectors: torch.Tensor) -> torch.Tensor:
+        """Applies modules to vectors in order: float32 [..., size]."""
+        from torch.nn.functional import normalize
+
+        for step in steps:
+            vectors = self._dense(step, vectors) if isinstance(step, Dense) else normalize(vectors, dim=-1)
+        return vectors
+
+    def _dense(self, dense: Dense, vectors: torch.Tensor) -> torch.Tensor:
+        key = f"{dense.folder}@{vectors.device}"
+        if key not in self._weights:
+            weights = load_dense(self.folder, dense)
+            self._weights[key] = {name: tensor.to(vectors.device) for name, tensor in weights.items()}
+        return apply_dense(dense, self._weights[key], vectors)
+
+
 def load_dense(folder: Path, dense: Dense) -> dict[str, torch.Tensor]:
     """Loads the tensors of a Dense module of sentence-transformers, float32, from its safetensors file.
 
+    A module without a folder of its own is among the weights of the model.
+
     :raises ValueError: if the file does not match the config.
     """
-    from safetensors.torch import load_file
-
-    path = folder / dense.folder / "model.safetensors"
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    own = [f"{dense.folder}/model.safetensors"] if dense.folder else weight_files(folder)
+    weights = {name: tensor for file in own for name, tensor in _linear(folder / file)}
     needed = ["linear.weight"] + ["residual.weight"] * (
         dense.residual and dense.in_features != dense.out_features
     )
     for name in needed:
         shape = tuple(weights[name].shape) if name in weights else None
         if shape != (dense.out_features, dense.in_features):
-            raise ValueError(f"{path}: {name} is {shape}, expected {(dense.out_features, dense.in_features)}")
+            raise ValueError(
+                f"{folder / own[0]}: {name} is {shape}, expected {(dense.out_features, dense.in_features)}"
+            )
     return weights
 
 
+def _linear(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of a linear layer in a safetensors file, which may hold others."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in {"linear.weight", "linear.bias", "residual.weight"} & set(file.keys()):
+            yield name, file.get_tensor(name).float()
+
+
 def apply_dense(dense: Dense, weights: Mapping[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
-    """Applies a Dense layer: float32 [batch, in_features] to float32 [batch, out_features]."""
+    """Applies a Dense layer: float32 [..., in_features] to float32 [..., out_features]."""
     from torch import nn
     from torch.nn.functional import linear
 

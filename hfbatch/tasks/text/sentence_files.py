@@ -208,11 +208,12 @@ def _read_pooling(model: Model, recipe: Recipe, folder: str) -> Recipe:
 
 
 def read_dense(
-    model: Model, folder: str, vectors: str = "sentence_embedding"
+    model: Model, folder: str, vectors: str | None = "sentence_embedding"
 ) -> tuple[Dense | None, list[str]]:
     """Reads a Dense module; returns it, unless its config lacks its sizes, and its faults.
 
-    :param vectors: what it has to be applied to, `sentence_embedding` or `token_embeddings`; so is one without names.
+    :param vectors: what it has to be applied to, `sentence_embedding` or `token_embeddings`, as is one without names; None for
+        whatever it names.
     """
     config = read_in(model, folder, "config.json")
     if config is None or "in_features" not in config or "out_features" not in config:
@@ -225,7 +226,7 @@ def read_dense(
     if not dotted.startswith("torch.nn.") or activation not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
         faults.append(f"{folder}/config.json names activation {dotted!r}; supported are torch.nn's {known}")
-    if ends != [vectors] * 2:
+    if vectors is not None and ends != [vectors] * 2:
         what = "the pooled vector" if vectors == "sentence_embedding" else "the vectors of tokens"
         faults.append(f"its Dense module {folder!r} maps {ends[0]!r} to {ends[1]!r}, not {what}")
     # The weights of a Hub model are not downloaded before the job starts.
