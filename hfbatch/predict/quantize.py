@@ -33,6 +33,7 @@ from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.guard import Verdict
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec, ModelSpec, TokenizerSpec
+from hfbatch.tasks.sentence_modules import is_stanford
 
 ROWS = 512
 """Rows of the input, of which the comparison takes some."""
@@ -92,6 +93,11 @@ def quantize(spec: JobSpec) -> Quantized:
     bound = bind(spec.model_copy(update={"input": with_absolute_paths(spec.input)}), None, faults)
     if bound is not None and bound.model.graphs:
         faults.append(f"model {bound.model.name!r} is a graph already, which engine {name} runs as it is")
+    if bound is not None and is_stanford(bound.model):
+        faults.append(
+            f"model {bound.model.name!r} has its projection among the weights, and a written model would lack it; save it once "
+            "with MultiVectorEncoder of sentence-transformers, and give that folder"
+        )
     if faults or bound is None:
         raise SpecError(list(dict.fromkeys(faults)))
     rows = first_rows(bound, ROWS)

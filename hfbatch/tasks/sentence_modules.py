@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
 
 STANFORD = "HF_ColBERT"
 """The architecture that config.json of an original ColBERT checkpoint names."""
+METADATA = "artifact.metadata"
+"""Its file of settings, which stays where another tool has saved the model without the projection."""
 SPARSE = frozenset(("SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding", "MLMTransformer"))
 """Modules of sparse encoders."""
 LATE = ("ColBERT", "MultiVectorEncoder")
@@ -17,9 +20,11 @@ LATE = ("ColBERT", "MultiVectorEncoder")
 
 def task_of_files(model: Model) -> str | None:
     """Returns the task that the files beside a model are written for; None if there are none."""
+    if is_stanford(model):
+        return "multi-vector-embedding"
     modules = model.read_json("modules.json")
     if modules is None:
-        return "multi-vector-embedding" if is_stanford(model) else None
+        return None
     kind = (model.read_json("config_sentence_transformers.json") or {}).get("model_type")
     names = {module_kind(module["type"]) for module in modules}
     if kind in LATE or "MultiVectorMask" in names or is_pylate(model):
@@ -39,8 +44,11 @@ def is_pylate(model: Model) -> bool:
 
 
 def is_stanford(model: Model) -> bool:
-    """Whether a model is an original ColBERT checkpoint, with its projection among the weights."""
-    return STANFORD in ((model.read_json("config.json") or {}).get("architectures") or [])
+    """Whether a model is an original ColBERT checkpoint, with its projection among the weights, or was made from one."""
+    if not model.folder or model.read_json("modules.json") is not None:
+        return False
+    written = (model.read_json("config.json") or {}).get("architectures") or []
+    return STANFORD in written or (Path(model.folder) / METADATA).is_file()
 
 
 def module_kind(dotted: str) -> str:

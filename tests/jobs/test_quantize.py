@@ -22,6 +22,7 @@ from hfbatch.engines.base import EngineConfig
 from hfbatch.engines.torch import TorchEngine
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, sentences
+from tests.models.late import tiny_colbert
 
 
 @pytest.fixture
@@ -103,6 +104,13 @@ def test_a_graph_gives_what_the_job_gives_that_exports_it(
         assert tables[0].equals(tables[1])
     done = CliRunner().invoke(app, ["quantize", str(out), str(tmp_path / "again"), *flags])
     assert f"is a graph already, which engine {engine} runs as it is" in " ".join(done.stderr.split())
+
+
+def test_a_checkpoint_whose_projection_would_be_lost_is_refused(rows: str, tmp_path: Path) -> None:
+    folder = tiny_colbert(tmp_path / "colbert")
+    flags = ["--to", "int8", "--rows", rows, "--task", "multi-vector-embedding"]
+    done = CliRunner().invoke(app, ["quantize", folder, str(tmp_path / "out"), *flags])
+    assert "a written model would lack it" in " ".join(done.stderr.split())
 
 
 def test_a_quantisation_that_does_harm_is_not_written(classifier: str, rows: str, tmp_path: Path) -> None:

@@ -134,6 +134,26 @@ def test_files_and_cards_take_precedence_over_the_class(tmp_path: Path) -> None:
     assert infer(model)[0] == "embedding"
 
 
+@pytest.mark.parametrize(
+    ("files", "task"),
+    [
+        ({"modules.json": [{"type": "sentence_transformers.sparse_encoder.models.SpladePooling"}]}, "sparse-embedding"),
+        ({"modules.json": [], "config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, "sparse-embedding"),
+        ({"modules.json": [], "config_sentence_transformers.json": {"model_type": "ColBERT"}}, "multi-vector-embedding"),
+        ({"modules.json": [{"type": "pylate.models.Dense.Dense"}]}, "multi-vector-embedding"),
+        ({"modules.json": [], "artifact.metadata": {}}, "embedding"),
+        ({"artifact.metadata": {}}, "multi-vector-embedding"),
+        ({"modules.json": [{"type": "sentence_transformers.models.Pooling"}]}, "embedding"),
+    ],
+)  # fmt: skip
+def test_the_files_of_an_encoder_name_its_task(tmp_path: Path, files: dict[str, Any], task: str) -> None:
+    model = model_of(tmp_path, "Bert", "BertForMaskedLM")
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    kind = "sentence-transformers" if "modules.json" in files else "ColBERT"
+    assert infer(model) == (task, f"its {kind} files")
+
+
 def test_a_config_for_one_task_names_it(tmp_path: Path) -> None:
     for specific, task in (
         (["summarization"], "summarization"),

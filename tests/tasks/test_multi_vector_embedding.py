@@ -136,6 +136,16 @@ def test_settings_of_an_original_checkpoint_are_those_that_sentence_transformers
     assert make(MultiVectorEmbedding, folder, kind="query").limit == 32
 
 
+def test_an_original_checkpoint_that_sentence_transformers_has_saved_stays_the_same(tmp_path: Path) -> None:
+    folder = tiny_colbert(tmp_path / "original")
+    MultiVectorEncoder(folder, device="cpu").save_pretrained(str(tmp_path / "saved"))
+    for kind in ("document", "query"):
+        one, other = (
+            make(MultiVectorEmbedding, where, kind=kind) for where in (folder, str(tmp_path / "saved"))
+        )
+        assert_near(vectors_of(one), vectors_of(other))
+
+
 def native(encoder: str, out: Path, mask: dict[str, Any], normalized: bool = True, **settings: Any) -> str:
     """Saves a MultiVectorEncoder of sentence-transformers."""
     prompts = settings.pop("prompts", {"query": "the question: ", "document": "the table: "})
@@ -214,10 +224,14 @@ def test_modules_that_cannot_be_applied_are_named(tmp_path: Path) -> None:
     ("name", "content", "part"),
     [
         ("artifact.metadata", "{", "artifact.metadata is not JSON"),
-        ("config.json", {"architectures": ["ColPaliForRetrieval"]}, "MultiVectorEncoder of sentence-transformers"),
+        (
+            "config.json",
+            {"architectures": ["ColPaliForRetrieval"]},
+            "MultiVectorEncoder of sentence-transformers",
+        ),
         ("model.safetensors", None, "lack linear.weight"),
     ],
-)  # fmt: skip
+)
 def test_checkpoints_that_cannot_be_read_are_refused(
     tmp_path: Path, name: str, content: Any, part: str
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbatch.hub.weights import shapes_of, weight_files
-from hfbatch.tasks.sentence_modules import is_pylate, is_stanford, module_kind, task_of_files
+from hfbatch.tasks.sentence_modules import METADATA, is_pylate, is_stanford, module_kind, task_of_files
 from hfbatch.tasks.text.sentence_files import (
     Dense,
     Normalize,
@@ -194,9 +194,9 @@ def _read_stanford(model: Model) -> LateFiles:
     """Reads an original ColBERT checkpoint, whose artifact.metadata holds its settings; the defaults are ColBERT's."""
     files = LateFiles(found=True)
     try:
-        config = model.read_json("artifact.metadata") or {}
+        config = model.read_json(METADATA) or {}
     except ValueError as error:
-        return add_fault(files, f"artifact.metadata is not JSON ({error}); download it again")
+        return add_fault(files, f"{METADATA} is not JSON ({error}); download it again")
     hidden = (model.read_json("config.json") or {}).get("hidden_size")
     shape = [config.get("dim", 128), hidden]
     if not model.hub:  # the weights of a Hub model are not downloaded before the job starts
@@ -205,7 +205,8 @@ def _read_stanford(model: Model) -> LateFiles:
         if "linear.weight" not in shapes:
             return add_fault(
                 files,
-                "config.json names HF_ColBERT, and the weights lack linear.weight, its projection; download them again",
+                "its files are those of a ColBERT checkpoint, and its weights lack linear.weight, the projection; give the original "
+                "checkpoint, or a folder to which MultiVectorEncoder of sentence-transformers has saved it",
             )
         shape = shapes["linear.weight"]
     expansion = Expansion(
