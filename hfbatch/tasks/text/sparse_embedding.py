@@ -28,7 +28,7 @@ from hfbatch.tasks.tokens import (
 if TYPE_CHECKING:
     import torch
 
-CELLS = 1 << 25
+CELLS = 1 << 24
 """Logits that are transformed together."""
 
 
