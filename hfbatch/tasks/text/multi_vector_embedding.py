@@ -117,8 +117,9 @@ class MultiVectorEmbedding(PromptedTask, EncoderTask):
 
     @property
     def most(self) -> int | None:
-        """Maximum tokens that the model reads; the limit of the tokenizer is that of texts without a marker."""
-        return position_limit(self.config) or super().own_limit
+        """Maximum tokens that the model reads; the limit of the tokenizer may be that of texts without a marker."""
+        positions = position_limit(self.config)
+        return self.own_limit if positions is None and not self.recipe.found else positions
 
     @cached_property
     def limit(self) -> int | None:
