@@ -19,10 +19,11 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.multimodal.embedding import Embedding
 from hfbatch.tasks.text.multi_vector_embedding import MultiVectorEmbedding
 from tests.models.late import SIZE, WIDTH, tiny_colbert, tiny_pylate
-from tests.models.text import CORPUS, tiny_bert_encoder
+from tests.models.text import CORPUS, tiny_bert_encoder, tiny_llama
 from tests.tasks.drive import features_of, make, measured, run
 
 TEXTS = [*CORPUS[:5], "", "river " * 90, "what, the model; said. before dawn!", "?"]
@@ -192,6 +193,13 @@ def test_other_models_give_hidden_states_of_length_1_and_say_so(tmp_path: Path, 
         expected = [normalize(model(**row).last_hidden_state[0], dim=-1) for row in rows]
     assert_near(vectors_of(task), expected)
     assert "scaled to length 1, without markers" in task.notes()[0]
+
+
+def test_a_causal_model_without_padding_token_gives_the_vectors_of_its_single_rows(tmp_path: Path) -> None:
+    task = make(MultiVectorEmbedding, tiny_llama(tmp_path))
+    assert task.asks == {Capability.FORWARD}
+    found = run(task, {"text": TEXTS}, size=1)["embeddings"].to_pylist()
+    assert_near(vectors_of(task), map(np.array, found))
 
 
 def test_a_length_of_the_spec_replaces_that_of_the_files(pylate: str) -> None:

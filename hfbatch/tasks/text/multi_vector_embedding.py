@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from hfbatch.engines.base import Capability
 from hfbatch.tasks.agreement import Vectors
 from hfbatch.tasks.base import Batch, Example, Features, Histogram, TaskConfig
 from hfbatch.tasks.positions import has_embedding, position_limit
@@ -69,6 +70,11 @@ class MultiVectorEmbedding(PromptedTask, EncoderTask):
         if (self.model.read_json("config.json") or {}).get("model_type") in ENCODER_OF:
             self.auto_class = "AutoModelForTextEncoding"
         self._dense = DenseLayers(self.model.folder)
+
+    @property
+    def asks(self) -> frozenset[Capability]:
+        """The outputs of the model alone, of causal models too: they are not asked for a row's last token."""
+        return frozenset({Capability.FORWARD})
 
     @cached_property
     def recipe(self) -> LateFiles:
