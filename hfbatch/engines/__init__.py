@@ -39,6 +39,8 @@ class EngineKind:
     """Whether it loads the model's files, into memory of the worker."""
     compiles: bool = False
     """Whether torch.compile can compile the model for it."""
+    adapters: bool = False
+    """Whether it runs an adapter beside its base model, as it is."""
     quantizations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the weights can be quantised to, and the packages that it needs besides."""
 
@@ -99,6 +101,7 @@ ENGINES = {
         frozenset({Capability.COMPLETE, Capability.CONSTRAINED}),
         rows=True,
         apart="a Python environment with vLLM (engine.python)",
+        adapters=True,
     ),
     "http": EngineKind(
         "hfbatch.engines.http:HttpEngine",

@@ -80,6 +80,10 @@ class EngineConfig:
     """The file in the folder that holds the model as a graph of this engine, if no weights do; `auto` is then a dtype too."""
     compiled: bool = False
     """Whether torch.compile compiles the model."""
+    adapter: str = ""
+    """Folder of an adapter of the model, if the job runs one."""
+    tokenizer: str = ""
+    """Folder of the tokenizer, if it is another one."""
 
 
 class Engine(ABC):
@@ -100,6 +104,14 @@ class Engine(ABC):
         cls, model: PretrainedConfig, auto_class: str, trust_remote_code: bool, quantization: str
     ) -> list[str]:
         """Returns errors for models that the engine cannot quantise. Loads no weights."""
+        return []
+
+    @classmethod
+    def adapter_faults(cls, model: str, folder: str) -> list[str]:
+        """Returns errors for an adapter that the engine cannot run. Loads no weights.
+
+        :param model: name of the adapter, for errors.
+        """
         return []
 
     @abstractmethod

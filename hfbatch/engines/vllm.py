@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from hfbatch.engines.adapters import plain_lora_faults, rank_limit
 from hfbatch.engines.base import (
     Completion,
     DeviceLostError,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 SERVER = "vllm.entrypoints.openai.api_server"
 PATH = "/v1/completions"
-NAME = "model"
+NAME, BASE = "model", "base"
+"""Names of what answers, and of the model below it if that is an adapter."""
 NOT_DONE = (
     *("num_beams", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens"),
     *(
@@ -100,6 +102,11 @@ class VLLMEngine(RowEngine):
     ) -> list[str]:
         """Returns errors for options that vLLM does not have."""
         return unsupported_options(cls.name, generation, NOT_DONE, begin_with)
+
+    @classmethod
+    def adapter_faults(cls, model: str, folder: str) -> list[str]:
+        """Returns an error for what is not plain LoRA, or has too large a rank."""
+        return plain_lora_faults(model, folder, cls.name)
 
     def complete(
         self,
@@ -171,6 +178,8 @@ class VLLMEngine(RowEngine):
             "enforce_eager": not gpus,
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             "trust_remote_code": config.trust_remote_code,
+            **({"tokenizer": config.tokenizer} if config.tokenizer else {}),
+            **(_lora(config.adapter) if config.adapter else {}),
             **self._spec.arguments,
         }
         flags = [word for name, value in given.items() for word in _flag(name, value)]
@@ -258,6 +267,16 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"  # its name would take memory of the GPU
+
+
+def _lora(folder: str) -> dict[str, Any]:
+    """Returns the options with which the server runs an adapter; the base keeps another name, so that nothing asks for it."""
+    return {
+        "served_model_name": BASE,
+        "enable_lora": True,
+        "max_lora_rank": rank_limit(folder),
+        "lora_modules": {"name": NAME, "path": folder},
+    }
 
 
 def _flag(name: str, value: object) -> list[str]:

@@ -13,11 +13,18 @@ from typing import Any
 
 from hfbatch.hub.jsonfiles import is_pointer, pointer_fault, read_json, read_object
 
+ADAPTER_CONFIG, TOKENIZER_CONFIG = "adapter_config.json", "tokenizer_config.json"
+MERGE = (
+    "merge the two once: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), save the tokenizer "
+    "there too, and give that folder"
+)
+"""What to do with an adapter that cannot be used as it is."""
 OBJECTS = (
     "config.json",
+    ADAPTER_CONFIG,
     "generation_config.json",
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -76,15 +83,11 @@ def layout_faults(model: str, names: Collection[str], folder: Path | None = None
     inner = sorted(name for name in names if re.fullmatch(r"0_\w+/config\.json", name))
     if "config.json" not in names and inner:
         return [_old_layout(model, inner[0].partition("/")[0])]
-    if "adapter_config.json" in names:
-        base = folder and (read_object(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
+    if ADAPTER_CONFIG in names:
+        base = folder and (read_object(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
         of = repr(base) if isinstance(base, str) else "its base model"
         what = "is an adapter" if "config.json" not in names else "has an adapter beside its weights"
-        return [
-            f"model {model!r} {what} (adapter_config.json), which works only with {of}; merge the two once: "
-            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), save the tokenizer there "
-            "too, and give that folder"
-        ]
+        return [f"model {model!r} {what} ({ADAPTER_CONFIG}), which works only with {of}; {MERGE}"]
     if "config.json" not in names:
         return [f"model {model!r} has no config.json; is it a transformers model?"]
     return []

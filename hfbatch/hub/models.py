@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from hfbatch.errors import SpecError
+from hfbatch.hub import adapters as peft_files
 from hfbatch.hub import weights as safetensors_files
 from hfbatch.hub.gguf import ENDING, gguf_faults, unnamed_fault
 from hfbatch.hub.graphs import files_of, graph_alone_fault, graph_faults, graph_patterns, own_graphs
 from hfbatch.hub.jsonfiles import read_json
-from hfbatch.hub.modelfiles import file_faults, layout_faults
+from hfbatch.hub.modelfiles import TOKENIZER_CONFIG, file_faults, layout_faults
 from hfbatch.spec.job import ModelSpec
 
 PICKLES = (
@@ -56,6 +57,17 @@ class Model:
     """Local folder of that file; `folder` is where the engines have written what it holds (engines/gguf.py)."""
     graphs: dict[str, str] = field(default_factory=dict, hash=False)
     """The graphs that hold the model, if no safetensors weights do: engine to file."""
+    adapter: str = ""
+    """Local folder of the adapter that the name means; `folder` is that of its base model, and `commit` a digest of both."""
+    base: str = ""
+    """Name of an adapter's base model, if that is a Hub model."""
+    base_commit: str = ""
+
+    @property
+    def tokenizer_folder(self) -> str:
+        """Local folder of the tokenizer: an adapter may have its own."""
+        own = self.adapter and (Path(self.adapter) / TOKENIZER_CONFIG).is_file()
+        return self.adapter if own else self.folder
 
     @property
     def version(self) -> str:
@@ -73,7 +85,8 @@ class Model:
             source = snapshot_download(self.name, revision=self.commit, allow_patterns=[self.file])
             return replace(self, source=source)
         ignored = [*PICKLES, *GRAPH_FILES]
-        folder = snapshot_download(self.name, revision=self.commit, ignore_patterns=ignored)
+        name, commit = (self.base, self.base_commit) if self.base else (self.name, self.commit)
+        folder = snapshot_download(name, revision=commit, ignore_patterns=ignored)
         if self.graphs:
             snapshot_download(self.name, revision=self.commit, allow_patterns=graph_patterns(self.graphs))
         return replace(self, folder=folder)
@@ -111,17 +124,18 @@ class Model:
         return sum(map(math.prod, shapes)), sum(path.stat().st_size for path in paths)
 
 
-def pin(spec: ModelSpec, weights: bool = True, graphs: bool = False) -> Model:
+def pin(spec: ModelSpec, weights: bool = True, graphs: bool = False, adapters: bool = False) -> Model:
     """Finds the model and fixes its commit.
 
     :param weights: whether weights are required.
     :param graphs: whether a graph will do in their place.
+    :param adapters: whether the folder of an adapter will do, with its base model.
 
     :raises SpecError: no such folder or Hub model, no config, no weights, or weights in pickle files only.
     """
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
-        return _pin_folder(spec, folder.resolve(), weights, graphs)
+        return _pin_folder(spec, folder.resolve(), weights, graphs, adapters)
     if folder.is_file() and folder.suffix == ENDING:
         raise SpecError(
             f"model.name {spec.name!r} is a file; give model.name={str(folder.parent)!r} and model.file={folder.name!r}"
@@ -133,7 +147,7 @@ def pin(spec: ModelSpec, weights: bool = True, graphs: bool = False) -> Model:
     return _pin_hub(spec, weights, graphs)
 
 
-def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool) -> Model:
+def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool, adapters: bool) -> Model:
     if spec.revision:
         raise SpecError(
             f"model.revision {spec.revision!r} is for Hub models; {spec.name!r} is a folder: leave it out"
@@ -141,6 +155,8 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool) -> M
     names = files_in(folder)
     if spec.file:
         return _pin_file(spec, folder, names)
+    if adapters and peft_files.is_adapter(names):
+        return _pin_adapter(spec, folder, names)
     own = own_graphs(names) if graphs else {}
     faults = weight_faults(spec.name, names, weights, folder, own)
     if not faults:
@@ -152,6 +168,28 @@ def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool) -> M
         raise SpecError(faults)
     commit = _folder_digest(folder, names, whole=bool(own))
     return Model(spec.name, str(folder), commit, spec.trust_remote_code, graphs=own)
+
+
+def _pin_adapter(spec: ModelSpec, folder: Path, names: list[str]) -> Model:
+    """Checks an adapter, and finds its base model."""
+    if faults := peft_files.adapter_faults(spec.name, folder, names):
+        raise SpecError(faults)
+    given = peft_files.base_of(folder, spec.trust_remote_code)
+    try:
+        base = pin(given)
+    except SpecError as error:
+        raise SpecError(
+            [f"model {spec.name!r} is an adapter of {given.name!r}: {fault}" for fault in error.faults]
+        ) from error
+    both = _folder_digest(folder, names) + base.version
+    return replace(
+        base,
+        name=spec.name,
+        commit=hashlib.blake2b(both.encode(), digest_size=20).hexdigest(),
+        adapter=str(folder),
+        base=base.name if base.hub else "",
+        base_commit=base.commit,
+    )
 
 
 def _pin_file(spec: ModelSpec, folder: Path, names: Collection[str], commit: str = "") -> Model:

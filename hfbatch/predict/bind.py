@@ -14,6 +14,7 @@ from hfbatch.data.formats.columns import storage_type
 from hfbatch.data.reader import ReadPlan, filter_columns, filter_faults
 from hfbatch.data.rendering import RenderedColumn
 from hfbatch.data.source import Source, open_source
+from hfbatch.engines import kind_of
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
 from hfbatch.hub.served import served_model
@@ -79,7 +80,11 @@ def find_model(spec: JobSpec, notes: list[str]) -> Model:
     """Returns the model of a spec, with the files that the plan reads. :raises SpecError: if it cannot be used."""
     if isinstance(spec.engine, HttpEngineSpec):
         return served_model(spec.model, spec.engine, notes)
-    return readable(pin(spec.model, graphs=True))
+    model = readable(pin(spec.model, graphs=True, adapters=kind_of(spec.engine.name).adapters))
+    if model.adapter:
+        base = f"{model.base} at commit {model.base_commit}" if model.base else model.folder
+        notes.append(f"model {model.name!r} is an adapter of {base}")
+    return model
 
 
 @contextmanager

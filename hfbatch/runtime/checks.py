@@ -152,6 +152,8 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         faults += _packing_faults(task)
     if spec.quantization != "none":
         faults += _quantization_faults(spec, task)
+    if task.model.adapter:
+        faults += kind.load().adapter_faults(task.model.name, task.model.adapter)
     if kind.rows:
         engine: type[RowEngine] = kind.load()
         asking = cast(CompletingTask, task)

@@ -144,6 +144,8 @@ class Runner:
             variant.quantization,
             model.graphs.get(variant.engine, ""),
             variant.compiled,
+            model.adapter,
+            model.tokenizer_folder if model.adapter else "",
         )
         return kind.load()(config)
 

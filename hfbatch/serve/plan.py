@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
+from hfbatch.engines import kind_of
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.bind import gather
@@ -85,7 +86,7 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     faults += _engine_faults(spec)
     model = task = None
     with gather(faults):
-        model = readable(pin(spec.model, graphs=True))
+        model = readable(pin(spec.model, graphs=True, adapters=kind_of(spec.engine.name).adapters))
     with gather(faults):
         spec = cast(ServeSpec, name_task(spec, model, notes))
         task = check_task(spec, model, "", faults, notes)

@@ -115,7 +115,8 @@ SET_HERE = frozenset(
             "generation_config",
             "trust_remote_code",
         ),
-        *("tokenizer", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "lora_modules", "config"),
+        *("tokenizer", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "config"),
+        *("enable_lora", "lora_modules", "max_lora_rank"),
     )
 )
 """Options of vLLM's server that a spec sets elsewhere, or not at all."""

