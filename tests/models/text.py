@@ -209,6 +209,33 @@ def tiny_llama(
     return save(folder, model, tokenizer)
 
 
+def lora_adapter(folder: Path, base: str, rank: int = 4, merged: Path | None = None) -> Path:
+    """An adapter of all linear layers with random weights, small enough that texts change and stay words. :returns: its folder.
+
+    :param merged: a folder for the model merged with it, besides.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(plain, config)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0, 0.02)
+    model.save_pretrained(folder)
+    if merged is not None:
+        model.merge_and_unload().save_pretrained(merged)
+        transformers.AutoTokenizer.from_pretrained(base).save_pretrained(merged)
+    return folder
+
+
 def tiny_llama_classifier(
     folder: str | Path, num_labels: int = 3, pad_token: str | None = None, seed: int = 0, **config: Any
 ) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from hfbatch import JobSpec
 from hfbatch.engines.base import DeviceLostError
 from hfbatch.engines.vllm import VLLMEngine
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.hub.models import pin
+from hfbatch.predict.bind import find_model
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.runner import Runner
+from hfbatch.spec.engines import TorchEngineSpec
 from tests.jobs.tools import write_shards
 from tests.models import vllm_server
-from tests.models.text import tiny_llama
+from tests.models.text import lora_adapter, tiny_llama
 from tests.models.vllm_server import CUT, DEATH, NOT_FINITE, REFUSED, SILENCE
 
 SERVER = Path(vllm_server.__file__)
@@ -83,7 +85,7 @@ def start(spec_of: Callable[..., JobSpec]) -> Iterator[Callable[..., Runner]]:
 
     def started(**options: Any) -> Runner:
         spec = spec_of(**options)
-        runner = Runner(RunnerConfig.of(spec, pin(spec.model)), share=0.01)
+        runner = Runner(RunnerConfig.of(spec, find_model(spec, [])), share=0.01)
         runner.load()
         runners.append(runner)
         return runner
@@ -231,6 +233,40 @@ def test_a_server_ends_with_its_worker(spec_of: Callable[..., JobSpec], tmp_path
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     server.wait(10)
+
+
+def test_an_adapter_is_run_beside_its_base_and_asked_for_by_name(
+    start: Callable[..., Runner], spec_of: Callable[..., JobSpec], llama: str, tmp_path: Path
+) -> None:
+    folder = lora_adapter(tmp_path / "adapter", llama, rank=9)
+    model = {"name": str(folder), "dtype": "float32"}
+    plan = make_plan(spec_of(model=model))
+    assert f"is an adapter of {Path(llama).resolve()}" in "\n".join(plan.notes)
+    runner = start(model=model)
+    runner.apply(runner.default_choice())
+    assert runner.predict(ids_of(runner, 60)).stats.kept.tolist() == [0]
+    flags = json.loads((tmp_path / "record.flags").read_text())
+    given = dict(pairwise(flags))
+    assert given["--model"] == given["--tokenizer"] == str(Path(llama).resolve())
+    assert json.loads(given["--lora-modules"]) == {"name": "model", "path": str(folder)}
+    assert (given["--served-model-name"], given["--max-lora-rank"]) == ("base", "16")
+    assert "--enable-lora" in flags
+    assert bodies(tmp_path)[0]["model"] == "model"
+
+
+def test_the_plan_names_what_vllm_cannot_do_with_an_adapter_beside_all_else(
+    spec_of: Callable[..., JobSpec], llama: str, tmp_path: Path
+) -> None:
+    folder = lora_adapter(tmp_path / "adapter", llama)
+    written = folder / "adapter_config.json"
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"use_dora": True}))
+    with pytest.raises(SpecError) as found:
+        make_plan(spec_of(model=str(folder), params={"num_beams": 2}))
+    said = "\n".join(found.value.faults)
+    assert "use_dora=true, and engine vllm runs plain LoRA" in said
+    assert "num_beams=2" in said
+    with pytest.raises(SpecError, match=r"is an adapter .*merge_and_unload"):
+        make_plan(spec_of(model=str(folder)).model_copy(update={"engine": TorchEngineSpec(name="torch")}))
 
 
 def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> None:
