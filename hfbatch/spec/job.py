@@ -23,7 +23,8 @@ class ModelSpec(Section):
     """Which model, at which revision and precision."""
 
     name: Location
-    """A Hub name (org/model) or a folder with config.json and safetensors weights or an exported graph, or with GGUF files."""
+    """A Hub name (org/model) or a folder with config.json and safetensors weights or an exported graph, or with GGUF files; for
+    engine vllm, a folder with a LoRA adapter too."""
     file: str | None = None
     """The GGUF file to read config, tokenizer and weights from, where the model has GGUF files."""
     revision: str | None = None

@@ -276,6 +276,7 @@ def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> 
         ({"params": {"do_sample": True, "num_return_sequences": 2}}, "one text for each prompt"),
         ({"tokenizer": {"add_tokens": ["xyz"]}}, "engine vllm adds no tokens"),
         ({"task": "fill-mask"}, "engine vllm cannot run task fill-mask"),
+        ({"task": "embedding"}, "for padded inputs; use engine torch or openvino or onnx"),
     ):
         with pytest.raises(SpecError, match="engine vllm") as found:
             make_plan(spec_of(**sections))
