@@ -89,6 +89,12 @@ def first_difference(found: dict[str, list[Any]], wanted: dict[str, list[Any]], 
     return f"row {row}: token {at} is {ours[at]}, not {theirs[at]}; log-probabilities {' and '.join(shown)}"
 
 
+def unchanged(folder: Path, chats: pa.Array, texts: list[str]) -> int:
+    """The number of texts that the model writes without the adapter too."""
+    columns = runner_of(folder, small_model(), {"name": "torch"}, PARAMS).run({"messages": chats}).columns
+    return sum(a == b for a, b in zip(columns["generated_text"].to_pylist(), texts, strict=True))
+
+
 def main() -> None:
     """Prints the rate of each engine, and how many texts equal those of torch."""
     parser = tools.arguments(__doc__)
@@ -125,6 +131,9 @@ def main() -> None:
                 print("  " + first_difference(found["vllm"], found["torch"], row))
             if isinstance(runner.engine, VLLMEngine):
                 runner.engine.close()
+        if given.adapter:
+            same = unchanged(folder, chats, found["torch"]["generated_text"])
+            print(f"without the adapter, {same} of {given.rows} texts are the same", flush=True)
         runner = runner_of(folder, models[False], vllm, SAMPLED)
         texts = [runner.run({"messages": chats}).columns["token_ids"].to_pylist() for _ in range(2)]
         same = sum(a == b for a, b in zip(*texts, strict=True))

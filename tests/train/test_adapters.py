@@ -17,8 +17,10 @@ import transformers
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.numpy import load_file, save_file
 
+from hfbatch.engines.adapters import plain_lora_faults
 from hfbatch.errors import SpecError
 from hfbatch.hub.models import pin
+from hfbatch.spec.job import ModelSpec
 from hfbatch.train.data.rows import LENGTH, ROW
 from hfbatch.train.loop import adapters
 from hfbatch.train.loop.adapters import (
@@ -142,6 +144,16 @@ def test_adapters_train_and_merge_into_a_plain_model(
     trained = logits(bench.model, bench)
     torch.testing.assert_close(logits(merged, bench), trained, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(plain, bench), logits(merged, bench), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_adapter_of_a_model_that_writes_texts_runs_in_vllm(
+    folders: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    bench = Bench("text-generation", folders[name], {"text": TEXTS}, method="lora").ready()
+    save_adapter(bench.model, folders[name], None, tmp_path)
+    assert plain_lora_faults("model", str(tmp_path), "vllm") == []
+    assert pin(ModelSpec(name=str(tmp_path)), adapters=True).folder == folders[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
