@@ -144,7 +144,7 @@ def pin(spec: ModelSpec, weights: bool = True, graphs: bool = False, adapters: b
         raise SpecError(
             f"model.name: no folder {spec.name!r}; give a folder with config.json, or a Hub name org/model"
         )
-    return _pin_hub(spec, weights, graphs)
+    return _pin_hub(spec, weights, graphs, adapters)
 
 
 def _pin_folder(spec: ModelSpec, folder: Path, weights: bool, graphs: bool, adapters: bool) -> Model:
@@ -179,7 +179,10 @@ def _pin_adapter(spec: ModelSpec, folder: Path, names: list[str]) -> Model:
         base = pin(given)
     except SpecError as error:
         raise SpecError(
-            [f"model {spec.name!r} is an adapter of {given.name!r}: {fault}" for fault in error.faults]
+            [
+                f"model {spec.name!r} is an adapter of {given.name!r} (base_model_name_or_path in adapter_config.json): {fault}"
+                for fault in error.faults
+            ]
         ) from error
     both = _folder_digest(folder, names) + base.version
     return replace(
@@ -206,7 +209,7 @@ def _pin_file(spec: ModelSpec, folder: Path, names: Collection[str], commit: str
     )
 
 
-def _pin_hub(spec: ModelSpec, weights: bool, graphs: bool) -> Model:
+def _pin_hub(spec: ModelSpec, weights: bool, graphs: bool, adapters: bool) -> Model:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -220,6 +223,11 @@ def _pin_hub(spec: ModelSpec, weights: bool, graphs: bool) -> Model:
                 raise SpecError(faults)
             folder = snapshot_download(spec.name, revision=info.sha, allow_patterns=[spec.file])
             return _pin_file(spec, Path(folder), names, str(info.sha))
+        if adapters and peft_files.is_adapter(names):
+            raise SpecError(
+                f"{where}: an adapter on the Hub, and adapters are read from folders; run `hf download {spec.name} --local-dir "
+                "FOLDER` on every node, and give that folder"
+            )
         own = own_graphs(names) if graphs else {}
         faults = weight_faults(spec.name, names, weights, graphs=own)
         if faults:

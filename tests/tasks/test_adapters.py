@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,3 +181,13 @@ def test_what_changes_no_texts_is_left_alone(changed: Change) -> None:
     assert plain_lora_faults("m", str(folder), "vllm") == []
     for rank, limit in ((1, 8), (8, 8), (9, 16), (257, 320), (512, 512)):
         assert rank_limit(str(changed(r=rank))) == limit
+
+
+def test_an_adapter_on_the_hub_comes_with_the_way_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [SimpleNamespace(rfilename=name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    info = SimpleNamespace(sha="abc", siblings=files)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    with pytest.raises(SpecError, match="hf download org/adapter --local-dir"):
+        pin(ModelSpec(name="org/adapter"), adapters=True)
+    with pytest.raises(SpecError, match="merge_and_unload"):
+        pin(ModelSpec(name="org/adapter"))
