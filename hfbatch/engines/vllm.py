@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hfbatch.engines.adapters import plain_lora_faults, rank_limit
 from hfbatch.engines.base import (
+    CACHED,
     Completion,
     DeviceLostError,
     EngineConfig,
     Request,
     RowEngine,
+    cached_count,
     unsupported_options,
 )
 from hfbatch.engines.ports import free_port
@@ -78,6 +80,7 @@ class VLLMEngine(RowEngine):
 
     def __init__(self, config: EngineConfig) -> None:
         self._spec, self.dtype = cast(VLLMEngineSpec, config.options), config.dtype
+        self._cached = 0
         self._key, self._port = secrets.token_urlsafe(32), free_port()
         self._url = f"http://127.0.0.1:{self._port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
@@ -107,6 +110,11 @@ class VLLMEngine(RowEngine):
     def adapter_faults(cls, model: str, folder: str) -> list[str]:
         """Returns an error for what is not plain LoRA, or has too large a rank."""
         return plain_lora_faults(model, folder, cls.name)
+
+    def take_usage(self) -> dict[str, int]:
+        """Returns how many tokens of prompts came from vLLM's prefix cache since the last call."""
+        cached, self._cached = self._cached, 0
+        return {CACHED: cached} if cached else {}
 
     def complete(
         self,
@@ -159,6 +167,7 @@ class VLLMEngine(RowEngine):
         status, answer = await sender.post(PATH, body, f"{PATH} of row {place}")
         if status != 200:
             return place, RefusedError(f"vLLM answers {status}: {json.dumps(answer)[:300]}")
+        self._cached += cached_count(answer.get("usage") if isinstance(answer, dict) else None)
         try:
             return place, _read(cast("dict[str, Any]", answer), self.dtype)
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -176,6 +185,7 @@ class VLLMEngine(RowEngine):
             "dtype": config.dtype,
             "generation_config": "vllm",
             "enforce_eager": not gpus,
+            "enable_prompt_tokens_details": True,
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             "trust_remote_code": config.trust_remote_code,
             **({"tokenizer": config.tokenizer} if config.tokenizer else {}),

@@ -104,7 +104,7 @@ def peer_running(kind: str, model: str) -> Iterator[str]:
 
 def measure(url: str, name: str, rows: list[dict[str, Any]], clients: int) -> Load:
     """A small load first, then the one that counts."""
-    asyncio.run(send_load(name, f"{url}/predict", rows, 8))
+    asyncio.run(send_load(name, f"{url}/predict", rows, min(clients, 8)))
     return asyncio.run(send_load(name, f"{url}/predict", rows, clients))
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     )
     arguments.add_argument("--source", help="Parquet file with a column text; default: made texts")
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 200], help="concurrent clients")
-    arguments.add_argument("--engine", default="torch", help="of hfbatch, such as openvino")
+    arguments.add_argument("--engine", default="torch", help="of hfbatch, such as openvino, or as JSON")
     arguments.add_argument(
         "--kind", choices=["embedding", "chat"], default="embedding", help="what is served"
     )
@@ -143,7 +143,7 @@ def main() -> None:
     spec = {
         **more,
         "model": {"name": model, "dtype": "float32"},
-        "engine": given.engine,
+        "engine": json.loads(given.engine) if given.engine.startswith("{") else given.engine,
         "serve": {"name": given.kind, "port": PORT},
     }
     loads: dict[tuple[str, int], Load] = {}

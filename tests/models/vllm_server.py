@@ -53,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             "logprobs": {"token_logprobs": log_probs},
             "finish_reason": "stop" if tokens[-1:] == ends else "length",
         }
-        return self._send(200, {"choices": [choice]})
+        usage = {"prompt_tokens_details": {"cached_tokens": 1}}
+        return self._send(200, {"choices": [choice], "usage": usage})
 
     def _send(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()

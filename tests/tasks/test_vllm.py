@@ -132,6 +132,8 @@ def test_texts_and_counts_are_those_of_the_answers(start: Callable[..., Runner],
     flags = json.loads((tmp_path / "record.flags").read_text())
     assert {"--enforce-eager", "--dtype", "float32", "--generation-config", "127.0.0.1"} <= {*flags}
     assert "--trust-remote-code" not in flags
+    assert "--enable-prompt-tokens-details" in flags
+    assert done.stats.usage == {"cached_tokens": 3}
     assert "vLLM 0.0-test" in runner.engine.device
 
 

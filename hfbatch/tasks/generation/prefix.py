@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 32
 """Number of tokens from which sharing pays."""
+LONG = 256
+"""Number of tokens that pay for a batch that is not full: the model reads them faster than it generates twenty."""
 LONGEST = 4096
 """Number of tokens by which prompts are grouped."""
 FACTORS = np.random.default_rng(0).integers(0, 2**63, LONGEST, np.uint64) * 2 + 1
@@ -63,30 +65,31 @@ def can_share(config: PretrainedConfig, decoding: GenerationConfig) -> bool:
 def group_prompts(prompts: pa.ListArray, size: int) -> np.ndarray:
     """Returns a group of each prompt, int64 [rows]: 0, or one of prompts that begin alike.
 
-    The groups other than 0 have a multiple of `size` prompts, so that there are no more batches than without groups; they are
-    the longest of those that agree in at least SHORTEST tokens, and in twice as many as long as enough prompts do.
+    The prompts of a group agree in at least SHORTEST tokens, and in twice as many up to LONGEST while enough prompts do. A group
+    fills whole batches, or quarters of one if its prompts agree in LONG tokens, which are worth more than a full batch.
 
     :param prompts: lists of token ids.
     :param size: prompts in a batch.
     """
     offsets, ids = prompts.offsets.to_numpy().astype(np.int64), prompts.values.to_numpy()
-    lengths = np.diff(offsets)
+    lengths, few = np.diff(offsets), max(size // 4, 2)
     groups, found = np.zeros(len(lengths), np.int64), count(1)
 
     def divide(rows: np.ndarray, width: int) -> np.ndarray:
         """Gives groups to the rows, which agree in their first width / 2 tokens; returns those that are left."""
-        if len(rows) < max(size, 2) or width > LONGEST:
+        if len(rows) < few or width > LONGEST:
             return rows
         longer = rows[lengths[rows] > width]
         new = np.arange(0 if width == SHORTEST else width // 2, width)
         # Sums that are equal by chance cost speed alone: `share` compares the tokens.
         sums = ids[offsets[longer, None] + new].astype(np.uint64) @ FACTORS[new]
         _, kinds, counts = np.unique(sums, return_inverse=True, return_counts=True)
-        left = [rows[lengths[rows] <= width], longer[counts[kinds] < size]]
-        for kind in np.flatnonzero(counts >= size):
+        left = [rows[lengths[rows] <= width], longer[counts[kinds] < few]]
+        unit = few if width >= LONG else size
+        for kind in np.flatnonzero(counts >= few):
             alike = divide(longer[kinds == kind], 2 * width)
             alike = alike[np.argsort(-lengths[alike], kind="stable")]
-            whole = len(alike) // size * size
+            whole = len(alike) // unit * unit
             if whole:
                 groups[alike[:whole]] = next(found)
             left.append(alike[whole:])
