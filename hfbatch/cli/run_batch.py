@@ -88,7 +88,7 @@ def _check_flags(url: str, token_env: str | None, others: dict[str, Any]) -> Non
 
 def _plan(batch: BatchFile, model: str, param: list[str] | None, set_: list[str] | None) -> ServePlan:
     """The plan of an endpoint for the requests alone, without limits. :raises SpecError: with every fault."""
-    from hfbatch.engines.ports import free_port
+    from hfbatch.engines.sending import free_port
     from hfbatch.errors import SpecError
     from hfbatch.serve.batch_file import MOST_BYTES, TASKS
     from hfbatch.serve.plan import make_plan

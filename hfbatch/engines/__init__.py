@@ -74,7 +74,7 @@ ENGINES = {
     ),
     "continuous": EngineKind(
         "hfbatch.engines.continuous:ContinuousEngine",
-        frozenset({Capability.COMPLETE}),
+        frozenset({Capability.COMPLETE, Capability.CONSTRAINED}),
         rows=True,
         quantizations=TORCH_QUANTIZATIONS,
     ),

@@ -172,6 +172,8 @@ class Request:
     """Seed of the row, if its tokens are sampled."""
     constraint: Mapping[str, Any] | None = None
     """What the text must be: a value for one of `json`, `regex` and `choice`."""
+    grammar: Callable[[], Any] | None = None
+    """Returns the constraint, compiled for the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class Completion:
     """Whether the text reached its end before the maximum of tokens."""
     log_probs: list[float] | None = None
     """Log-probability of each new token, if requested."""
+    complete: bool | None = None
+    """Whether the text satisfies its constraint; None: if it has ended."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,12 @@ from hfbatch.errors import HfbatchError, NonFiniteOutput
 if TYPE_CHECKING:
     from transformers import ContinuousBatchingConfig, GenerationConfig, PretrainedConfig
 
+    from hfbatch.engines.continuous_masks import AllowedInTurn
+
 STEP_TOKENS = 512
 """Default maximum of tokens in a step."""
+STOP_S = 5
+"""Seconds that the thread of a session may take to stop."""
 PAGE = 32
 """Tokens in a page of the cache."""
 NOT_DONE = (
@@ -105,7 +109,7 @@ class ContinuousEngine(RowEngine):
             return
         for place, made in list(found):
             scores = self._log_probs(requests[place].prompt, made.tokens)
-            yield place, Completion(made.tokens, made.stopped, scores)
+            yield place, Completion(made.tokens, made.stopped, scores, made.complete)
 
     def _generate(
         self, requests: Sequence[Request], generation: GenerationConfig, rows: int, tokens: int | None
@@ -120,23 +124,24 @@ class ContinuousEngine(RowEngine):
         longest = max(prompt + most for prompt, most in zip(prompts, new, strict=True))
         seen = Seen()
         hook = self.model.register_forward_hook(lambda model, inputs, output: seen.look(output))
-        session = self.model.continuous_batching_context_manager(
+        allowed = _allowed(requests[0])
+        session = _session(
+            self.model,
+            allowed,
             generation_config=deepcopy(generation),
             continuous_batching_config=_settings(min(rows, len(requests)), longest, tokens),
             workload_hints=WorkloadHints(max(prompts), max(new), len(requests)),
-            warmup=False,
-            timeout=5,
         )
         failed = ""
         try:
-            with session as manager, _stopping(manager):  # it runs the model in another thread
+            with session as manager:  # it runs the model in another thread
                 for place, output in _outputs(manager, requests):
                     if output.status != RequestStatus.FINISHED:
                         failed = failed or output.error or output.status.name
                     elif not seen.finite:
                         raise NonFiniteOutput.of("what the model computed", self.dtype)
                     else:
-                        yield place, _completion(output, generation.eos_token_id)
+                        yield place, _completion(output, generation.eos_token_id, allowed)
         finally:
             hook.remove()
         if failed:
@@ -176,14 +181,35 @@ def _settings(rows: int, longest: int, tokens: int | None) -> ContinuousBatching
     )
 
 
+def _allowed(request: Request) -> AllowedInTurn | None:
+    """Returns the mask of the constraint that all requests have; None without one."""
+    if request.grammar is None:
+        return None
+    from hfbatch.engines.continuous_masks import AllowedInTurn
+
+    return AllowedInTurn(request.grammar())
+
+
 @contextmanager
-def _stopping(manager: Any) -> Iterator[None]:
-    """Stops the manager at once if the block raises; otherwise it would first finish all requests."""
+def _session(model: Any, allowed: AllowedInTurn | None, **settings: Any) -> Iterator[Any]:
+    """Starts a manager and stops it, as `continuous_batching_context_manager` does, which adds no processor of scores.
+
+    If the block raises, the manager stops at once; otherwise it would first finish all requests.
+    """
+    manager = model.init_continuous_batching(**settings)
+    if allowed is not None:
+        processors = manager.logit_processor
+        processors.logits_processor.append(allowed)
+        processors.tensors_required, processors.do_processing = processors.tensors_required + 1, True
+    manager.start()
     try:
-        yield
+        yield manager
     except BaseException:
         manager.stop(hard_stop=True)
         raise
+    finally:
+        manager.stop(block=True, timeout=STOP_S)
+        manager.destroy()
 
 
 def _outputs(manager: Any, requests: Sequence[Request]) -> Iterator[tuple[int, Any]]:
@@ -213,9 +239,10 @@ def _submit(manager: Any, requests: Sequence[Request]) -> dict[str, int]:
     return waiting
 
 
-def _completion(output: Any, eos: int | list[int] | None) -> Completion:
+def _completion(output: Any, eos: int | list[int] | None, allowed: AllowedInTurn | None) -> Completion:
     """Returns the new tokens up to the first that ends a text."""
     ends = {eos} if isinstance(eos, int) else {*(eos or ())}
     tokens = output.generated_tokens
     length = next((place + 1 for place, token in enumerate(tokens) if token in ends), None)
-    return Completion(tokens[:length], length is not None)
+    complete = allowed.is_complete(output.request_id, tokens[:length]) if allowed else None
+    return Completion(tokens[:length], length is not None, complete=complete)

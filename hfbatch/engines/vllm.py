@@ -31,8 +31,7 @@ from hfbatch.engines.base import (
     cached_count,
     unsupported_options,
 )
-from hfbatch.engines.ports import free_port
-from hfbatch.engines.sending import Sender, UnansweredError, as_answered, sender_of
+from hfbatch.engines.sending import Sender, UnansweredError, as_answered, free_port, sender_of
 from hfbatch.errors import HfbatchError, NonFiniteOutput, WorkerError
 from hfbatch.spec.engines import VLLMEngineSpec
 

@@ -349,8 +349,7 @@ class Task(ABC):
     def batch_groups(self, features: pa.Table, size: int, caches: bool = False) -> np.ndarray | None:
         """Returns a group of each row, int64 [rows]; batches of at most `size` rows hold rows of one. None: no groups.
 
-        :param caches: whether the engine runs rows one by one and keeps the beginnings of prompts itself.
-        """
+        :param caches: whether the engine keeps the beginnings of prompts itself, row by row."""
         return None
 
     @abstractmethod

@@ -15,7 +15,7 @@ import ray
 import requests
 from rich.console import Console
 
-from hfbatch.engines.ports import free_port
+from hfbatch.engines.sending import free_port
 from hfbatch.errors import SpecError, WorkerError
 from hfbatch.serve.check import NO_ANSWER, Load, render, send_load
 from hfbatch.serve.room import check_room

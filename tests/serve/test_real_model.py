@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 JOBS = Path(__file__).parents[2] / "jobs"
-QUESTIONS = ("What is the capital of France?", "Name three colours.")
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +109,12 @@ def test_lines_of_a_batch_file_are_answered(
 ) -> None:
     values = {"name": model, "dtype": "float32"}
     served = start({"task": "text-generation", "model": values, "serve": {"name": "smol"}})
-    chats = [[{"role": "user", "content": text}] for text in QUESTIONS]
-    lines = [
-        {"custom_id": text, "method": "POST", "url": "/v1/chat/completions",
-         "body": {"model": "smol", "messages": chat, "max_tokens": 16, "temperature": 0}}
-        for text, chat in zip(QUESTIONS, chats, strict=True)
-    ]  # fmt: skip
-    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf8")
-    done = call(
-        "run-batch", "-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--url", served.url
-    )
+    source = JOBS / "requests.jsonl"
+    asked = [json.loads(line) for line in source.read_text(encoding="utf8").splitlines()]
+    done = call("run-batch", "-i", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", served.url)
     assert done.exit_code == 0
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf8").splitlines()]
-    assert [one["custom_id"] for one in found] == [*QUESTIONS]
+    assert [one["custom_id"] for one in found] == [line["custom_id"] for line in asked]
     texts = [one["response"]["body"]["choices"][0]["message"]["content"] for one in found]
-    assert texts == [generate(chat, 16) for chat in chats]
+    assert texts == [generate(line["body"]["messages"], line["body"]["max_tokens"]) for line in asked]
     assert "Paris" in texts[0]

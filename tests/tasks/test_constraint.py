@@ -16,8 +16,13 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from hfbatch import SpecError
+from hfbatch.engines.base import EngineConfig
+from hfbatch.engines.continuous import ContinuousEngine
+from hfbatch.engines.torch import TorchEngine
 from hfbatch.output.layout import JOB
 from hfbatch.predict.plan import make_plan
+from hfbatch.runtime.predictor import Predictor
+from hfbatch.runtime.rows import RowPredictor
 from hfbatch.tasks.generation.constraint import ConstraintSpec, closed, with_schema
 from hfbatch.tasks.generation.json_values import NumberOutOfRange, parser_of
 from hfbatch.tasks.generation.text_generation import TextGeneration
@@ -309,21 +314,26 @@ def test_what_cannot_work_is_a_fault(
     assert task_of(llama, {"regex": "a"}, do_sample=False).check() == []
 
 
-def test_engines_and_tokenizers_without_constraints_are_faults(llama: str, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"text": CORPUS[:2]}), tmp_path / "in/rows.parquet")
-    params = {"constraint": {"regex": "a"}, "do_sample": False}
-    spec = make_spec(
-        "text-generation", llama, tmp_path / "in", tmp_path / "out", params=params, engine="continuous"
-    )
-    with pytest.raises(
-        SpecError, match=r"engine continuous cannot run .* params.constraint allows; use engine torch"
-    ):
-        make_plan(spec)
+def test_a_tokenizer_without_constraints_is_a_fault(llama: str) -> None:
     task = task_of(llama, {"regex": "a"})
     task.__dict__["tokenizer"] = wordpiece_tokenizer()
     (fault,) = [fault for fault in task.check() if "llguidance" in fault]
     assert "does not support the tokenizer" in fault
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [{"choices": ["yes", "no", "perhaps later"]}, {"regex": "[a-z]{2,30}"}, {"json_schema": ORDER}],
+)
+def test_continuous_batching_writes_what_batches_write(llama: str, constraint: dict[str, Any]) -> None:
+    task = task_of(llama, constraint, do_sample=False, max_new_tokens=40, return_full_text=False)
+    features = features_of(task, {"text": [*CORPUS[:5], "a", "b"]}).table
+    config = EngineConfig(llama, task.auto_class, "float32")
+    want = Predictor(task, TorchEngine(config), 8).predict(features).outputs
+    found = RowPredictor(task, ContinuousEngine(config), 3).predict(features).outputs
+    for name in ("tokens", "stopped", "complete"):
+        assert found[name].to_pylist() == want[name].to_pylist()
+    assert len({*map(str, found["tokens"].to_pylist())}) > 1 or "choices" in constraint
 
 
 def test_a_missing_package_is_a_fault(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def as_outputs(
     """Returns one text for each row, see `decoder.Decoder.join_texts`.
 
     :param log_probs: whether the completions have log-probabilities.
-    :param constrained: whether a text is complete only where it has ended.
+    :param constrained: whether the texts have a constraint.
     """
     lengths = np.array([len(made.tokens) for made in completions], np.int64)
     inside = np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
@@ -36,4 +36,7 @@ def as_outputs(
     }
     if log_probs:
         outputs["log_probs"] = padded((made.log_probs or () for made in completions), np.float32)
-    return outputs | ({"complete": stopped} if constrained else {})
+    if constrained:
+        complete = [made.stopped if made.complete is None else made.complete for made in completions]
+        outputs["complete"] = np.array(complete, bool)[:, None]
+    return outputs

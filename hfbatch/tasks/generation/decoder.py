@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from hfbatch.engines.log_probs import log_probs_of
@@ -241,26 +240,16 @@ class AllowedTokens:
     """
 
     def __init__(self, grammar: Grammar, width: int) -> None:
-        from llguidance import LLExecutor
+        from hfbatch.engines.masks import TokenMask
 
         self._grammar, self._read = grammar, width
         self._matchers: list[LLMatcher] = []
-        self._executor = LLExecutor(torch.get_num_threads())
+        self._mask = TokenMask(grammar.vocabulary)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Masks tokens, also ids beyond the tokenizer's: float [texts, vocabulary]."""
-        from llguidance.numpy import fill_next_token_bitmask_par
-
         self._consume(input_ids)
-        texts, vocabulary = scores.shape
-        packed = np.zeros((texts, -(-self._grammar.vocabulary // 32)), np.int32)
-        matchers = [(matcher, place) for place, matcher in enumerate(self._matchers)]
-        fill_next_token_bitmask_par(self._executor, matchers, packed)
-        words = torch.from_numpy(packed).to(scores.device)
-        bits = words[:, :, None] >> torch.arange(32, device=scores.device, dtype=torch.int32) & 1
-        allowed = bits.reshape(texts, -1)[:, :vocabulary].bool()
-        beyond = vocabulary - allowed.shape[1]
-        return scores.masked_fill(~torch.nn.functional.pad(allowed, (0, beyond)), -torch.inf)
+        return self._mask.apply(self._matchers, scores)
 
     def complete(self, made: torch.Tensor) -> torch.Tensor:
         """Returns which texts satisfy the constraint, bool [texts].
@@ -273,12 +262,12 @@ class AllowedTokens:
 
     def _consume(self, input_ids: torch.Tensor) -> None:
         """Reads the tokens since the last step; after its end, a text goes on with padding."""
+        from hfbatch.engines.masks import read
+
         self._matchers = self._matchers or [self._grammar.start.deep_copy() for _ in range(len(input_ids))]
         new, self._read = input_ids[:, self._read :].tolist(), input_ids.shape[1]
         for matcher, tokens in zip(self._matchers, new, strict=True):
-            for token in tokens:
-                if not matcher.is_stopped():
-                    matcher.consume_token(token)
+            read(matcher, tokens)
 
 
 class NoRepeatBehindPadding:

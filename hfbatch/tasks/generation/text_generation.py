@@ -337,9 +337,11 @@ class TextGeneration(GeneratingTask):
         """Returns the prompt of each row, for a row engine."""
         seeds = features["seed"].to_pylist() if "seed" in features.column_names else [None] * len(features)
         form = self.params.constraint.form if self.params.constraint else None
+        grammar = (lambda: self.grammar) if form else None
         prompts = features["input_ids"].to_pylist()
         return [
-            Request(prompt, seed=seed, constraint=form) for prompt, seed in zip(prompts, seeds, strict=True)
+            Request(prompt, seed=seed, constraint=form, grammar=grammar)
+            for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
     def outputs_of(
