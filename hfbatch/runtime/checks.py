@@ -248,10 +248,12 @@ def _packing_faults(task: Task) -> list[str]:
     shown = f"engine.packing: task {task.name}"
     if needs := [need.value for need in Capability if need in task.asks - {Capability.FORWARD}]:
         return [f"{shown} needs {' and '.join(needs)}, which packed batches do not have; leave it out"]
-    kind, own = (
-        task.config.model_type,
-        getattr(task.config, "auto_map", None) and task.model.trust_remote_code,
-    )
+    if task.reads_masked:
+        return [
+            f"{shown} reads tokens that its attention mask hides, and packed batches hold none; leave it out"
+        ]
+    kind = task.config.model_type
+    own = getattr(task.config, "auto_map", None) and task.model.trust_remote_code
     if kind in PACKED and not own:
         return []
     why = "has code of its own" if own else f"is of type {kind!r}"

@@ -149,6 +149,8 @@ class Task(ABC):
     """Whether a CPU is fastest with one batch on each core; False where a batch takes many small steps."""
     whole_texts: ClassVar[bool] = False
     """Whether a batch is one forward pass over texts, so that its cost is its number of tokens."""
+    reads_masked: bool = False
+    """Whether it reads what the model computes for tokens that the attention mask hides."""
     ragged: ClassVar[Mapping[str, str]] = {}
     """Maps outputs whose second dimension varies by row to the output that holds its length."""
     windows: tuple[str, ...] = ()
@@ -347,9 +349,7 @@ class Task(ABC):
         """
 
     def batch_groups(self, features: pa.Table, size: int, caches: bool = False) -> np.ndarray | None:
-        """Returns a group of each row, int64 [rows]; batches of at most `size` rows hold rows of one. None: no groups.
-
-        :param caches: whether the engine keeps the beginnings of prompts itself, row by row."""
+        """Returns a group of each row, int64 [rows]; batches of `size` rows hold rows of one. :param caches: of prompts."""
         return None
 
     @abstractmethod

@@ -26,6 +26,7 @@ from hfbatch.tasks.text.text_classification import TextClassification
 from hfbatch.tasks.text.token_classification import TokenClassification
 from tests.jobs.here import job_here
 from tests.jobs.tools import make_spec, read_output, sentences, write_shards
+from tests.models.late import tiny_pylate
 from tests.models.text import save, tiny_bert_encoder, tiny_bert_for, tiny_llama, wordpiece_tokenizer
 from tests.tasks.drive import features_of, make
 
@@ -155,6 +156,15 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     assert "packing is for a model on one device that is not compiled" in fault(
         "embedding", bert, compile=True
     )
+
+
+def test_queries_whose_padding_is_read_are_not_packed(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", sentences(4), 1)
+    folder = tiny_pylate(tmp_path / "late")
+    values = {"engine": PACKING, "params": {"kind": "query"}}
+    with pytest.raises(SpecError, match="reads tokens that its attention mask hides"):
+        make_plan(make_spec("multi-vector-embedding", folder, source, tmp_path / "out", **values))
+    make_plan(make_spec("multi-vector-embedding", folder, source, tmp_path / "out", engine=PACKING))
 
 
 def test_options_that_would_be_ignored_are_errors() -> None:

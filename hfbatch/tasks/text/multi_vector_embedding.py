@@ -100,6 +100,11 @@ class MultiVectorEmbedding(PromptedTask, EncoderTask):
         return self.recipe.expansion if self.params.kind == "query" else None
 
     @property
+    def reads_masked(self) -> bool:  # type: ignore[override]
+        """Whether queries have vectors of tokens that their others do not see."""
+        return self.expansion is not None and not self.expansion.attend
+
+    @property
     def expansion_id(self) -> int | None:
         """The token behind short queries; None if the tokenizer has none."""
         if self.expansion is not None and self.expansion.token is not None:
