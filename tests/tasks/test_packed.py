@@ -32,7 +32,7 @@ from tests.tasks.drive import features_of, make
 
 SIZES = {
     **{"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"intermediate_size": 64, "max_position_embeddings": 64},
+    **{"intermediate_size": 64, "max_position_embeddings": 24},
     **{"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 }
 GROUPS = {"num_key_value_heads": 2}
