@@ -349,7 +349,7 @@ class Task(ABC):
         """
 
     def batch_groups(self, features: pa.Table, size: int, caches: bool = False) -> np.ndarray | None:
-        """Returns a group of each row, int64 [rows]; batches of `size` rows hold rows of one. :param caches: of prompts."""
+        """Returns the group of each row, int64 [rows]; None: all are one. :param caches: whether the engine keeps beginnings."""
         return None
 
     @abstractmethod

@@ -10,7 +10,7 @@ from pydantic import Field
 from hfbatch.data.filesystem import one_line
 from hfbatch.tasks.text.long_texts import Frame, WindowParams
 from hfbatch.tasks.text.prompts import PromptedTask, PromptParams
-from hfbatch.tasks.text.sentence_files import Dense, Normalize, Recipe, read_recipe
+from hfbatch.tasks.text.sentence_files import Dense, Normalize, Recipe, misfitting, read_recipe
 from hfbatch.tasks.tokens import length_faults, tokenize
 from hfbatch.tasks.vector_precision import Precision, needs_ranges
 from hfbatch.tasks.vision.image_encoder import TextOrImageTask, encode_images
@@ -167,17 +167,12 @@ class EmbeddingSettings(PromptedTask, TextOrImageTask):
 
     def _dense_faults(self, where: str) -> list[str]:
         """Returns errors for Dense modules that do not take what they are given."""
-        faults = []
         size = int(getattr(self.config.get_text_config(), "hidden_size", None) or 0) * len(self.poolings)
-        for step in self.recipe.steps:
-            if isinstance(step, Dense):
-                if size and step.in_features != size:
-                    faults.append(
-                        f"{where}: its Dense module {step.folder!r} takes {step.in_features} numbers, "
-                        f"gets {size}; leave params.pooling at auto"
-                    )
-                size = step.out_features
-        return faults
+        return [
+            f"{where}: its Dense module {step.folder!r} takes {step.in_features} numbers, "
+            f"gets {given}; leave params.pooling at auto"
+            for step, given in misfitting(self.recipe.steps, size)
+        ]
 
     def _param_faults(self, where: str) -> list[str]:
         """Returns errors in prompts, dimensions and ranges."""

@@ -17,7 +17,7 @@ from hfbatch.tasks.text.encoder import ENCODER_OF, EncoderTask
 from hfbatch.tasks.text.late_files import Expansion, LateFiles, read_late_files
 from hfbatch.tasks.text.pooling import DenseLayers
 from hfbatch.tasks.text.prompts import PromptedTask, PromptParams
-from hfbatch.tasks.text.sentence_files import Dense
+from hfbatch.tasks.text.sentence_files import Dense, misfitting
 from hfbatch.tasks.tokens import (
     collate_text,
     compact,
@@ -165,15 +165,14 @@ class MultiVectorEmbedding(PromptedTask, EncoderTask):
 
     def _dense_faults(self, where: str) -> list[str]:
         """Returns errors for Dense modules that do not take what they are given."""
-        faults, size = [], getattr(self.config.get_text_config(), "hidden_size", None)
-        for step in self.recipe.steps:
-            if isinstance(step, Dense):
-                if size and step.in_features != size:
-                    name = f"Dense module {step.folder!r}" if step.folder else "linear.weight"
-                    faults.append(
-                        f"{where}: its {name} takes {step.in_features} numbers, gets {size}; download the model again"
-                    )
-                size = step.out_features
+        faults = []
+        for step, given in misfitting(
+            self.recipe.steps, getattr(self.config.get_text_config(), "hidden_size", None)
+        ):
+            name = f"Dense module {step.folder!r}" if step.folder else "linear.weight"
+            faults.append(
+                f"{where}: its {name} takes {step.in_features} numbers, gets {given}; download the model again"
+            )
         return faults
 
     def _token_faults(self, where: str) -> list[str]:

@@ -6,7 +6,7 @@ encoders are read in `sparse_files`, those of late interaction in `late_files`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -248,3 +248,15 @@ def read_dense(
 def add_fault(files: Files, sentence: str) -> Files:
     """Returns the files with one more fault."""
     return replace(files, faults=(*files.faults, sentence))
+
+
+def misfitting(steps: Iterable[Normalize | Dense], size: int | None) -> Iterator[tuple[Dense, int]]:
+    """Yields the Dense modules that do not take what they are given, with the numbers that they get.
+
+    :param size: numbers in a vector before the first module; 0 or None: not known.
+    """
+    for step in steps:
+        if isinstance(step, Dense):
+            if size and step.in_features != size:
+                yield step, size
+            size = step.out_features
