@@ -53,7 +53,7 @@ class TorchEngine(BatchEngine):
         self._torch_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device_name(self._torch_device)
         self.model = load_model(config, getattr(torch, config.dtype), self._torch_device)
-        self.packs = getattr(config.options, "packing", False)
+        self.packs = getattr(config.options, "packing", False) is True
         if self.packs:
             from hfbatch.engines.packed import pack_batches
 

@@ -135,7 +135,8 @@ def _compared(choice: RuntimeChoice) -> bool:
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:
     """Returns the part of the identity that the engine is; other options change no result."""
-    return spec.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_IN_RESULTS})
+    unpacked = {"packing"} if getattr(spec, "packing", None) is False else set()  # as the default, auto
+    return spec.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_IN_RESULTS, *unpacked})
 
 
 def _effective(job: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:

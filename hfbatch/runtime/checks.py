@@ -148,8 +148,8 @@ def engine_faults(spec: EngineSpec, dtype: str, task: Task, gpus: float | str = 
         faults += _spread_faults(task)
     if getattr(spec, "compile", False) is True:
         faults += _compile_faults(task)
-    if getattr(spec, "packing", False):
-        faults += _packing_faults(task)
+    if getattr(spec, "packing", False) is True:
+        faults += packing_faults(task)
     if spec.quantization != "none":
         faults += _quantization_faults(spec, task)
     if task.model.adapter:
@@ -241,7 +241,7 @@ def _spread_faults(task: Task) -> list[str]:
     return faults
 
 
-def _packing_faults(task: Task) -> list[str]:
+def packing_faults(task: Task) -> list[str]:
     """Returns an error for tasks and models whose batches cannot be packed."""
     from hfbatch.engines.packed import PACKED
 

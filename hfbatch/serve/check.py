@@ -104,11 +104,17 @@ def _sent(value: Any) -> Any:
 
 
 async def send_load(
-    name: str, url: str, rows: list[dict[str, Any]], concurrent: int, token: str | None = None
+    name: str,
+    url: str,
+    rows: list[dict[str, Any]],
+    concurrent: int,
+    token: str | None = None,
+    rounds: int = ROUNDS,
 ) -> Load:
-    """Sends ROUNDS requests from each of several clients. A request that gets 429 is sent again after the pause it names.
+    """Sends requests from several clients. A request that gets 429 is sent again after the pause it names.
 
     :param rows: sent in turn.
+    :param rounds: requests of each client, one after another.
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     taken: list[float] = []
@@ -118,7 +124,7 @@ async def send_load(
     async def client(first: int, session: aiohttp.ClientSession) -> None:
         """Sends one request after another."""
         nonlocal retries
-        for turn in range(ROUNDS):
+        for turn in range(rounds):
             body = {"rows": [rows[(first + turn) % len(rows)]]}
             begun = time.perf_counter()
             for _ in range(MOST_TRIES):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from hfbatch.engines.base import RowEngine
+from hfbatch.engines.base import Engine, RowEngine
+from hfbatch.engines.precision import native_dtype
 from hfbatch.errors import SpecError
+from hfbatch.runtime.config import RunnerConfig
 from hfbatch.runtime.predictor import Follow
 from hfbatch.runtime.runner import Runner
 from hfbatch.serve.plan import EndpointConfig
@@ -33,7 +36,7 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig, share: float = 1.0) -> None:
         self.config = config
-        self._runner = Runner(config.runner, share)
+        self._runner = Runner(_packed(config), share)
         self._runner.load()
         self.task: Task = self._runner.task
         self.rows = RowReader.of(self.task)
@@ -45,9 +48,14 @@ class Endpoint:
         return self._runner.label
 
     @property
+    def engine(self) -> Engine:
+        """What runs the model."""
+        return cast(Engine, self._runner.engine)
+
+    @property
     def streams(self) -> bool:
         """Whether texts can be followed while they are generated."""
-        if not hasattr(self.task, "follow") or isinstance(self._runner.engine, RowEngine):
+        if not hasattr(self.task, "follow") or isinstance(self.engine, RowEngine):
             return False
         task: Any = self.task  # with `follow`, and so with `decoding`
         return (task.decoding.num_beams or 1) == 1  # which of the beams is the text shows at its end
@@ -88,6 +96,14 @@ class Endpoint:
             Answer(done.columns, index.get(k, -1), int(done.lengths[k]), rejects.get(k))
             for k in range(len(rows))
         ]
+
+
+def _packed(config: EndpointConfig) -> RunnerConfig:
+    """The runner's settings, with packed batches on a CPU where they are to be."""
+    runner = config.runner
+    if not config.packs or native_dtype()[0] != "cpu":
+        return runner
+    return replace(runner, engine=runner.engine.model_copy(update={"packing": True}))
 
 
 def _follow(places: list[int], on_token: OnToken) -> Follow:

@@ -15,8 +15,9 @@ from hfbatch.errors import SpecError
 from hfbatch.hub.models import Model, pin
 from hfbatch.predict.bind import gather
 from hfbatch.predict.prompts import rendered_input
-from hfbatch.runtime.checks import check_task, name_task, readable
+from hfbatch.runtime.checks import check_task, name_task, packing_faults, readable
 from hfbatch.runtime.config import RunnerConfig
+from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
 from hfbatch.spec.job import ServeSpec
 from hfbatch.spec.serve import EndpointSpec
 from hfbatch.tasks.base import Task
@@ -33,18 +34,22 @@ class EndpointConfig:
     endpoint: EndpointSpec
     token: str | None = None
     """SHA-256 of the bearer token, in hexadecimal; None if requests need none."""
+    packs: bool = False
+    """Whether batches are packed on CPUs, where the spec leaves it open."""
 
     def to_json(self) -> str:
         """The settings as text."""
         endpoint = self.endpoint.model_dump(mode="json")
-        return json.dumps({"runner": self.runner.to_json(), "endpoint": endpoint, "token": self.token})
+        return json.dumps(
+            {"runner": self.runner.to_json(), "endpoint": endpoint, "token": self.token, "packs": self.packs}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> EndpointConfig:
         """The reverse of to_json."""
         values = json.loads(text)
         endpoint = EndpointSpec.model_validate(values["endpoint"])
-        return cls(RunnerConfig.from_json(values["runner"]), endpoint, values["token"])
+        return cls(RunnerConfig.from_json(values["runner"]), endpoint, values["token"], values["packs"])
 
 
 @dataclass
@@ -102,8 +107,16 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.model.name.rstrip("/").rpartition("/")[2]).strip("-._")
     named = spec.serve.model_copy(update={"name": spec.serve.name or last or spec.task})
     spec = spec.model_copy(update={"serve": named})
-    config = EndpointConfig(RunnerConfig.of(spec, model), named, token)
+    config = EndpointConfig(RunnerConfig.of(spec, model), named, token, _packs(spec.engine, task))
     return ServePlan(spec, model, task, config, notes + task.notes())
+
+
+def _packs(engine: EngineSpec, task: Task) -> bool:
+    """Returns whether batches can be packed, and the spec leaves it open. Requests differ in length more than the rows of a split."""
+    if not isinstance(engine, TorchEngineSpec) or engine.packing != "auto":
+        return False
+    plain = engine.compile is not True and engine.device_map is None and engine.quantization == "none"
+    return plain and not task.model.graphs and not packing_faults(task)
 
 
 def _token(endpoint: EndpointSpec, faults: list[str]) -> str | None:

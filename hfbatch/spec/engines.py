@@ -44,9 +44,10 @@ class TorchEngineSpec(_EngineSpec):
     compile: bool | Auto = "auto"
     """Whether torch.compile compiles the model, for tasks that read nothing but its outputs; auto: no. It takes from half a minute
     to minutes, once on each machine."""
-    packing: bool = False
+    packing: bool | Auto = "auto"
     """Whether the rows of a batch run one behind the other as one sequence, without padding; for models of text whose attention
-    can be kept within a row, such as BERT, RoBERTa, ModernBERT and Qwen3."""
+    can be kept within a row, such as BERT, RoBERTa, ModernBERT and Qwen3. auto: in endpoints on CPUs, where the model can be packed;
+    not in jobs, whose sorted rows have little padding."""
     device_map: Auto | None = None
     """auto: for a model larger than a device, spread its layers over the GPUs of a worker, its memory and its disk."""
     memory: dict[
@@ -66,7 +67,7 @@ class TorchEngineSpec(_EngineSpec):
             raise ValueError(
                 "compile is for a model on one device, with weights that are not quantised; leave one of them out"
             )
-        if self.packing and (self.device_map or self.compile is True):
+        if self.packing is True and (self.device_map or self.compile is True):
             raise ValueError(
                 "packing is for a model on one device that is not compiled; leave one of them out"
             )

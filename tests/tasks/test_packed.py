@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,11 @@ from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import SpecError
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.predictor import Predictor
+from hfbatch.serve.endpoint import Endpoint
+from hfbatch.serve.plan import EndpointConfig
+from hfbatch.serve.plan import make_plan as plan_endpoint
 from hfbatch.spec.engines import TorchEngineSpec
+from hfbatch.spec.job import ServeSpec
 from hfbatch.tasks.base import Task
 from hfbatch.tasks.multimodal.embedding import Embedding
 from hfbatch.tasks.text.question_answering import QuestionAnswering
@@ -124,16 +128,38 @@ def test_an_output_is_packed_throughout(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", sentences(40), 2)
     specs = [
         make_spec("embedding", folder, source, tmp_path / "out", engine=engine, batch={"size": 8})
-        for engine in (PACKING, "torch")
+        for engine in (PACKING, "torch", {"packing": False})
     ]
     done = job_here(specs[0])
     assert done.report["padding"] == 0
     whole = read_output(tmp_path / "out")
-    with pytest.raises(SpecError, match=r"differs in engine.packing \(there: True, now: None\)"):
-        make_plan(specs[1])
+    for spec in specs[1:]:
+        with pytest.raises(SpecError, match=r"differs in engine.packing \(there: True, now: None\)"):
+            make_plan(spec)
     min((tmp_path / "out").glob("part-*")).unlink()
     job_here(specs[0])
     assert read_output(tmp_path / "out").equals(whole)
+
+
+def tiny_mpnet(folder: Path) -> str:
+    """A model whose batches cannot be packed."""
+    tokenizer = wordpiece_tokenizer(64)
+    return save(folder, MPNetModel(MPNetConfig(**SIZES | {"vocab_size": len(tokenizer)})), tokenizer)
+
+
+def test_endpoints_on_cpus_pack_what_they_can(tmp_path: Path, encoder: str) -> None:
+    def packs(model: str, **engine: Any) -> bool:
+        """Whether the engine of an endpoint packs its batches."""
+        values = {"task": "embedding", "model": model, "engine": {"name": "torch", **engine}}
+        config = plan_endpoint(ServeSpec.build(values)).config
+        endpoint = Endpoint(EndpointConfig.from_json(config.to_json()))
+        return cast(TorchEngine, endpoint.engine).packs
+
+    assert packs(encoder)
+    assert packs(encoder, packing=True)
+    assert not packs(encoder, packing=False)
+    assert not packs(encoder, quantization="int8_dynamic")
+    assert not packs(tiny_mpnet(tmp_path))
 
 
 def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
@@ -146,9 +172,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
         (found,) = caught.value.faults
         return found
 
-    tokenizer = wordpiece_tokenizer(64)
-    config = MPNetConfig(**SIZES | {"vocab_size": len(tokenizer)})
-    mpnet = save(tmp_path / "mpnet", MPNetModel(config), tokenizer)
+    mpnet = tiny_mpnet(tmp_path / "mpnet")
     assert "is of type 'mpnet', and packed batches are for albert, bert, " in fault("embedding", mpnet)
     llama = tiny_llama(tmp_path / "llama")
     assert "task text-generation needs continuations of prompts" in fault("text-generation", llama)
