@@ -133,11 +133,11 @@ def serve_specs(
         [read_yaml(name) for name in what] if all(files) else [{"task": what[0], "model": model}]
     )
     specs = [ServeSpec.build(apply_overrides(values, [*flags, *(set_ or [])])) for values in given]
-    listening = {(spec.serve.host, spec.serve.port, spec.serve.token_env) for spec in specs}
+    listening = {(one.host, one.port, one.token_env, one.proxy) for one in (spec.serve for spec in specs)}
     names = [spec.serve.name for spec in specs]
     if len(listening) > 1:
         raise SpecError(
-            "the specs name different serve.host, port or token_env; endpoints of one command share them"
+            "the specs name different serve.host, port, token_env or proxy; endpoints of one command share them"
         )
     if len(specs) > 1 and (len(set(names)) < len(names) or not all(names)):
         raise SpecError("several endpoints need different names; set serve.name in each spec")

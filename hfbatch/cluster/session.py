@@ -23,7 +23,7 @@ from hfbatch.cluster.sockets import check_sockets
 from hfbatch.cluster.watch import ENDED_BY_RAY, Watch, watched
 from hfbatch.console import supervisor
 from hfbatch.console.display import prepare_streams, say, screen
-from hfbatch.data.temporary import own_folder
+from hfbatch.data.temporary import environment, own_folder
 from hfbatch.errors import SpecError
 from hfbatch.runtime.machine import Node, collector_at_rest, usable_cores
 
@@ -224,14 +224,8 @@ def without_helpers() -> Iterator[None]:
 @contextmanager
 def _patient() -> Iterator[None]:
     """Makes Ray wait for a lost head longer than this process does, so that Ray does not end the process first."""
-    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
-    before = os.environ.get(name)
-    os.environ[name] = before or str(RAY_WAITS_S)
-    try:
+    with environment({"RAY_gcs_rpc_server_reconnect_timeout_s": str(RAY_WAITS_S)}):
         yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hfbatch.predict.bind import gather
 from hfbatch.predict.prompts import rendered_input
 from hfbatch.runtime.checks import check_task, name_task, packing_faults, readable
 from hfbatch.runtime.config import RunnerConfig
+from hfbatch.serve.haproxy import missing
 from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
 from hfbatch.spec.job import ServeSpec
 from hfbatch.spec.serve import EndpointSpec
@@ -87,6 +88,11 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     notes: list[str] = []
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         faults.append("serving needs FastAPI and uvicorn; pip install 'hfbatch[serve]'")
+    if spec.serve.proxy == "haproxy" and missing():
+        faults.append(
+            "serve.proxy haproxy: there is no HAProxy here; pip install 'hfbatch[serve]' on Linux, put the program haproxy on the "
+            "PATH, or leave serve.proxy out"
+        )
     token = _token(spec.serve, faults)
     faults += _engine_faults(spec)
     model = task = None

@@ -18,7 +18,8 @@ from ray.serve.schema import ProxyStatus
 
 from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
-from hfbatch.errors import WorkerError
+from hfbatch.errors import SpecError, WorkerError
+from hfbatch.serve.haproxy import listening_by_haproxy
 from hfbatch.serve.plan import ServePlan, make_plan, url_of
 from hfbatch.serve.replica import application
 from hfbatch.serve.room import check_room
@@ -26,6 +27,10 @@ from hfbatch.spec.job import ServeSpec
 
 PROXY_S = 120
 """Seconds in which the process that listens for Ray Serve has to start; on a busy machine it takes ten."""
+ANOTHER_CLUSTER = (
+    "serve.proxy haproxy is for a cluster that this command starts; use --address local, or start Ray on the nodes of the cluster "
+    "with RAY_SERVE_ENABLE_HA_PROXY=1, and leave serve.proxy out"
+)
 
 
 def lay_out_all(specs: Sequence[ServeSpec]) -> list[Layout]:
@@ -54,11 +59,14 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
 
     :param plans: with one host and port.
     :param address: a Ray cluster; default: a running one, else a local one.
-    :raises SpecError: if they do not fit, see also `check_room`.
+    :raises SpecError: if they do not fit, or the cluster cannot listen by HAProxy; see also `check_room`.
     :raises WorkerError: if a model does not load, or Ray Serve does not listen.
     """
     where = plans[0].spec.serve
-    with connect(address) as cluster:
+    by_haproxy = where.proxy == "haproxy"
+    with listening_by_haproxy() if by_haproxy else contextlib.nullcontext(), connect(address) as cluster:
+        if by_haproxy and not cluster.own:
+            raise SpecError([ANOTHER_CLUSTER])
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         layouts = lay_out_all([plan.spec for plan in plans])
         names = [plan.spec.serve.name for plan in plans]
@@ -107,7 +115,7 @@ def _signals() -> Iterator[int]:
 def build(args: dict[str, Any]) -> serve.Application:
     """Builds an endpoint for the `serve` program of Ray: `serve run hfbatch.serve.run:build spec=serve.yaml`.
 
-    :param args: `spec`, the path of a spec, and overrides such as `batch.size: 64`. Host and port are those of Ray Serve.
+    :param args: `spec`, the path of a spec, and overrides such as `batch.size: 64`. Host, port and proxy are those of Ray Serve.
     :raises SpecError: with every fault.
     """
     overrides = [f"{name}={value}" for name, value in args.items() if name != "spec"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,9 @@ class EndpointSpec(Section):
     """Port to listen on."""
     token_env: str | None = Field(default=None, min_length=1)
     """Environment variable with the bearer token that requests have to carry."""
+    proxy: Literal["python", "haproxy"] = "python"
+    """What listens on the port: Ray Serve's own proxy, or HAProxy, which takes less time for each request, and also opens two ports
+    with its statistics to other machines. For a cluster that the command starts."""
     wait_ms: float = Field(default=0, ge=0, le=10_000)
     """How long a request waits for others while the model is free, in milliseconds; while it is busy, they collect anyway."""
     rows: int = Field(default=64, ge=1)
