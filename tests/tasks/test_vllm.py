@@ -1,7 +1,6 @@
 """Engine vllm: what is sent to its server, what is made of the answers, and what becomes of a server that fails.
 
-A server in a second process stands in for vLLM, which needs an environment of its own; `python -m tests.benchmarks.vllm` makes
-one, and compares the texts of the real one with those of torch.
+A server in a second process stands in for vLLM, which needs an environment of its own; test_real_vllm.py has the real one.
 """
 
 from __future__ import annotations
@@ -274,6 +273,10 @@ def test_the_plan_names_what_vllm_cannot_do_with_an_adapter_beside_all_else(
 def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> None:
     for sections, words in (
         ({"params": {"num_beams": 2}}, "engine vllm does not support num_beams=2"),
+        (
+            {"params": {"min_new_tokens": 2, "stop": ["."]}},
+            "engine vllm looks for params.stop after params.min_new_tokens",
+        ),
         ({"params": {"begin_with": "Yes"}}, "begin_with='Yes'"),
         ({"params": {"do_sample": True, "num_return_sequences": 2}}, "one text for each prompt"),
         ({"tokenizer": {"add_tokens": ["xyz"]}}, "engine vllm adds no tokens"),
