@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray import serve
+from ray.serve.context import _set_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ProxyStatus
 
@@ -130,7 +131,9 @@ def _end(names: Sequence[str], own: bool) -> None:
     """
     for name in names:
         serve.delete(name)
-    if not own and not serve.status().applications:
+    if own:
+        _set_global_client(None)  # else the next cluster of this process would be asked for the controller of this one
+    elif not serve.status().applications:
         serve.shutdown()
 
 
