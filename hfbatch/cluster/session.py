@@ -224,7 +224,8 @@ def without_helpers() -> Iterator[None]:
 @contextmanager
 def _patient() -> Iterator[None]:
     """Makes Ray wait for a lost head longer than this process does, so that Ray does not end the process first."""
-    with environment({"RAY_gcs_rpc_server_reconnect_timeout_s": str(RAY_WAITS_S)}):
+    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    with environment({name: os.environ.get(name, str(RAY_WAITS_S))}):
         yield
 
 

@@ -106,8 +106,8 @@ class VLLMEngine(RowEngine):
         faults = unsupported_options(cls.name, generation, NOT_DONE, begin_with)
         if generation.stop_strings and generation.min_new_tokens:
             faults.append(
-                f"engine {cls.name} looks for params.stop after params.min_new_tokens only, and transformers from the first token "
-                "on; leave one of them out, or use engine torch"
+                f"engine {cls.name} ignores params.stop until it has generated params.min_new_tokens tokens, and transformers does "
+                "not; leave one of them out, or use engine torch"
             )
         return faults
 

@@ -17,7 +17,8 @@ from hfbatch.predict.bind import gather
 from hfbatch.predict.prompts import rendered_input
 from hfbatch.runtime.checks import check_task, name_task, packing_faults, readable
 from hfbatch.runtime.config import RunnerConfig
-from hfbatch.serve.haproxy import missing
+from hfbatch.runtime.variants import is_quantised
+from hfbatch.serve.haproxy import HOSTS, missing
 from hfbatch.spec.engines import EngineSpec, TorchEngineSpec
 from hfbatch.spec.job import ServeSpec
 from hfbatch.spec.serve import EndpointSpec
@@ -73,6 +74,9 @@ class ServePlan:
             "task": self.spec.task,
             "model": {"name": self.model.name, "commit": self.model.commit},
             "engine": self.spec.engine.name,
+            "packing": "on CPUs"
+            if self.config.packs
+            else getattr(self.spec.engine, "packing", False) is True,
             "notes": self.notes,
         }
 
@@ -88,11 +92,8 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     notes: list[str] = []
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         faults.append("serving needs FastAPI and uvicorn; pip install 'hfbatch[serve]'")
-    if spec.serve.proxy == "haproxy" and missing():
-        faults.append(
-            "serve.proxy haproxy: there is no HAProxy here; pip install 'hfbatch[serve]' on Linux, put the program haproxy on the "
-            "PATH, or leave serve.proxy out"
-        )
+    if spec.serve.proxy == "haproxy":
+        faults += _haproxy_faults(spec.serve)
     token = _token(spec.serve, faults)
     faults += _engine_faults(spec)
     model = task = None
@@ -117,12 +118,28 @@ def make_plan(spec: ServeSpec) -> ServePlan:
     return ServePlan(spec, model, task, config, notes + task.notes())
 
 
+def _haproxy_faults(endpoint: EndpointSpec) -> list[str]:
+    """Returns errors if HAProxy is not there, or could not reach the replicas."""
+    faults = []
+    if missing():
+        faults.append(
+            "serve.proxy haproxy: there is no HAProxy on this machine; pip install 'hfbatch[serve]' on Linux, put the program "
+            "haproxy on the PATH, or leave serve.proxy out"
+        )
+    if endpoint.host not in HOSTS:
+        faults.append(
+            f"serve.proxy haproxy does not reach replicas at serve.host {endpoint.host}; set serve.host to {' or '.join(HOSTS)}, or "
+            "leave serve.proxy out"
+        )
+    return faults
+
+
 def _packs(engine: EngineSpec, task: Task) -> bool:
     """Returns whether batches can be packed, and the spec leaves it open. Requests differ in length more than the rows of a split."""
     if not isinstance(engine, TorchEngineSpec) or engine.packing != "auto":
         return False
     plain = engine.compile is not True and engine.device_map is None and engine.quantization == "none"
-    return plain and not task.model.graphs and not packing_faults(task)
+    return plain and not task.model.graphs and not is_quantised(task) and not packing_faults(task)
 
 
 def _token(endpoint: EndpointSpec, faults: list[str]) -> str | None:

@@ -20,7 +20,7 @@ from ray.serve.schema import ProxyStatus
 from hfbatch.cluster.resources import Layout, lay_out
 from hfbatch.cluster.session import ceiling, connect, nodes
 from hfbatch.errors import SpecError, WorkerError
-from hfbatch.serve.haproxy import listening_by_haproxy
+from hfbatch.serve.haproxy import listening
 from hfbatch.serve.plan import ServePlan, make_plan, url_of
 from hfbatch.serve.replica import application
 from hfbatch.serve.room import check_room
@@ -28,10 +28,7 @@ from hfbatch.spec.job import ServeSpec
 
 PROXY_S = 120
 """Seconds in which the process that listens for Ray Serve has to start; on a busy machine it takes ten."""
-ANOTHER_CLUSTER = (
-    "serve.proxy haproxy is for a cluster that this command starts; use --address local, or start Ray on the nodes of the cluster "
-    "with RAY_SERVE_ENABLE_HA_PROXY=1, and leave serve.proxy out"
-)
+ANOTHER_CLUSTER = "serve.proxy haproxy is for a cluster that this command starts; use --address local, or leave serve.proxy out"
 
 
 def lay_out_all(specs: Sequence[ServeSpec]) -> list[Layout]:
@@ -65,7 +62,7 @@ def serving(plans: Sequence[ServePlan], address: str | None = None) -> Iterator[
     """
     where = plans[0].spec.serve
     by_haproxy = where.proxy == "haproxy"
-    with listening_by_haproxy() if by_haproxy else contextlib.nullcontext(), connect(address) as cluster:
+    with listening(by_haproxy), connect(address) as cluster:
         if by_haproxy and not cluster.own:
             raise SpecError([ANOTHER_CLUSTER])
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -129,19 +126,21 @@ def _end(names: Sequence[str], own: bool) -> None:
 
     :param own: whether the cluster ends next, and Ray Serve with it.
     """
-    for name in names:
-        serve.delete(name)
-    if own:
-        _set_global_client(None)  # else the next cluster of this process would be asked for the controller of this one
-    elif not serve.status().applications:
-        serve.shutdown()
+    try:
+        for name in names:
+            serve.delete(name)
+        if not own and not serve.status().applications:
+            serve.shutdown()
+    finally:
+        if own:
+            _set_global_client(None)  # of a controller that the next cluster of this process would not have
 
 
 def _start(plan: ServePlan, layout: Layout, path: str) -> None:
     name = plan.spec.serve.name
     try:
         serve.run(application(plan.config, layout), name=name, route_prefix=path)
-    except (RuntimeError, RayServeException) as error:
+    except (RuntimeError, TimeoutError, RayServeException) as error:
         found = serve.status().applications.get(name)
         # Only the message of a deployment has the error of a replica.
         reasons = [one.message for one in found.deployments.values() if one.message] if found else []

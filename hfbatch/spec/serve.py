@@ -40,7 +40,7 @@ class LimitsSpec(Section):
     """Maximum number of texts that a request may have generated for a row."""
     ongoing: int = Field(default=256, ge=1)
     """Requests that a replica works on, those that wait for a batch included."""
-    queued: int = Field(default=1024, ge=0)
+    queued: int = Field(default=1024, ge=1)
     """Requests that wait for a replica; further ones get 429 with Retry-After."""
     seconds: float = Field(default=120, gt=0)
     """Maximum time of a request; later answers become 408."""
@@ -58,8 +58,8 @@ class EndpointSpec(Section):
     token_env: str | None = Field(default=None, min_length=1)
     """Environment variable with the bearer token that requests have to carry."""
     proxy: Literal["python", "haproxy"] = "python"
-    """What listens on the port: Ray Serve's own proxy, or HAProxy, which takes less time for each request, and also opens two ports
-    with its statistics to other machines. For a cluster that the command starts."""
+    """What listens on the port: Ray Serve's own proxy, or HAProxy, which takes less time for each request, and opens more ports. It
+    needs a cluster that the command starts."""
     wait_ms: float = Field(default=0, ge=0, le=10_000)
     """How long a request waits for others while the model is free, in milliseconds; while it is busy, they collect anyway."""
     rows: int = Field(default=64, ge=1)

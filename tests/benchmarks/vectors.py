@@ -33,7 +33,7 @@ def embed(texts: pa.Array, precision: str, folder: Path) -> tuple[np.ndarray, np
             **{
                 "task": "embedding",
                 "model": {"name": tools.minilm(), "dtype": "float32"},
-                "input": str(folder),
+                "input": str(folder / "in"),
             },
             **{"output": str(folder / "out"), "params": {"precision": precision}, "batch": {"size": 16}},
         }
@@ -76,7 +76,8 @@ def main() -> None:
         texts = pq.read_table(given.source, columns=["text"])["text"].slice(0, given.rows).combine_chunks()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+        (folder / "in").mkdir()
+        pq.write_table(pa.table({"text": texts}), folder / "in/texts.parquet")
         exact, _ = embed(texts, "float32", folder)
         queries, documents = exact[: given.queries], exact[given.queries :].astype(np.float32)
         wanted = nearest(queries, documents)

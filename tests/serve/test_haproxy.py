@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import time
@@ -13,6 +14,7 @@ import requests
 
 from hfbatch.engines.sending import free_port
 from hfbatch.errors import SpecError
+from hfbatch.serve.check import send_load
 from hfbatch.serve.plan import make_plan
 from hfbatch.serve.run import serving
 from hfbatch.spec.job import ServeSpec
@@ -29,7 +31,9 @@ def proxies(port: int) -> list[psutil.Process]:
 @pytest.mark.timeout(180)
 def test_an_endpoint_behind_haproxy(tmp_path: Path) -> None:
     port, model = free_port(), tiny_llama(tmp_path / "model")
-    where = f"serve={{name: chat, port: {port}, proxy: haproxy, limits: {{body_bytes: 1000}}}}"
+    shared = Path("/tmp/haproxy-serve")
+    before = {*shared.glob("*")}
+    where = f"serve={{name: chat, port: {port}, proxy: haproxy, limits: {{body_bytes: 1000, ongoing: 2, queued: 2}}}}"
     flags = [
         "--address",
         "local",
@@ -60,14 +64,18 @@ def test_an_endpoint_behind_haproxy(tmp_path: Path) -> None:
             requests.post(f"{url}/predict", json={"rows": [{"text": "x" * 2000}]}, timeout=60).status_code
             == 413
         )
+        crowded = asyncio.run(send_load("chat", f"{url}/predict", [{"text": "a cat"}], 8, rounds=1))
+        assert crowded.statuses == {200: 8}
+        assert crowded.retries > 0
         (proxy,) = proxies(port)
         file = Path(proxy.cmdline()[proxy.cmdline().index("-f") + 1])
-        private = next(parent for parent in file.parents if parent.name.startswith("hfbatch-proxy-"))
+        private = next(parent for parent in file.parents if parent.name.startswith("hfbatch-p-"))
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
         program.interrupt()
         assert program.wait(60) == 0, program.output
         assert not proxies(port)
         assert not private.exists()
+        assert {*shared.glob("*")} == before
     finally:
         program.kill()
 
@@ -75,9 +83,7 @@ def test_an_endpoint_behind_haproxy(tmp_path: Path) -> None:
 def test_a_cluster_that_runs_keeps_its_proxy(ray_cluster: str, encoder: str) -> None:
     values = {"task": "embedding", "model": encoder, "serve": {"proxy": "haproxy"}}
     with (
-        pytest.raises(
-            SpecError, match="start Ray on the nodes of the cluster with RAY_SERVE_ENABLE_HA_PROXY=1"
-        ),
+        pytest.raises(SpecError, match="for a cluster that this command starts"),
         serving([make_plan(ServeSpec.build(values))], ray_cluster),
     ):
         pass

@@ -29,7 +29,7 @@ def test_all_faults_are_reported_together(encoder: str) -> None:
             "engine": {"name": "auto", "guard": "required"},
             "params": {"pooling": "sideways"},
             "output": {"path": "out/", "truncated": True},
-            "serve": {"host": "0.0.0.0"},
+            "serve": {"host": "::", "proxy": "haproxy"},
         }
     )
     for words in (
@@ -38,6 +38,7 @@ def test_all_faults_are_reported_together(encoder: str) -> None:
         "engine.guard required",
         "sideways",
         "output.truncated",
+        "serve.proxy haproxy does not reach replicas at serve.host ::",
     ):
         assert words in found
 

@@ -275,7 +275,7 @@ def test_the_plan_names_what_vllm_cannot_do(spec_of: Callable[..., JobSpec]) -> 
         ({"params": {"num_beams": 2}}, "engine vllm does not support num_beams=2"),
         (
             {"params": {"min_new_tokens": 2, "stop": ["."]}},
-            "engine vllm looks for params.stop after params.min_new_tokens",
+            "engine vllm ignores params.stop until it has generated params.min_new_tokens",
         ),
         ({"params": {"begin_with": "Yes"}}, "begin_with='Yes'"),
         ({"params": {"do_sample": True, "num_return_sequences": 2}}, "one text for each prompt"),
