@@ -21,6 +21,25 @@ if TYPE_CHECKING:
 
     from hfbatch.spec.section import Section
 
+PACKED = frozenset(
+    (
+        *(
+            "albert",
+            "bert",
+            "camembert",
+            "data2vec-text",
+            "distilbert",
+            "electra",
+            "ernie",
+            "eurobert",
+            "gemma",
+        ),
+        *("gemma3_text", "gte", "jina_embeddings_v3", "llama", "mistral", "modernbert", "nomic_bert", "phi3"),
+        *("qwen2", "qwen3", "roberta", "roberta-prelayernorm", "smollm3", "xlm-roberta", "xlm-roberta-xl"),
+    )
+)
+"""Model types whose batches can be packed: their attention is the interface of transformers, and their positions can be given.
+Here, since plans do not import torch."""
 REMOTE = "remote"
 """In place of a dtype: that of an endpoint's model is not known."""
 Forward = Callable[[Any, dict[str, Any]], dict[str, Any]]

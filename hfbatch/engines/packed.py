@@ -18,24 +18,6 @@ from transformers import AttentionInterface
 
 NAME = "hfbatch_packed"
 """Name of the attention function; transformers makes no mask for a name that it does not know."""
-PACKED = frozenset(
-    (
-        *(
-            "albert",
-            "bert",
-            "camembert",
-            "data2vec-text",
-            "distilbert",
-            "electra",
-            "ernie",
-            "eurobert",
-            "gemma",
-        ),
-        *("gemma3_text", "gte", "jina_embeddings_v3", "llama", "mistral", "modernbert", "nomic_bert", "phi3"),
-        *("qwen2", "qwen3", "roberta", "roberta-prelayernorm", "smollm3", "xlm-roberta", "xlm-roberta-xl"),
-    )
-)
-"""Model types whose attention is transformers' interface, and whose positions can be given."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from hfbatch.data.filesystem import one_line
 from hfbatch.engines import ENGINES, EngineKind, kind_of
-from hfbatch.engines.base import Capability, Engine, RowEngine
+from hfbatch.engines.base import PACKED, Capability, Engine, RowEngine
 from hfbatch.engines.compilers import INSTALL, missing_to_compile
 from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.quantization import settings_faults
@@ -243,8 +243,6 @@ def _spread_faults(task: Task) -> list[str]:
 
 def packing_faults(task: Task) -> list[str]:
     """Returns an error for tasks and models whose batches cannot be packed."""
-    from hfbatch.engines.packed import PACKED
-
     shown = f"engine.packing: task {task.name}"
     if needs := [need.value for need in Capability if need in task.asks - {Capability.FORWARD}]:
         return [f"{shown} needs {' and '.join(needs)}, which packed batches do not have; leave it out"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, MPNetConfig, MPNetModel
 
-from hfbatch.engines.base import EngineConfig
-from hfbatch.engines.packed import PACKED, attend, pack_batches
+from hfbatch.engines.base import PACKED, EngineConfig
+from hfbatch.engines.packed import attend, pack_batches
 from hfbatch.engines.torch import TorchEngine
 from hfbatch.errors import SpecError
 from hfbatch.predict.plan import make_plan
