@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
 from hfbatch.spec.job import JobSpec
+from hfbatch.tasks.multimodal.embedding import Embedding
 from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
@@ -40,7 +42,7 @@ def embed(texts: pa.Array, precision: str, folder: Path) -> tuple[np.ndarray, np
     )
     runner = Runner(make_plan(spec).runner)
     column = runner.run({"text": texts}).columns["embedding"]
-    ranges = (runner.task.fitted or {}).get("ranges")
+    ranges = cast(Embedding, runner.task).ranges
     return np.array(column.to_pylist()), None if ranges is None else np.array(ranges, np.float32)
 
 
