@@ -225,7 +225,7 @@ def without_helpers() -> Iterator[None]:
 def _patient() -> Iterator[None]:
     """Makes Ray wait for a lost head longer than this process does, so that Ray does not end the process first."""
     name = "RAY_gcs_rpc_server_reconnect_timeout_s"
-    with environment({name: os.environ.get(name, str(RAY_WAITS_S))}):
+    with environment({name: os.environ.get(name) or str(RAY_WAITS_S)}):
         yield
 
 

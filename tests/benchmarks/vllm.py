@@ -23,12 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfbatch.cli.demo_generate import QUESTIONS, model_file
-from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.vllm import VLLMEngine
-from hfbatch.hub.models import pin
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import JobSpec, ModelSpec
+from hfbatch.spec.job import JobSpec
 from tests.benchmarks import tools
 from tests.models.text import lora_adapter
 
@@ -63,7 +61,7 @@ def small_model() -> dict[str, Any]:
 
 def adapted(folder: Path, rank: int) -> dict[bool, dict[str, Any]]:
     """Writes an adapter of the model; returns it as the model of a spec, by whether it is merged."""
-    base = as_folder(pin(ModelSpec.model_validate(small_model()))).folder
+    base = tools.smollm2()
     lora_adapter(folder / "adapter", base, rank, folder / "merged")
     return {False: {"name": str(folder / "adapter")}, True: {"name": str(folder / "merged")}}
 

@@ -18,14 +18,12 @@ import pyarrow as pa
 import pytest
 
 from hfbatch import JobSpec
-from hfbatch.cli.demo_generate import QUESTIONS, model_file
+from hfbatch.cli.demo_generate import QUESTIONS
 from hfbatch.engines.base import DeviceLostError
-from hfbatch.engines.gguf import as_folder
 from hfbatch.engines.vllm import VLLMEngine
-from hfbatch.hub.models import pin
 from hfbatch.predict.plan import make_plan
 from hfbatch.runtime.runner import Runner
-from hfbatch.spec.job import ModelSpec
+from tests.benchmarks.tools import smollm2
 from tests.jobs.tools import write_shards
 from tests.models.text import lora_adapter
 
@@ -65,8 +63,7 @@ def running(model: str, engine: Any, folder: Path) -> Iterator[Runner]:
 
 @pytest.fixture(scope="module")
 def model() -> str:
-    file = model_file()
-    return as_folder(pin(ModelSpec(name=str(file.parent), file=file.name))).folder
+    return smollm2()
 
 
 @pytest.fixture(scope="module")
